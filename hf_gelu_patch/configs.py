@@ -1,0 +1,160 @@
+"""Which entry of a model's config sets which of its sites, found by experiment, so that a swap survives save → reload.
+
+No list of models or attribute names: the config is changed, written out and read back, the model is built from it on
+the meta device, and its activations are compared with those of the model built from the unchanged config.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hf_gelu_patch.activations import Activation, Resolved, get_activation, resolve
+from hf_gelu_patch.errors import UnknownNameError
+from hf_gelu_patch.sites import ConfigChange, Plan, walk
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ["config_changes"]
+
+_Entry = tuple[tuple[str, ...], str]  # the way to the (sub)config, the key in it
+
+
+def config_changes(model: nn.Module, plans: Iterable[Plan], target: Activation) -> tuple[list[ConfigChange], list[str]]:
+    """The config entries to change so that a reloaded model has ``target`` at the swapped sites.
+
+    An entry is changed only if every site it sets is swapped.
+
+    Returns:
+        The changes, not yet made, and a line for the report on each, and on each site that no entry can follow.
+    """
+    swapped = {edge.path for plan in plans if plan.function is not None for edge in plan.edges}
+    changes: list[ConfigChange] = []
+    notes: list[str] = []
+    followed: set[str] = set()
+    outermost: tuple[str, ...] = ()
+    seen: list[PretrainedConfig] = []
+    for prefix, part in _pretrained_models(model):
+        mine = {path.removeprefix(prefix) for path in swapped if path.startswith(prefix)}
+        if not mine or any(part.config is config for config in seen):
+            continue
+        seen.append(part.config)
+        outer = not prefix.startswith(outermost) if outermost else True
+        if outer:
+            outermost += (prefix,)
+        for entry_changes, sites, note in _follow(part, mine, target):
+            changes += entry_changes
+            if outer:  # the copies of the config that models inside it hold follow silently
+                notes.append(note)
+                followed |= {prefix + path for path in sites}
+    if not seen:
+        notes.append("the swapped sites are in no transformers model: no config can say so to a saved copy")
+    elif lost := sorted(swapped - followed):
+        some = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
+        notes.append(
+            f"not followed at {len(lost)} of {len(swapped)} sites: a reload computes the old function at {some}"
+        )
+    return changes, notes
+
+
+def _pretrained_models(model: nn.Module) -> Iterator[tuple[str, PreTrainedModel]]:
+    """Outer ones first."""
+    from transformers import PreTrainedModel
+
+    for path, module in model.named_modules():
+        if isinstance(module, PreTrainedModel):
+            yield (f"{path}." if path else ""), module
+
+
+def _follow(
+    part: PreTrainedModel, swapped: set[str], target: Activation
+) -> Iterator[tuple[list[ConfigChange], set[str], str]]:
+    """For each config entry that sets any swapped site: its changes (none if it sets others too), the sites it
+    sets, a line for the report."""
+    if target.config_name is None:
+        yield [], set(), f"no config spelling means {target.name}"
+        return
+    config = part.config
+    before = _built_activations(part, config)
+    if before is None:
+        yield (
+            [],
+            set(),
+            f"{type(part).__name__} cannot be built from its config to find the entry that sets its sites",
+        )
+        return
+    entries = list(_activation_entries(config))
+    for way, key in entries:
+        changed = copy.deepcopy(config)
+        old = getattr(_at(changed, way), key)
+        setattr(_at(changed, way), key, _respelt(old, target.config_name))
+        after = _built_activations(part, changed)
+        if after is None:
+            continue
+        sets = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+        if not sets & swapped or any(after.get(path) != target for path in sets):
+            continue
+        label = ".".join(("config", *way, key))
+        if others := sorted(sets - swapped):
+            yield (
+                [],
+                set(),
+                f"{label} stays {old!r}: it also sets sites that were not swapped, such as {others[0]}",
+            )
+            continue
+        reread = _reread(changed)
+        changes = [
+            ConfigChange(".".join(("config", *w, k)), _at(config, w), k, value, new)
+            for w, k in entries
+            if (value := getattr(_at(config, w), k)) != (new := getattr(_at(reread, w), k))
+        ]
+        yield changes, sets, ", ".join(f"{c.label}: {c.old!r} → {c.new!r}" for c in changes)
+
+
+def _activation_entries(config: PretrainedConfig, way: tuple[str, ...] = ()) -> Iterator[_Entry]:
+    """Every entry, sub-configs included, whose value spells an activation, alone or last behind a dash."""
+    from transformers import PretrainedConfig
+
+    for key, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):
+            yield from _activation_entries(value, (*way, key))
+        elif isinstance(value, str) and not key.startswith("_"):
+            try:
+                get_activation(value.rpartition("-")[2])
+            except UnknownNameError:
+                continue
+            yield way, key
+
+
+def _respelt(old: str, name: str) -> str:
+    """T5 writes ``gated-gelu``: what stands before the dash says how the activation is used."""
+    before, dash, _ = old.rpartition("-")
+    return f"{before}{dash}{name}"
+
+
+def _at(config: PretrainedConfig, way: tuple[str, ...]) -> Any:
+    for key in way:
+        config = getattr(config, key)
+    return config
+
+
+def _reread(config: PretrainedConfig) -> PretrainedConfig:
+    return type(config).from_dict(config.to_dict())
+
+
+def _built_activations(part: PreTrainedModel, config: PretrainedConfig) -> dict[str, Activation] | None:
+    """path → activation of the same class built, without memory, from the config as it would be reloaded."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            built = type(part)(_reread(config))
+    except Exception:  # a model's own constructor: whatever it raises, its config cannot be followed
+        return None
+    found = ((edge.path, resolve(child)) for edge, child in walk(built))
+    return {path: current.activation for path, current in found if isinstance(current, Resolved)}
