@@ -131,8 +131,7 @@ _TANH_CUBIC = 0.044715
 
 
 def _cdf(x: Tensor) -> Tensor:
-    cdf: Tensor = torch.special.ndtr(x)
-    return cdf
+    return 0.5 * torch.erfc(-math.sqrt(0.5) * x)  # torch.special.ndtr loses its digits below −5
 
 
 def _density(x: Tensor) -> Tensor:
@@ -208,7 +207,7 @@ def _d_relu6(x: Tensor) -> Tensor:
 
 
 def _d_leaky_relu(x: Tensor, negative_slope: float) -> Tensor:
-    return torch.where(x > 0, 1.0, negative_slope)
+    return torch.where(x > 0, torch.ones_like(x), negative_slope)
 
 
 def _d_elu(x: Tensor, alpha: float) -> Tensor:
@@ -236,7 +235,7 @@ def _d_sqrt_softplus(x: Tensor) -> Tensor:
 
 
 def _d_prelu(x: Tensor, weight: float) -> Tensor:
-    return torch.where(x > 0, 1.0, weight)
+    return torch.where(x > 0, torch.ones_like(x), weight)
 
 
 def _d_xielu(x: Tensor, alpha_p: float, alpha_n: float, beta: float, eps: float) -> Tensor:
@@ -510,7 +509,7 @@ _TYPES: dict[str, Callable[[Any], Resolved | None]] = {
     "transformers.activations.SqrtSoftplusActivation": _plain("sqrt_softplus", 2, "sqrtsoftplus"),
     "transformers.activations.LinearActivation": _plain("linear", 0),
     "transformers.activations.XIELUActivation": _plain("xielu", 15),
-    "transformers.models.bloom.modeling_bloom.BloomGelu": _plain("gelu_tanh", 8, "bloom_gelu"),
+    "transformers.models.bloom.modeling_bloom.BloomGelu": _plain("gelu_tanh", 9, "bloom_gelu"),
 }
 
 _LOOKS_LIKE_ACTIVATION = re.compile(
@@ -538,8 +537,9 @@ def resolve(module: nn.Module) -> Resolved | Unresolved | None:
         if known is not None:
             return Unresolved(f"{cls.__qualname__} is a subclass of {known.__name__} and may compute something else")
         return Unresolved(f"what {cls.__module__}.{cls.__qualname__} computes is not known")
-    # accelerate binds a forward too, and keeps the one beneath it: that one is the class's own.
-    if "forward" in vars(module) and "_hf_hook" not in vars(module):
+    # accelerate binds a forward too, and keeps the class's own beneath it; taking its hook off binds that one.
+    bound = vars(module).get("forward")
+    if bound is not None and "_hf_hook" not in vars(module) and not _is_bound_method(bound, module, "forward"):
         return Unresolved(f"another forward is bound on this {cls.__name__}")
     found = read(module)
     if found is None:

@@ -22,42 +22,49 @@ _SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 _INV_SQRT_TAU = tl.constexpr(1.0 / math.sqrt(2.0 * math.pi))
 _TWO_SQRT_2_OVER_PI = tl.constexpr(2.0 * math.sqrt(2.0 / math.pi))
 _TANH_CUBIC = tl.constexpr(0.044715)
-_TANH_SATURATED = tl.constexpr(10.0)  # from here on the tanh form's value is x or 0 and its derivative 1 or 0
-_QUICK = tl.constexpr(1.702)
-_MISH_SATURATED = tl.constexpr(20.0)  # e⁻²⁰ is below half an fp32 ulp of 1
+
+# The clamps below lie where value and derivative have reached their limits in fp32; they keep 0·∞ out of the
+# derivative. Constants stand on the right: the interpreter cannot multiply a constexpr by a tensor.
+
+
+@triton.jit
+def _clamp(x, low, high):
+    return tl.clamp(x, low, high, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _sigmoid(z):
-    return 1.0 / (1.0 + tl.exp2(-z * _LOG2_E))
+    return 1.0 / (1.0 + tl.exp2(z * -_LOG2_E))
 
 
 @triton.jit
 def gelu(x):
-    cdf = 0.5 * (1.0 + tl.erf(x * _SQRT_HALF))
-    density = _INV_SQRT_TAU * tl.exp2(-0.5 * x * x * _LOG2_E)
-    return x * cdf, tl.fma(x, density, cdf)
+    cdf = (tl.erf(x * _SQRT_HALF) + 1.0) * 0.5
+    c = _clamp(x, -20.0, 20.0)
+    density = tl.exp2(c * c * (-0.5 * _LOG2_E)) * _INV_SQRT_TAU
+    return x * cdf, tl.fma(c, density, cdf)
 
 
 @triton.jit
 def gelu_tanh(x):
-    # ½(1 + tanh(u)) = σ(2u): no cancellation for u < 0. The clamp keeps the derivative's 0·∞ away at large |x|.
-    c = tl.clamp(x, -_TANH_SATURATED, _TANH_SATURATED, propagate_nan=tl.PropagateNan.ALL)
-    cubic = _TANH_CUBIC * c * c
-    s = _sigmoid(_TWO_SQRT_2_OVER_PI * c * (1.0 + cubic))
-    slope = _TWO_SQRT_2_OVER_PI * (1.0 + 3.0 * cubic)
+    # ½(1 + tanh(u)) = σ(2u): no cancellation for u < 0.
+    c = _clamp(x, -20.0, 20.0)
+    cubic = c * c * _TANH_CUBIC
+    s = _sigmoid((cubic + 1.0) * c * _TWO_SQRT_2_OVER_PI)
+    slope = (cubic * 3.0 + 1.0) * _TWO_SQRT_2_OVER_PI
     return x * s, s * tl.fma(c * slope, 1.0 - s, 1.0)
 
 
 @triton.jit
 def _swish(x, beta):
-    s = _sigmoid(beta * x)
-    return x * s, tl.fma(beta * x * s, 1.0 - s, s)
+    z = _clamp(x * beta, -104.0, 104.0)
+    s = _sigmoid(z)
+    return x * s, tl.fma(z * s, 1.0 - s, s)
 
 
 @triton.jit
 def quick_gelu(x):
-    return _swish(x, _QUICK)
+    return _swish(x, 1.702)
 
 
 @triton.jit
@@ -74,10 +81,12 @@ def relu_squared(x):
 @triton.jit
 def mish(x):
     # tanh(ln(1 + e)) = n/(n + 2) with n = e(e + 2)
-    e = tl.exp2(tl.minimum(x, _MISH_SATURATED, propagate_nan=tl.PropagateNan.ALL) * _LOG2_E)
+    c = _clamp(x, -104.0, 20.0)
+    e = tl.exp2(c * _LOG2_E)
     n = e * (e + 2.0)
     w = n / (n + 2.0)
-    return x * w, tl.fma(x * (1.0 - w), 2.0 * (e * (e + 1.0)) / (n + 2.0), w)
+    rest = 2.0 / (n + 2.0)  # 1 − w, without its cancellation
+    return x * w, tl.fma(c * rest, e * (e + 1.0) * rest, w)
 
 
 FUNCTIONS = {

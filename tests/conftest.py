@@ -1,0 +1,161 @@
+"""Tiny random models of real classes, and Triton's interpreter for the whole test process."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is declared, so before anything imports one
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+torch.set_num_threads(1)
+
+_SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 64}
+_DECODER = {**_SMALL, "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 32}
+_TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny random model of one family, its input, and how transformers spells its hidden activation."""
+
+    name: str
+    spelling: str
+    config: Callable[[], transformers.PretrainedConfig]
+    model: str
+    inputs: Callable[[], dict[str, Tensor]]
+    sites: int
+
+    def build(self, dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:
+        torch.manual_seed(0)
+        model = getattr(transformers, self.model)(self.config()).eval().to(dtype)
+        for weight in model.parameters():  # larger than at initialisation, so that the activations see large inputs
+            weight.data.mul_(4.0) if weight.dim() > 1 else None
+        return model
+
+    def run(self, model: nn.Module) -> Tensor:
+        """The model's main output on the family's input."""
+        inputs = {
+            key: value.to(next(model.parameters()).dtype) if value.is_floating_point() else value
+            for key, value in self.inputs().items()
+        }
+        output = model(**inputs)
+        return output.logits_per_image if hasattr(output, "logits_per_image") else output[0]
+
+
+def _ids() -> dict[str, Tensor]:
+    return {"input_ids": torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(1))}
+
+
+def _seq2seq() -> dict[str, Tensor]:
+    return {**_ids(), "decoder_input_ids": _ids()["input_ids"][:, :5]}
+
+
+def _image() -> dict[str, Tensor]:
+    return {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))}
+
+
+def _t5(feed_forward: str) -> transformers.T5Config:
+    return transformers.T5Config(
+        d_model=32, d_kv=8, d_ff=48, num_heads=4, num_layers=2, vocab_size=64, feed_forward_proj=feed_forward
+    )
+
+
+def _clip() -> transformers.CLIPConfig:
+    text = {**_SMALL, "num_hidden_layers": 2, "max_position_embeddings": 32, **_TOKENS}
+    vision = {**_SMALL, "num_hidden_layers": 2, "image_size": 16, "patch_size": 8}
+    return transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+
+
+_T = transformers
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family(
+            "bert",
+            "gelu",
+            lambda: _T.BertConfig(**_SMALL, num_hidden_layers=2),
+            "BertForSequenceClassification",
+            _ids,
+            3,
+        ),
+        Family(
+            "gpt2",
+            "gelu_new",
+            lambda: _T.GPT2Config(n_embd=32, n_head=4, n_layer=2, n_positions=32, vocab_size=64, **_TOKENS),
+            "GPT2LMHeadModel",
+            _ids,
+            2,
+        ),
+        Family("t5-v1.0", "relu", lambda: _t5("relu"), "T5ForConditionalGeneration", _seq2seq, 4),
+        Family("t5-v1.1", "gelu_new", lambda: _t5("gated-gelu"), "T5ForConditionalGeneration", _seq2seq, 4),
+        Family(
+            "vit",
+            "gelu",
+            lambda: _T.ViTConfig(**_SMALL, num_hidden_layers=2, image_size=16, patch_size=8),
+            "ViTForImageClassification",
+            _image,
+            2,
+        ),
+        Family("llama", "silu", lambda: _T.LlamaConfig(**_DECODER, **_TOKENS), "LlamaForCausalLM", _ids, 2),
+        Family("mistral", "silu", lambda: _T.MistralConfig(**_DECODER, **_TOKENS), "MistralForCausalLM", _ids, 2),
+        Family(
+            "gemma", "gelu_pytorch_tanh", lambda: _T.GemmaConfig(**_DECODER, **_TOKENS), "GemmaForCausalLM", _ids, 2
+        ),
+        Family(
+            "opt",
+            "relu",
+            lambda: _T.OPTConfig(
+                hidden_size=32,
+                num_attention_heads=4,
+                ffn_dim=48,
+                num_hidden_layers=2,
+                vocab_size=64,
+                word_embed_proj_dim=32,
+                max_position_embeddings=32,
+                **_TOKENS,
+            ),
+            "OPTForCausalLM",
+            _ids,
+            2,
+        ),
+        Family("clip", "quick_gelu", _clip, "CLIPModel", lambda: {**_ids(), **_image()}, 4),
+        Family(
+            "bloom",
+            "bloom_gelu",
+            lambda: _T.BloomConfig(hidden_size=32, n_head=4, n_layer=2, vocab_size=64, **_TOKENS),
+            "BloomForCausalLM",
+            _ids,
+            2,
+        ),
+    )
+}
+
+
+@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES.keys())
+def family(request: pytest.FixtureRequest) -> Family:
+    return request.param
+
+
+@pytest.fixture
+def gpt2() -> transformers.GPT2LMHeadModel:
+    return FAMILIES["gpt2"].build()
+
+
+@pytest.fixture
+def bert() -> transformers.BertForSequenceClassification:
+    return FAMILIES["bert"].build()
+
+
+@pytest.fixture(autouse=True)
+def _quiet_libraries() -> None:
+    transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(torch|transformers|triton)\..*")

@@ -1,0 +1,76 @@
+"""Imports run one way, and importing the package loads nothing it does not need."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "hf_gelu_patch"
+
+# Each layer imports only from layers above it in this list.
+LAYERS = [
+    "errors",
+    "activations",
+    "kernels",
+    "ops",
+    "implementations",
+    "sites",
+    "configs",
+    "patching",
+    "",  # the package itself: the public names
+    "evaluation",
+    "cli",
+]
+
+
+def layer_of(module: str) -> str:
+    return module.removeprefix("hf_gelu_patch").removeprefix(".").split(".")[0]
+
+
+def imports(path: Path) -> set[str]:
+    """The layers that a file imports, at the top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            module = node.module or ""
+            # `from hf_gelu_patch import kernels` names a module, `from hf_gelu_patch import patch` the package
+            found.update(f"{module}.{alias.name}" if module == "hf_gelu_patch" and alias.name in LAYERS else module
+                         for alias in node.names)  # fmt: skip
+    return {layer_of(module) for module in found if module.split(".")[0] == "hf_gelu_patch"}
+
+
+def test_imports_run_one_way() -> None:
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert len(files) >= 10
+    for path in files:
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        own = "" if parts == ("__init__",) else parts[0]
+        assert own in LAYERS, f"{path} is not in the list of layers"
+        for layer in imports(path):
+            assert layer == own or LAYERS.index(layer) < LAYERS.index(own), (
+                f"{path.name} imports {layer or 'the package'}"
+            )
+
+
+def test_importing_the_package_loads_neither_triton_nor_transformers_nor_datasets() -> None:
+    heavy = ["triton", "transformers", "datasets", "evaluate", "accelerate", "sklearn", "rich"]
+    code = f"""
+import torch, sys
+before = set(sys.modules)
+import hf_gelu_patch
+print([name for name in {heavy} if name in set(sys.modules) - before])
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_catch_all_modules() -> None:
+    names = {path.stem for path in PACKAGE.parent.glob("**/*.py") if ".venv" not in path.parts}
+    assert not names & {"utils", "util", "helpers", "helper", "common", "misc"}

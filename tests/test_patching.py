@@ -1,0 +1,629 @@
+"""patch, unpatch and patched on real models: what they touch, what they leave, what they refuse."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from accelerate import cpu_offload, dispatch_model
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
+from conftest import FAMILIES, Family
+from peft import LoraConfig, get_peft_model
+from test_models import same_state, state
+from torch import Tensor, nn
+
+from hf_gelu_patch import (
+    IMPLEMENTATIONS,
+    AlreadyPatchedError,
+    Implementation,
+    ImplementationUnavailableError,
+    NoSitesError,
+    NothingMatchedError,
+    NothingPatchedError,
+    NothingPatchedWarning,
+    NotPatchedError,
+    PatchError,
+    UnknownNameError,
+    find_sites,
+    patch,
+    patched,
+    register_implementation,
+    unpatch,
+)
+
+GPT2 = FAMILIES["gpt2"]
+
+
+def out(model: nn.Module, family: Family = GPT2) -> Tensor:
+    with torch.no_grad():
+        return family.run(model)
+
+
+# What a patch says
+
+
+def test_the_report_reads_as_a_table(gpt2: nn.Module) -> None:
+    report = patch(gpt2)
+    assert str(report) == (
+        "GPT2LMHeadModel: 2 of 2 activation sites patched\n"
+        "  2 × GPT2MLP.act  gelu_new → gelu_tanh  aten, rounding; 8 aten ops become one"
+    )
+
+
+def test_the_report_is_data(bert: nn.Module) -> None:
+    report = find_sites(bert, activation="relu", exclude="*layer.1*")
+    data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert [site["path"] for site in data["sites"]] == [
+        "bert.encoder.layer.0.intermediate.intermediate_act_fn",
+        "bert.encoder.layer.1.intermediate.intermediate_act_fn",
+        "bert.pooler.activation",
+    ]
+    first, second, pooler = data["sites"]
+    assert first["equivalence"] == "different"
+    assert first["bound"] == pytest.approx(0.17, abs=0.001)
+    assert (first["implementation"], first["target"], first["device"], first["dtype"]) == (
+        "aten",
+        "relu",
+        "cpu",
+        "float32",
+    )
+    assert second["implementation"] is None
+    assert second["reason"] == "excluded by '*layer.1*'"
+    assert "no hidden-layer activation" in pooler["reason"]
+    assert find_sites(bert, activation="tanh").to_dict()["sites"][0]["bound"] is None  # unbounded
+
+
+def test_every_site_left_alone_has_its_reason(bert: nn.Module) -> None:  # trap 8
+    report = find_sites(bert)
+    assert report.changed == ()
+    assert {site.reason for site in report.unchanged} == {
+        "gelu is one aten op already",
+        "tanh is one aten op already",
+    }
+
+
+def test_find_sites_changes_nothing(gpt2: nn.Module) -> None:
+    before = state(gpt2)
+    find_sites(gpt2, activation="silu")
+    assert same_state(before, gpt2)
+    assert gpt2.config.activation_function == "gelu_new"
+
+
+# Selection
+
+
+@pytest.mark.parametrize(
+    ("include", "expected"),
+    [
+        ("*.h.0.*", 1),
+        (["*.h.0.*", "*.h.1.*"], 2),
+        ("GPT2MLP", 2),
+        ("NewGELUActivation", 2),
+        ("gelu_new", 2),
+        ("gelu_tanh", 2),
+        (transformers.models.gpt2.modeling_gpt2.GPT2MLP, 2),
+        (transformers.activations.NewGELUActivation, 2),
+    ],
+)
+def test_include_and_exclude(gpt2: nn.Module, include: object, expected: int) -> None:
+    assert len(find_sites(gpt2, include=include).changed) == expected
+    assert len(find_sites(gpt2, exclude=include).changed) == 2 - expected
+
+
+def test_exclude_wins_over_include(gpt2: nn.Module) -> None:
+    report = patch(gpt2, include="GPT2MLP", exclude="*.1.*")
+    assert [site.path for site in report.changed] == ["transformer.h.0.mlp.act"]
+
+
+def test_what_is_no_hidden_activation_is_swapped_only_by_name(bert: nn.Module) -> None:
+    assert "bert.pooler.activation" not in [site.path for site in find_sites(bert, activation="silu").changed]
+    only = find_sites(bert, activation="silu", include="*pooler*").changed
+    assert [site.path for site in only] == ["bert.pooler.activation"]
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+def test_a_pattern_that_matches_nothing(gpt2: nn.Module, argument: str) -> None:
+    before = state(gpt2)
+    with pytest.raises(NothingMatchedError, match=r"'encoder\.\*' matches no site.*transformer\.h\.0\.mlp\.act"):
+        patch(gpt2, **{argument: ["gelu_new", "encoder.*"]})
+    with pytest.raises(PatchError, match="glob patterns and module classes"):
+        patch(gpt2, **{argument: [3.0]})
+    assert same_state(before, gpt2)
+
+
+# Undo
+
+
+def test_only_the_given_instance_is_touched() -> None:  # trap 9
+    student, teacher = GPT2.build(), GPT2.build()
+    before = state(teacher)
+    patch(student, activation="relu")
+    assert same_state(before, teacher)
+    assert teacher.config.activation_function == "gelu_new"
+    assert not torch.equal(out(student), out(teacher))
+
+
+def test_process_wide_singletons_are_left_as_they_are() -> None:
+    config = transformers.XLMConfig(emb_dim=32, n_layers=2, n_heads=4, n_words=64, gelu_activation=True)
+    model = transformers.XLMModel(config).eval()
+    shared = transformers.activations.gelu
+    before = copy.copy(vars(shared))
+    report = patch(model, activation="relu")
+    assert [len(site.paths) for site in report.changed] == [2]
+    assert vars(shared) == before
+    assert transformers.activations.gelu is shared
+    unpatch(model)
+    assert all(layer.act is shared for layer in model.ffns)
+
+
+def test_undo_restores_the_identical_objects_and_leaves_nothing(gpt2: nn.Module) -> None:  # trap 10
+    before = state(gpt2)
+    config = gpt2.config.to_dict()
+    patch(gpt2, activation="silu")
+    unpatch(gpt2)
+    assert same_state(before, gpt2)
+    assert gpt2.config.to_dict() == config
+    assert not any("hf_gelu_patch" in repr(value) for module in gpt2.modules() for value in vars(module).values())
+
+
+def test_a_shared_activation_stays_shared() -> None:  # trap 20
+    act = transformers.activations.NewGELUActivation()
+    model = nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), act)
+    report = patch(model)
+    assert model[1] is model[3]
+    assert model[1] is not act
+    assert report.sites[0].paths == ("1", "3")
+    assert "shared by 2" in str(report)
+    unpatch(model)
+    assert model[1] is act
+    assert model[3] is act
+
+
+def test_an_owner_that_is_shared_is_patched_once() -> None:
+    block = nn.Sequential(nn.Linear(4, 4), transformers.activations.NewGELUActivation())
+    model = nn.ModuleList([block, block])
+    original = block[1]
+    patch(model)
+    unpatch(model)
+    assert block[1] is original
+
+
+def test_training_mode_follows_through_the_patch(gpt2: nn.Module) -> None:
+    gpt2.train()
+    originals = [layer.mlp.act for layer in gpt2.transformer.h]
+    patch(gpt2)
+    gpt2.eval()
+    unpatch(gpt2)
+    assert [original.training for original in originals] == [False, False]
+
+
+def test_patched_undoes_on_exceptions_too(gpt2: nn.Module) -> None:
+    before = state(gpt2)
+    with pytest.raises(IndexError), patched(gpt2, activation="silu") as report:
+        report.changed[2]
+    assert len(report.changed) == 2
+    assert same_state(before, gpt2)
+    assert gpt2.config.activation_function == "gelu_new"
+
+
+def test_patched_with_nothing_to_change_ends_quietly(bert: nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingPatchedWarning)
+        with patched(bert) as report:
+            assert report.changed == ()
+
+
+class _LostDevice(AlignDevicesHook):
+    def init_hook(self, module: nn.Module) -> nn.Module:  # noqa: ARG002
+        raise OSError("device lost")
+
+
+def test_a_failure_half_way_rolls_everything_back() -> None:
+    act = transformers.activations.NewGELUActivation()
+    act._hf_hook = _LostDevice()  # cannot be attached to what would replace it
+    model = nn.ModuleList([GPT2.build(), act])
+    before = state(model)
+    with pytest.raises(OSError, match="device lost"):
+        patch(model, activation="silu")
+    assert same_state(before, model)
+    assert model[0].config.activation_function == "gelu_new"
+
+
+# What a model goes through
+
+
+def test_deep_copies_before_and_after(gpt2: nn.Module) -> None:
+    plain = copy.deepcopy(gpt2)
+    own = out(gpt2)
+    patch(gpt2, activation="silu")
+    swapped = out(gpt2)
+    assert torch.equal(out(plain), own)
+    twin = copy.deepcopy(gpt2)
+    assert torch.equal(out(twin), swapped)
+    unpatch(twin)
+    assert torch.equal(out(twin), own)
+    assert twin.config.activation_function == "gelu_new"
+    assert gpt2.config.activation_function == "silu"
+    assert torch.equal(out(gpt2), swapped)
+    assert twin.transformer.h[0].mlp.act is not gpt2.transformer.h[0].mlp.act.original
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("activation", ["silu", "quick_gelu", "relu_squared"])
+def test_pickled(gpt2: nn.Module, implementation: str, activation: str) -> None:
+    own = out(gpt2)
+    patch(gpt2, activation=activation, implementation=implementation)
+    again = pickle.loads(pickle.dumps(gpt2))
+    assert torch.equal(out(again), out(gpt2))
+    unpatch(again)
+    assert torch.equal(out(again), own)
+
+
+def test_saved_and_reloaded_a_swap_computes_the_same(family: Family, tmp_path: Path) -> None:  # trap 21
+    model = family.build()
+    own = out(model, family)
+    model.save_pretrained(tmp_path / "own")  # writes into the config itself
+    config = model.config.to_dict()
+    report = patch(model, activation="mish")
+    assert len(report.changed) >= 2
+    assert any("→ 'mish'" in line for line in report.config) == (family.name != "bloom")
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    if family.name == "bloom":  # its class hard-codes the function: no config entry can follow, and the report says so
+        assert any("a reload computes the old function" in line for line in report.config)
+        assert torch.equal(out(again, family), own)
+    else:
+        torch.testing.assert_close(out(again, family), out(model, family), rtol=0, atol=0)
+        assert not torch.equal(out(again, family), own)
+    unpatch(model)
+    assert model.config.to_dict() == config
+    assert torch.equal(out(model, family), own)
+
+
+def test_a_config_entry_that_sets_other_sites_too_stays(gpt2: nn.Module) -> None:
+    report = patch(gpt2, activation="silu", include="*.h.0.*")
+    assert gpt2.config.activation_function == "gelu_new"
+    assert any("stays 'gelu_new'" in line and "transformer.h.1.mlp.act" in line for line in report.config)
+    assert any("a reload computes the old function at transformer.h.0.mlp.act" in line for line in report.config)
+
+
+def test_half_of_a_composite_config_follows() -> None:
+    clip = FAMILIES["clip"].build()
+    patch(clip, activation="gelu", include="text_model.*")
+    assert clip.config.text_config.hidden_act == "gelu"
+    assert clip.config.vision_config.hidden_act == "quick_gelu"
+    unpatch(clip)
+    assert clip.config.text_config.hidden_act == "quick_gelu"
+
+
+def test_following_a_swap_draws_no_random_numbers(gpt2: nn.Module) -> None:
+    before = torch.get_rng_state()
+    patch(gpt2, activation="silu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_was_set_since_is_not_undone(gpt2: nn.Module) -> None:
+    patch(gpt2, activation="silu")
+    gpt2.config.activation_function = "relu"
+    unpatch(gpt2)
+    assert gpt2.config.activation_function == "relu"
+
+
+def test_without_a_transformers_config_the_report_says_so() -> None:
+    report = patch(nn.Sequential(nn.Linear(2, 2), nn.GELU()), activation="silu")
+    assert "no transformers model" in report.config[0]
+
+
+def test_tied_weights_stay_tied(gpt2: nn.Module) -> None:
+    patch(gpt2)
+    assert gpt2.lm_head.weight is gpt2.transformer.wte.weight
+
+
+def test_on_the_meta_device() -> None:
+    family = FAMILIES["vit"]
+    with torch.device("meta"):
+        model = transformers.ViTForImageClassification(family.config()).eval()
+    report = patch(model, implementation="triton")
+    assert {site.device for site in report.changed} == {"meta"}
+    assert model(torch.zeros(1, 3, 16, 16, device="meta")).logits.is_meta
+    loaded = family.build()
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    torch.testing.assert_close(out(model, family), out(loaded, family))
+    unpatch(model)
+    assert torch.equal(out(model, family), out(loaded, family))
+
+
+def test_inside_a_pipeline(gpt2: nn.Module) -> None:
+    vocabulary = {chr(ord("a") + i): i for i in range(26)} | {"[UNK]": 26}
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[UNK]")
+    pipe = transformers.pipeline("text-generation", model=gpt2, tokenizer=tokenizer, device="cpu")
+
+    def run() -> str:
+        settings = transformers.GenerationConfig(max_new_tokens=5, do_sample=False, pad_token_id=2)
+        return pipe("hello", generation_config=settings)[0]["generated_text"]
+
+    own = run()
+    with pytest.raises(PatchError, match=r"got TextGenerationPipeline\. Give it the pipeline's \.model"):
+        patch(pipe)
+    patch(pipe.model)
+    assert run() == own
+    unpatch(pipe.model)
+    assert run() == own
+
+
+def test_beneath_accelerates_dispatch_hooks(gpt2: nn.Module, tmp_path: Path) -> None:  # trap 5
+    own = out(gpt2)
+    model = dispatch_model(
+        gpt2,
+        {"transformer.wte": "cpu", "transformer.wpe": "cpu", "transformer.drop": "cpu", "transformer.h.0": "cpu"}
+        | {"transformer.h.1.mlp": "disk", "transformer.h.1.ln_1": "cpu", "transformer.h.1.attn": "cpu"}
+        | {"transformer.h.1.ln_2": "cpu", "transformer.ln_f": "cpu", "lm_head": "cpu"},
+        main_device="cpu",
+        offload_dir=tmp_path,
+        force_hooks=True,
+    )
+    hooks = {path: module._hf_hook for path, module in model.named_modules() if hasattr(module, "_hf_hook")}
+    assert "transformer.h.1.mlp.c_fc" in hooks
+    report = patch(model)
+    assert {site.device for site in report.changed} == {"cpu"}
+    torch.testing.assert_close(out(model), own)
+    assert {path: module._hf_hook for path, module in model.named_modules() if hasattr(module, "_hf_hook")} == hooks
+    remove_hook_from_module(model.transformer.h[0], recurse=True)
+    assert type(model.transformer.h[0].mlp.act).__name__ == "PatchedActivation"
+    torch.testing.assert_close(out(model), own)
+    unpatch(model)
+    assert torch.equal(out(model), own)
+
+
+class _Counting(AlignDevicesHook):
+    def __init__(self) -> None:
+        super().__init__(execution_device="cpu")
+        self.calls = 0
+
+    def pre_forward(self, module: nn.Module, *args: object, **kwargs: object) -> tuple[object, object]:
+        self.calls += 1
+        return super().pre_forward(module, *args, **kwargs)
+
+
+def test_an_accelerate_hook_on_the_activation_itself_survives(gpt2: nn.Module) -> None:  # trap 5
+    act = gpt2.transformer.h[0].mlp.act
+    hook = _Counting()
+    add_hook_to_module(act, hook)
+    before = state(gpt2)
+    own = out(gpt2)
+    patch(gpt2)
+    torch.testing.assert_close(out(gpt2), own)
+    assert hook.calls == 2
+    unpatch(gpt2)
+    assert same_state(before, gpt2)
+    assert act._hf_hook is hook
+    out(gpt2)
+    assert hook.calls == 3
+    patch(gpt2)
+    remove_hook_from_module(gpt2, recurse=True)  # removing the hook does not undo the patch
+    out(gpt2)
+    assert hook.calls == 3
+    assert gpt2.transformer.h[0].mlp.act is not act
+    unpatch(gpt2)
+    assert "_hf_hook" not in vars(act)
+    patch(gpt2)  # accelerate leaves a bound forward behind, which is the class's own
+    assert gpt2.transformer.h[0].mlp.act is not act
+    add_hook_to_module(gpt2.transformer.h[0].mlp.act, hook)
+    unpatch(gpt2)
+    out(gpt2)
+    assert hook.calls == 4
+
+
+def test_cpu_offload_after_the_patch(gpt2: nn.Module) -> None:
+    own = out(gpt2)
+    patch(gpt2)
+    new = out(gpt2)
+    cpu_offload(gpt2, execution_device=torch.device("cpu"))
+    assert torch.equal(out(gpt2), new)
+    unpatch(gpt2)
+    assert torch.equal(out(gpt2), own)
+
+
+def test_the_users_hooks_fire_before_during_and_after(gpt2: nn.Module) -> None:
+    act = gpt2.transformer.h[0].mlp.act
+    fired: list[str] = []
+    early = act.register_forward_hook(lambda *_: fired.append("early"))
+    act.register_forward_pre_hook(lambda *_: fired.append("pre"))
+    act.register_full_backward_hook(lambda *_: fired.append("backward"))
+    patch(gpt2)
+    late = gpt2.transformer.h[0].mlp.act.register_forward_hook(lambda *_: fired.append("late"))
+    GPT2.run(gpt2).sum().backward()
+    assert fired == ["pre", "early", "late", "backward"]
+    early.remove()
+    unpatch(gpt2)
+    fired.clear()
+    out(gpt2)
+    assert fired == ["pre", "late"]
+    late.remove()
+    fired.clear()
+    out(gpt2)
+    assert fired == ["pre"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_wrapped_by_peft(gpt2: nn.Module, when: str) -> None:
+    own = out(gpt2)
+    if when == "after":
+        patch(gpt2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = get_peft_model(gpt2, LoraConfig(target_modules=["c_fc"], r=2, init_lora_weights=False))
+    wrapped.eval()
+    if when == "before":
+        patch(wrapped)
+    new = out(wrapped)
+    GPT2.run(wrapped).sum().backward()
+    gradients = [weight.grad for name, weight in wrapped.named_parameters() if "lora" in name]
+    assert len(gradients) == 4
+    assert all(gradient is not None and bool(gradient.any()) for gradient in gradients)
+    unpatch(wrapped)
+    torch.testing.assert_close(out(wrapped), new, rtol=1e-4, atol=1e-4)
+    with wrapped.disable_adapter():
+        assert torch.equal(out(wrapped), own)
+
+
+def test_a_compiled_model_patched_and_unpatched(gpt2: nn.Module) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(gpt2, backend="aot_eager")
+    own = out(compiled)
+    report = patch(compiled, activation="relu")
+    assert report.changed[0].path == "_orig_mod.transformer.h.0.mlp.act"
+    with torch.no_grad():
+        torch.testing.assert_close(out(compiled), out(gpt2), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(out(compiled), own)
+        unpatch(compiled)
+        torch.testing.assert_close(out(compiled), own)
+
+
+# What is left alone, for reasons of its own
+
+
+def test_in_place_activations_are_not_swapped() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True))
+    assert "in place" in find_sites(model, activation="silu").sites[0].reason
+
+
+def test_learned_activations_are_neither_swapped_nor_a_target() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.PReLU())
+    assert "learned parameters" in find_sites(model, activation="silu").sites[0].reason
+    with pytest.raises(PatchError, match="prelu has learned parameters"):
+        patch(nn.Sequential(nn.GELU()), activation="prelu")
+
+
+def test_torchs_own_encoder_layer_goes_around_its_activation() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16, activation=nn.GELU(), batch_first=True)
+    assert "goes around" in find_sites(model, activation="silu").sites[0].reason
+
+
+def test_scripted_modules_are_left_alone() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.GELU()))
+    assert find_sites(nn.ModuleList([scripted]), activation="silu").changed == ()
+
+
+def test_unknown_activations_are_listed(gpt2: nn.Module) -> None:
+    class MyGELU(nn.GELU):
+        pass
+
+    gpt2.transformer.h[0].mlp.act = MyGELU()
+    report = patch(gpt2)
+    assert len(report.changed) == 1
+    assert "subclass of GELU" in report.unchanged[0].reason
+
+
+# Bad input
+
+
+def test_not_a_module() -> None:
+    with pytest.raises(PatchError, match=r"torch\.nn\.Module is patched; got str"):
+        patch("bert-base-uncased")
+
+
+def test_no_activation_at_all() -> None:
+    with pytest.raises(NoSitesError, match=r"4 modules: 2 Linear, 1 Sequential, 1 LayerNorm"):
+        patch(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2)))
+    assert "no activation module among 1 modules: 1 Linear" in str(find_sites(nn.Linear(2, 2)))
+
+
+def test_nothing_changed_warns_with_the_reasons(bert: nn.Module) -> None:
+    before = state(bert)
+    with pytest.warns(NothingPatchedWarning, match=r"0 of 3 .*2 × gelu: gelu is one aten op already; 1 × tanh"):
+        patch(bert)
+    with pytest.raises(NothingPatchedError, match="2 × gelu: gelu is one aten op already"):
+        patch(bert, strict=True)
+    assert same_state(before, bert)
+
+
+@pytest.mark.parametrize("argument", ["activation", "implementation"])
+def test_unknown_names(gpt2: nn.Module, argument: str) -> None:
+    before = state(gpt2)
+    with pytest.raises(UnknownNameError, match="Valid names: "):
+        patch(gpt2, **{argument: "gelu_newest"})
+    assert same_state(before, gpt2)
+
+
+def test_patched_already_and_not_patched(gpt2: nn.Module) -> None:
+    with pytest.raises(NotPatchedError, match="nothing to undo"):
+        unpatch(gpt2)
+    patch(gpt2.transformer)
+    before = state(gpt2)
+    for call in (patch, find_sites):
+        with pytest.raises(AlreadyPatchedError, match=r"transformer\.h\.0\.mlp\.act is patched already: unpatch"):
+            call(gpt2)
+    assert same_state(before, gpt2)
+    unpatch(gpt2)
+    with pytest.raises(NotPatchedError):
+        unpatch(gpt2)
+
+
+def test_an_implementation_that_cannot_run_here(gpt2: nn.Module) -> None:
+    before = state(gpt2)
+    nowhere = Implementation("nowhere", {"gelu_tanh": F.relu}, devices=frozenset({"npu"}))
+    absent = Implementation("absent", {"gelu_tanh": F.relu}, missing=lambda: "the absent package is not installed")
+    try:
+        register_implementation(nowhere)
+        register_implementation(absent)
+        with pytest.raises(
+            ImplementationUnavailableError, match=r"runs on npu.*on cpu.*What can.*: eager, aten, triton"
+        ):
+            patch(gpt2, implementation="nowhere")
+        with pytest.raises(ImplementationUnavailableError, match="absent package is not installed"):
+            patch(gpt2, implementation="absent")
+        with pytest.raises(ImplementationUnavailableError, match="float64"):
+            patch(gpt2.double(), implementation="triton")
+    finally:
+        IMPLEMENTATIONS.pop("nowhere", None)
+        IMPLEMENTATIONS.pop("absent", None)
+    assert same_state(before, gpt2)
+
+
+def test_triton_on_a_cpu_is_refused_with_what_can() -> None:
+    code = """
+import torch, transformers
+from hf_gelu_patch import patch
+model = torch.nn.Sequential(torch.nn.Linear(2, 2), transformers.activations.NewGELUActivation())
+try:
+    patch(model, implementation="triton")
+except ValueError as error:
+    print(error)
+"""
+    import os
+
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "'triton' cannot run at 1: it runs on cuda, and the model is on cpu. What can" in done.stdout
+    assert "eager, aten." in done.stdout
+
+
+def test_an_implementation_without_a_backward(gpt2: nn.Module) -> None:  # trap 2
+    forward_only = Implementation(
+        "forward_only", {"gelu_tanh": functools.partial(F.gelu, approximate="tanh")}, backward=False
+    )
+    try:
+        register_implementation(forward_only)
+        patch(gpt2, implementation="forward_only")
+        out(gpt2)
+        with pytest.raises(RuntimeError, match=r"'forward_only' has no backward.*unpatch"):
+            GPT2.run(gpt2)
+    finally:
+        del IMPLEMENTATIONS["forward_only"]
