@@ -340,8 +340,6 @@ def _plan_site(
     if source.learned:
         return left(f"{source.name} has learned parameters")
     for edge in edges:
-        if isinstance(edge.owner, torch.jit.ScriptModule):
-            return left("its owner is a torch.jit script")
         if isinstance(edge.owner, nn.TransformerEncoderLayer):
             return left("torch's TransformerEncoderLayer goes around its activation module in inference")
     if target != source and getattr(module, "inplace", False):

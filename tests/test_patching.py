@@ -92,6 +92,24 @@ def test_every_site_left_alone_has_its_reason(bert: nn.Module) -> None:  # trap 
     }
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "equivalence", "bound"),
+    [
+        ("gelu", "gelu_tanh", "approximate", 4.732e-4),
+        ("gelu_new", "gelu", "approximate", 4.732e-4),
+        ("quick_gelu", "gelu_fast", "approximate", 0.02066),
+        ("gelu", "silu", "different", 0.193),
+        ("gelu_new", "gelu_pytorch_tanh", "rounding", 0.0),
+        ("relu2", "relu2", "identical", 0.0),
+        ("gelu", "tanh", "different", float("inf")),
+    ],
+)
+def test_equivalence_and_its_bound(source: str, target: str, equivalence: str, bound: float) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), transformers.activations.ACT2FN[source])
+    (site,) = find_sites(model, activation=target).sites
+    assert (site.equivalence, site.bound) == (equivalence, pytest.approx(bound, rel=0.01))
+
+
 def test_find_sites_changes_nothing(gpt2: nn.Module) -> None:
     before = state(gpt2)
     find_sites(gpt2, activation="silu")
@@ -106,6 +124,7 @@ def test_find_sites_changes_nothing(gpt2: nn.Module) -> None:
     ("include", "expected"),
     [
         ("*.h.0.*", 1),
+        ("transformer.h.1.mlp.act", 1),
         (["*.h.0.*", "*.h.1.*"], 2),
         ("GPT2MLP", 2),
         ("NewGELUActivation", 2),
@@ -176,6 +195,12 @@ def test_undo_restores_the_identical_objects_and_leaves_nothing(gpt2: nn.Module)
     assert not any("hf_gelu_patch" in repr(value) for module in gpt2.modules() for value in vars(module).values())
 
 
+def test_the_modules_keep_their_names(gpt2: nn.Module) -> None:
+    names = [name for name, _ in gpt2.named_modules()]
+    patch(gpt2)
+    assert [name for name, _ in gpt2.named_modules()] == names
+
+
 def test_a_shared_activation_stays_shared() -> None:  # trap 20
     act = transformers.activations.NewGELUActivation()
     model = nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), act)
@@ -231,7 +256,7 @@ class _LostDevice(AlignDevicesHook):
 def test_a_failure_half_way_rolls_everything_back() -> None:
     act = transformers.activations.NewGELUActivation()
     act._hf_hook = _LostDevice()  # cannot be attached to what would replace it
-    model = nn.ModuleList([GPT2.build(), act])
+    model = nn.ModuleList([GPT2.build(), nn.Sequential(act)])  # found last
     before = state(model)
     with pytest.raises(OSError, match="device lost"):
         patch(model, activation="silu")
@@ -518,7 +543,7 @@ def test_scripted_modules_are_left_alone() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.GELU()))
-    assert find_sites(nn.ModuleList([scripted]), activation="silu").changed == ()
+    assert find_sites(nn.ModuleList([scripted]), activation="silu").sites == ()
 
 
 def test_unknown_activations_are_listed(gpt2: nn.Module) -> None:
