@@ -93,14 +93,14 @@ def _follow(
     for way, key in entries:
         changed = copy.deepcopy(config)
         old = getattr(_at(changed, way), key)
-        setattr(_at(changed, way), key, _respelt(old, target.config_name))
+        setattr(_at(changed, way), key, target.config_name)
         after = _built_activations(part, changed)
         if after is None:
             continue
         sets = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
         if not sets & swapped or any(after.get(path) != target for path in sets):
             continue
-        label = ".".join(("config", *way, key))
+        label = ".".join((*way, key))
         if others := sorted(sets - swapped):
             yield (
                 [],
@@ -110,7 +110,7 @@ def _follow(
             continue
         reread = _reread(changed)
         changes = [
-            ConfigChange(".".join(("config", *w, k)), _at(config, w), k, value, new)
+            ConfigChange(".".join((*w, k)), _at(config, w), k, value, new)
             for w, k in entries
             if (value := getattr(_at(config, w), k)) != (new := getattr(_at(reread, w), k))
         ]
@@ -118,7 +118,7 @@ def _follow(
 
 
 def _activation_entries(config: PretrainedConfig, way: tuple[str, ...] = ()) -> Iterator[_Entry]:
-    """Every entry, sub-configs included, whose value spells an activation, alone or last behind a dash."""
+    """Every entry, sub-configs included, whose value spells an activation."""
     from transformers import PretrainedConfig
 
     for key, value in vars(config).items():
@@ -126,16 +126,10 @@ def _activation_entries(config: PretrainedConfig, way: tuple[str, ...] = ()) -> 
             yield from _activation_entries(value, (*way, key))
         elif isinstance(value, str) and not key.startswith("_"):
             try:
-                get_activation(value.rpartition("-")[2])
+                get_activation(value)
             except UnknownNameError:
                 continue
             yield way, key
-
-
-def _respelt(old: str, name: str) -> str:
-    """T5 writes ``gated-gelu``: what stands before the dash says how the activation is used."""
-    before, dash, _ = old.rpartition("-")
-    return f"{before}{dash}{name}"
 
 
 def _at(config: PretrainedConfig, way: tuple[str, ...]) -> Any:
