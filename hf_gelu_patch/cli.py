@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import sys
 import time
@@ -132,6 +133,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="examples in a batch (default: 32, fewer for large vocabularies)",
     )
+    how.add_argument(
+        "--timing_seconds",
+        type=_seconds,
+        default=10.0,
+        metavar="S",
+        help="time each variant for so long at least, and all together for six times that at most (default: 10)",
+    )
     how.add_argument("--seed", type=int, default=0, metavar="N", help="of everything drawn at random (default: 0)")
     how.add_argument(
         "--num_threads",
@@ -194,6 +202,16 @@ def _positive(text: str) -> int:
     return number
 
 
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds") from None
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} seconds: it takes more than none")
+    return number
+
+
 def _check_names(options: argparse.Namespace) -> None:
     """Names of activations and implementations, before anything is loaded."""
     if options.implementation != "auto":
@@ -217,8 +235,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     _prepare_libraries(options)
     _check_names(options)
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    if options.num_processes not in (None, started):
-        raise EvaluationError(_mismatch(started, options.num_processes))
+    wanted = options.num_processes or _launched_for()
+    if wanted not in (None, started):
+        raise EvaluationError(_mismatch(started, wanted))
     report.writable(options.output_dir)
     subjects = [_subject(name, options) for name in options.model_name_or_path or REFERENCES]
     try:
@@ -238,6 +257,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         attn_implementation=options.attn_implementation,
         trust_remote_code=options.trust_remote_code,
+        min_seconds=options.timing_seconds,
+        max_seconds=6 * options.timing_seconds,
     )
     accelerator = _accelerator(started, options.num_threads)
     try:
@@ -268,6 +289,27 @@ def _subject(name: str, options: argparse.Namespace) -> Subject:
         max_length=options.max_length,
         allow_download=options.allow_download,
     )
+
+
+def _launched_for() -> int | None:
+    """How many processes ``accelerate launch`` was asked for, on its command line or in its config; None where it is
+    not what started this one. Asked for several on a CPU, it starts one and does not say so."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ or "WORLD_SIZE" in os.environ:
+        return None
+    import psutil  # type: ignore[import-untyped]
+    import yaml  # type: ignore[import-untyped]
+    from accelerate.commands.config import default_config_file
+
+    launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    launcher.add_argument("--num_processes", "--num-processes", type=int)
+    launcher.add_argument("--config_file", "--config-file", default=default_config_file)
+    given = psutil.Process(os.getppid()).cmdline()
+    script = next((number for number, word in enumerate(given) if word.endswith("evaluate.py")), len(given))
+    asked, _ = launcher.parse_known_args(given[:script])
+    if asked.num_processes is None and Path(asked.config_file).is_file():
+        config = yaml.safe_load(Path(asked.config_file).read_text(encoding="utf-8")) or {}
+        return int(config.get("num_processes", 1))
+    return int(asked.num_processes or 1)
 
 
 def _mismatch(started: int, wanted: int) -> str:

@@ -132,7 +132,7 @@ def unpatch(model: nn.Module) -> None:
     config: dict[int, ConfigChange] = {}
     for edge, replacement in edges:
         edge.owner._modules[edge.key] = replacement.restored()
-        config.update((id(change), change) for change in replacement.config)
+        config.update((id(change), change) for change in replacement.config_changes)
     for change in config.values():
         if getattr(change.owner, change.key) == change.new:  # what was set since then is not ours to undo
             setattr(change.owner, change.key, change.old)

@@ -157,7 +157,7 @@ class PatchedActivation(nn.Module):
         original: the module it replaces.
         function: what it computes.
         site: the report's entry on it.
-        config: the config entries that follow this patch; the same object at all sites of one patch.
+        config_changes: the config entries that follow this patch; the same list at all sites of one patch.
     """
 
     original: nn.Module
@@ -168,13 +168,13 @@ class PatchedActivation(nn.Module):
         original: nn.Module,
         function: Callable[[Tensor], Tensor],
         site: Site,
-        config: list[ConfigChange],
+        config_changes: list[ConfigChange],
     ) -> None:
         super().__init__()
         object.__setattr__(self, "original", original)  # past nn.Module's own, which would make it a child
         self.function = function
         self.site = site
-        self.config = config
+        self.config_changes = config_changes
         self.training = original.training
         for name in _HOOK_ATTRIBUTES & vars(original).keys():
             object.__setattr__(self, name, vars(original)[name])
