@@ -118,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--input_column", metavar="NAME", help="what the model is given (default: text, image or source)")
     what.add_argument("--target_column", metavar="NAME", help="the right answer (default: label or target)")
-    what.add_argument("--limit", type=_positive, metavar="N", help="use the first N examples (default: all)")
+    what.add_argument(
+        "--limit", type=_positive, metavar="N", help="use the first N rows, or blocks of text (default: all)"
+    )
     what.add_argument(
         "--max_length", type=_positive, metavar="N", help="tokens in an example (default: the model's, at most 512)"
     )

@@ -1,0 +1,12 @@
+"""What a patch does to a model's answers and its speed, on real data: ``hf-gelu-patch evaluate``, from Python.
+
+    from accelerate import Accelerator
+    from hf_gelu_patch.evaluation.loading import subject
+    from hf_gelu_patch.evaluation.run import Settings, evaluate_subject
+
+    result = evaluate_subject(subject("gpt2"), Settings(limit=64), Accelerator(cpu=True))
+    print(result.quality.flips, result.speed.verdict)
+
+loading (what the user names) → tasks (what a model is asked) → quality, speed → run → report. Nothing is imported
+here: ``loading`` can refuse a name before torch's companions are loaded.
+"""
