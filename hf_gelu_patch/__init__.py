@@ -1,21 +1,27 @@
 """Patch the activations of a loaded Hugging Face model in one line: fast, reversible, measured before and after."""
 
-from hf_gelu_patch.activations import ACTIVATIONS, Activation
-from hf_gelu_patch.errors import (
-    AlreadyPatchedError,
-    GradientRefusedError,
-    ImplementationUnavailableError,
-    NoSitesError,
-    NothingMatchedError,
-    NothingPatchedError,
-    NothingPatchedWarning,
-    NotPatchedError,
-    PatchError,
-    UnknownNameError,
-)
-from hf_gelu_patch.implementations import IMPLEMENTATIONS, Implementation, register_implementation
-from hf_gelu_patch.patching import patch, patched, unpatch
-from hf_gelu_patch.sites import Report, Site, find_sites
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_gelu_patch.activations import ACTIVATIONS, Activation
+    from hf_gelu_patch.errors import (
+        AlreadyPatchedError,
+        GradientRefusedError,
+        ImplementationUnavailableError,
+        NoSitesError,
+        NothingMatchedError,
+        NothingPatchedError,
+        NothingPatchedWarning,
+        NotPatchedError,
+        PatchError,
+        UnknownNameError,
+    )
+    from hf_gelu_patch.implementations import IMPLEMENTATIONS, Implementation, register_implementation
+    from hf_gelu_patch.patching import patch, patched, unpatch
+    from hf_gelu_patch.sites import Report, Site, find_sites
 
 __all__ = [
     "ACTIVATIONS",
@@ -42,3 +48,24 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "activations": ("ACTIVATIONS", "Activation"),
+    "implementations": ("IMPLEMENTATIONS", "Implementation", "register_implementation"),
+    "patching": ("patch", "patched", "unpatch"),
+    "sites": ("Report", "Site", "find_sites"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """A public name is loaded when it is first used: the command line refuses a wrong path before torch is there."""
+    home = next((module for module, names in _HOMES.items() if name in names), "errors")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

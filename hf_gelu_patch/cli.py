@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_gelu_patch import IMPLEMENTATIONS, PatchError, __version__
-from hf_gelu_patch.activations import get_activation
+from hf_gelu_patch import __version__
+from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.evaluation import report
-from hf_gelu_patch.evaluation.loading import TASKS, EvaluationError, Subject, locate, subject
+from hf_gelu_patch.evaluation.loading import TASKS, EvaluationError, Subject, data_file, locate, subject
 from hf_gelu_patch.evaluation.reference import REFERENCES, ReferenceUnavailableError
-from hf_gelu_patch.implementations import get_implementation
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -187,7 +186,7 @@ def _add_patching(group: Any) -> None:
         "--implementation",
         default="auto",
         metavar="NAME",
-        help=f"auto, {', '.join(IMPLEMENTATIONS)} (default: auto: where one gains something)",
+        help="auto, aten, triton or eager (default: auto: aten, where it gains something)",
     )
     group.add_argument("--activation", metavar="NAME", help="another function to swap in (default: keep each)")
     group.add_argument("--include", action="append", metavar="PATTERN", help="patch only such sites; may be repeated")
@@ -216,6 +215,9 @@ def _seconds(text: str) -> float:
 
 def _check_names(options: argparse.Namespace) -> None:
     """Names of activations and implementations, before anything is loaded."""
+    from hf_gelu_patch.activations import get_activation
+    from hf_gelu_patch.implementations import get_implementation
+
     if options.implementation != "auto":
         get_implementation(options.implementation)
     if options.activation is not None:
@@ -235,13 +237,19 @@ def _prepare_libraries(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     _prepare_libraries(options)
-    _check_names(options)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     wanted = options.num_processes or _launched_for()
     if wanted not in (None, started):
         raise EvaluationError(_mismatch(started, wanted))
     report.writable(options.output_dir)
-    subjects = [_subject(name, options) for name in options.model_name_or_path or REFERENCES]
+    # What is the user's own is looked for first, which takes no time; then come the names, which take importing torch;
+    # then the reference models, which may have to be unpacked.
+    if options.validation_file is not None:
+        data_file(options.validation_file)
+    named = options.model_name_or_path or REFERENCES
+    own = {name: _subject(name, options) for name in named if name not in REFERENCES}
+    _check_names(options)
+    subjects = [own.get(name) or _subject(name, options) for name in named]
     try:
         from hf_gelu_patch.evaluation.run import Settings, evaluate_subject
     except ModuleNotFoundError as error:
@@ -387,8 +395,8 @@ def _progress(main: bool, models: int) -> Iterator[Callable[[str], Progress]]:
 
 def _sites(options: argparse.Namespace) -> int:
     _prepare_libraries(options)
-    _check_names(options)
     place = locate(options.model_name_or_path, allow_download=options.allow_download)
+    _check_names(options)
     from hf_gelu_patch import find_sites
     from hf_gelu_patch.evaluation.loading import skeleton
 

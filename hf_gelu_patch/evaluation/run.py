@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
-__all__ = ["Result", "Settings", "evaluate", "evaluate_subject"]
+__all__ = ["Result", "Settings", "evaluate", "evaluate_subject", "unpatched_metrics"]
 
 Progress = Callable[[str, float], None]
 """Told the stage ("load", "quality", "speed") and the share of it that is done."""
@@ -95,6 +95,23 @@ def evaluate_subject(
     tell = progress if progress is not None and accelerator.is_main_process else _tell_nobody
     tell("load", 0.0)
     start = time.perf_counter()
+    if progress is not None:
+        progress("load", 0.2)
+    model, task = _load(subject, settings, accelerator)
+    if progress is not None:
+        progress("load", 1.0)
+    return evaluate(model, task, settings, accelerator, progress, load_seconds=time.perf_counter() - start)
+
+
+def unpatched_metrics(subject: Subject, settings: Settings, accelerator: Accelerator) -> dict[str, float]:
+    """The task's metrics for the model as it is: nothing is patched, nothing timed. Errors as for the loading."""
+    model, task = _load(subject, settings, accelerator)
+    with torch.inference_mode():
+        batches = _batches(task, settings, accelerator)
+        return _quality(task, model, None, batches, accelerator, _tell_nobody).before
+
+
+def _load(subject: Subject, settings: Settings, accelerator: Accelerator) -> tuple[PreTrainedModel, Task]:
     columns = (subject.input_column, *filter(None, (subject.target_column,)))
     data = load_data(subject.data, columns)
     processor = load_processor(subject.model, subject.task, trust_remote_code=settings.trust_remote_code)
@@ -106,9 +123,12 @@ def evaluate_subject(
         trust_remote_code=settings.trust_remote_code,
         device=accelerator.device,
     )
-    task = make_task(subject, model.config, processor, data, limit=settings.limit)
-    tell("load", 1.0)
-    return evaluate(model, task, settings, accelerator, tell, load_seconds=time.perf_counter() - start)
+    return model, make_task(subject, model.config, processor, data, limit=settings.limit)
+
+
+def _batches(task: Task, settings: Settings, accelerator: Accelerator) -> list[Batch]:
+    size = settings.batch_size or task.batch_size()
+    return [batch.to(accelerator.device) for batch in task.batches(size)]
 
 
 def evaluate(
@@ -145,8 +165,7 @@ def evaluate(
     before, twin = model, _twin(model)
     report = _patch(twin, settings)
     after = twin if report.changed else None
-    size = settings.batch_size or task.batch_size()
-    batches = [batch.to(accelerator.device) for batch in task.batches(size)]
+    batches = _batches(task, settings, accelerator)
 
     with torch.inference_mode():
         start = time.perf_counter()
@@ -168,7 +187,7 @@ def evaluate(
         dtype=str(weight.dtype).removeprefix("torch."),
         device=str(weight.device),
         attn_implementation=getattr(model.config, "_attn_implementation", None),
-        batch_size=size,
+        batch_size=settings.batch_size or task.batch_size(),
         seconds={"load": load_seconds, "quality": quality_seconds, "speed": time.perf_counter() - start},
     )
 

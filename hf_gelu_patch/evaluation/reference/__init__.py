@@ -72,7 +72,7 @@ class Reference:
         target_column: the column that holds the right answer; None where the input is its own answer.
         max_length: tokens in an example: where inputs are truncated, or how long the blocks are that running text
             is cut into (without overlap, the rest dropped). None for images.
-        quality: what ``measuring.measure`` found for the unpatched model on all of the data, on one CPU in float32.
+        quality: the task's metrics for the unpatched model on all of the data, on one CPU in float32.
         package: where the weights come from, when they do not come along.
         root: the folder of the manifest.
     """
