@@ -392,7 +392,7 @@ def _vit(data: Path | None, folder: Path, seed: int) -> Trainee:
     )
 
     def batches(size: int = 128) -> Iterator[Batch]:
-        """Every image turned by up to 8°, scaled by up to 8 %, sheared by up to 0.06 and shifted by up to 0.7 pixels."""
+        """Every image turned by up to 8°, scaled by up to 8 %, sheared by up to 0.06, shifted by up to 0.7 pixels."""
         generator = torch.Generator().manual_seed(seed)
 
         def upto(limit: float, *shape: int) -> Tensor:
@@ -591,7 +591,7 @@ of 0.1 in training.
 of each digit, were held out: `digits.parquet`, `image` (RGB PNG, a level of 15 per grey level) and `label`. In
 training the images were turned, scaled, sheared and shifted a little.
 
-The recipe was chosen on a quarter of the training images (98.9 % there); the held-out images were then read once."""
+The recipe was chosen on a quarter of the training images (98.9 % there), not on the held-out ones."""
 
 _LLAMA_CARD = """\
 SmolLM2-135M-Instruct (Llama architecture, 30 layers, SiLU in a gated feed-forward) by HuggingFaceTB, Apache-2.0, as the

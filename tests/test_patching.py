@@ -322,6 +322,25 @@ def test_a_config_entry_that_sets_other_sites_too_stays(gpt2: nn.Module) -> None
     assert any("a reload computes the old function at transformer.h.0.mlp.act" in line for line in report.config)
 
 
+class _StubbornConfig(transformers.BertConfig):
+    """Says what it says whatever was saved."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**{**kwargs, "hidden_act": "gelu"})
+
+
+class _StubbornBert(transformers.BertModel):
+    config_class = _StubbornConfig
+
+
+def test_a_config_entry_that_does_not_survive_reloading_is_not_followed() -> None:
+    model = _StubbornBert(_StubbornConfig(**FAMILIES["bert"].config().to_dict()))
+    report = patch(model, activation="silu")
+    assert len(report.changed) == 2
+    assert model.config.hidden_act == "gelu"
+    assert any("not followed at 2 of 2 sites" in line for line in report.config)
+
+
 def test_half_of_a_composite_config_follows() -> None:
     clip = FAMILIES["clip"].build()
     patch(clip, activation="gelu", include="text_model.*")
