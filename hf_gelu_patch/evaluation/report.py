@@ -198,7 +198,7 @@ def environment(*, processes: int, device: str, command: Sequence[str]) -> dict[
     cuda = device.startswith("cuda")
     return {
         "command": [Path(command[0]).name, *command[1:]],
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), **versions, "torch": torch.__version__},  # which build of it
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
