@@ -40,3 +40,10 @@ def test_every_block_runs(capsys: pytest.CaptureFixture[str]) -> None:
     shown = re.findall(r"^# > (.*)$", "\n".join(BLOCKS), re.MULTILINE)
     assert len(shown) == 2
     assert all(line in printed for line in shown)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_qualities_shown_are_those_recorded(name: str) -> None:
+    (row,) = re.findall(rf"^\| {name}<br>.*$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    for metric, value in REFERENCES[name].quality.items():
+        assert f"{metric.replace('_', ' ')} {value:.4f} → {value:.4f}" in row
