@@ -189,17 +189,19 @@ AUTO = ("aten", "eager")
 measured on a GPU, and are taken only where they are asked for."""
 
 
-def choose(name: str, current: Resolved, target: Activation) -> tuple[str | None, str]:
+def choose(name: str, kind: str, current: Resolved, target: Activation) -> tuple[str | None, str]:
     """Which implementation computes ``target`` at a site that computes ``current`` now, and why.
 
     Args:
         name: the implementation asked for, or ``"auto"``.
+        kind: the site's.
 
     Returns:
         (implementation, why it), or (None, why the site is left alone).
     """
     for candidate in AUTO if name == "auto" else (name,):
-        if target.name not in get_implementation(candidate).functions:
+        implementation = get_implementation(candidate)
+        if kind not in implementation.kinds or target.name not in implementation.functions:
             continue
         if target != current.activation:
             return candidate, "auto" if name == "auto" else "asked for"
@@ -212,4 +214,4 @@ def choose(name: str, current: Resolved, target: Activation) -> tuple[str | None
         if current.aten_ops == 1:
             return None, f"{current.spelling} is one aten op already"
         return candidate, f"{current.aten_ops} aten ops become one"
-    return None, f"{name} does not compute {target.name}"
+    return None, f"{name} does not compute {target.name} at a {kind} site"

@@ -352,7 +352,7 @@ def _plan_site(
             f"implementation {implementation!r} cannot run at {site.path}: {obstacle}. "
             f"What can, on {device.type} in {site.dtype}: {', '.join(able)}."
         )
-    chosen, reason = choose(implementation, current, target)
+    chosen, reason = choose(implementation, site.kind, current, target)
     if chosen is None:
         return left(reason)
     taken = IMPLEMENTATIONS[chosen]

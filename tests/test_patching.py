@@ -641,6 +641,18 @@ def test_an_implementation_that_cannot_run_here(gpt2: nn.Module) -> None:
     assert same_state(before, gpt2)
 
 
+def test_an_implementation_of_another_kind_or_without_the_activation_leaves_the_site_alone(gpt2: nn.Module) -> None:
+    gated = Implementation("gated_only", {"gelu_tanh": F.relu}, kinds=frozenset({"gated"}))
+    try:
+        register_implementation(gated)
+        (reason,) = {site.reason for site in find_sites(gpt2, implementation="gated_only").sites}
+        assert reason == "gated_only does not compute gelu_tanh at a pointwise site"
+    finally:
+        del IMPLEMENTATIONS["gated_only"]
+    (reason,) = {site.reason for site in find_sites(gpt2, implementation="triton", activation="relu").sites}
+    assert reason == "triton does not compute relu at a pointwise site"
+
+
 def test_triton_on_a_cpu_is_refused_with_what_can() -> None:
     code = """
 import torch, transformers
