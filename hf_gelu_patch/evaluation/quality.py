@@ -20,6 +20,7 @@ __all__ = [
     "compare",
     "edit_distance",
     "exact_mcnemar",
+    "judge",
 ]
 
 
@@ -67,6 +68,15 @@ class Quality:
     mcnemar_p: float
     max_abs_logit_change: float
     max_abs_logit: float
+
+
+def judge(quality: Quality, significance: float = 0.05) -> str:
+    """In words: whether answers changed, and whether that made them worse or better beyond chance (exact McNemar)."""
+    if quality.flips == 0:
+        return "answers unchanged"
+    if quality.mcnemar_p >= significance:
+        return "answers changed, none the worse as far as can be told"
+    return "answers worse" if quality.right_to_wrong > quality.wrong_to_right else "answers better"
 
 
 class _OfflineMetric(evaluate.Metric):  # type: ignore[misc]

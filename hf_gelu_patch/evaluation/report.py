@@ -67,7 +67,7 @@ def _row(result: Result) -> _Row:
         answers=_answers(result.quality),
         logits=[_change(result.quality)],
         speed=_speed(result.speed),
-        verdict=[result.speed.verdict] if result.patch.changed else [_nothing(result.patch)],
+        verdict=_verdict(result),
     )
 
 
@@ -81,7 +81,7 @@ def _answers(quality: Quality) -> list[str]:
         lines += [
             f"{quality.right_to_wrong:,} right → wrong",
             f"{quality.wrong_to_right:,} wrong → right",
-            f"p = {quality.mcnemar_p:.2g}",
+            f"p = {quality.mcnemar_p:.2g}" if quality.mcnemar_p >= 1e-4 else "p < 0.0001",
         ]
     return lines
 
@@ -107,6 +107,14 @@ def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _verdict(result: Result) -> list[str]:
+    if not result.patch.changed:
+        return [_nothing(result.patch)]
+    from hf_gelu_patch.evaluation.quality import judge
+
+    return [result.speed.verdict, judge(result.quality)]
+
+
 def _nothing(patch: Report) -> str:
     """Why a patch changed nothing."""
     reasons = Counter(site.reason for site in patch.unchanged)
@@ -124,11 +132,11 @@ def print_results(results: Sequence[Result], console: Console) -> None:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 160
     table: Table = Table(*_HEADINGS, show_lines=True)
-    styles = {"faster": "green", "slower": "red"}
+    styles = {"faster": "green", "slower": "red", "answers unchanged": "green", "answers worse": "red"}
     for result in results:
         row = _row(result)
-        style = styles.get(result.speed.verdict, "")
-        table.add_row(*(Text("\n".join(cell)) for cell in row.cells[:-1]), Text("\n".join(row.verdict), style=style))
+        verdict = Text("\n").join(Text(line, style=styles.get(line, "")) for line in row.verdict)
+        table.add_row(*(Text("\n".join(cell)) for cell in row.cells[:-1]), verdict)
     console.print(table)
     console.print(_NOTES, markup=False, highlight=False)
     console.print()

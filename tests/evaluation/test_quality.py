@@ -17,6 +17,7 @@ from hf_gelu_patch.evaluation.quality import (
     compare,
     edit_distance,
     exact_mcnemar,
+    judge,
 )
 
 
@@ -88,3 +89,20 @@ def test_changed_answers_are_counted_by_what_became_of_them() -> None:
     assert found.mcnemar_p == exact_mcnemar(1, 2)
     with pytest.raises(ValueError, match="zip"):
         compare(before, after[:1], ({}, {}), max_abs_logit_change=0.0, max_abs_logit=0.0)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "also_flipped", "verdict"),
+    [
+        (0, 0, 0, "answers unchanged"),
+        (0, 0, 4, "answers changed, none the worse as far as can be told"),
+        (3, 2, 0, "answers changed, none the worse as far as can be told"),
+        (12, 1, 0, "answers worse"),
+        (1, 12, 0, "answers better"),
+    ],
+)
+def test_the_verdict_on_answers(lost: int, gained: int, also_flipped: int, verdict: str) -> None:
+    kinds = [(0, 1)] * lost + [(1, 0)] * gained + [(1, 2)] * also_flipped + [(0, 0)] * 50
+    old, new = ([Outcome((pair[side],), (0,), 0.0, 1) for pair in kinds] for side in (0, 1))
+    quality = compare(old, new, ({}, {}), max_abs_logit_change=0.0, max_abs_logit=1.0)
+    assert judge(quality) == verdict
