@@ -31,10 +31,15 @@ def config_changes(model: nn.Module, plans: Iterable[Plan], target: Activation) 
 
     An entry is changed only if every site it sets is swapped.
 
+    Args:
+        model: the model, not yet patched.
+        plans: the swapped sites.
+        target: what they will compute.
+
     Returns:
         The changes, not yet made, and a line for the report on each, and on each site that no entry can follow.
     """
-    swapped = {edge.path for plan in plans if plan.function is not None for edge in plan.edges}
+    swapped = {edge.path for plan in plans for edge in plan.edges}
     changes: list[ConfigChange] = []
     notes: list[str] = []
     followed: set[str] = set()
@@ -45,7 +50,7 @@ def config_changes(model: nn.Module, plans: Iterable[Plan], target: Activation) 
         if not mine or any(part.config is config for config in seen):
             continue
         seen.append(part.config)
-        outer = not prefix.startswith(outermost) if outermost else True
+        outer = not prefix.startswith(outermost)
         if outer:
             outermost += (prefix,)
         for entry_changes, sites, note in _follow(part, mine, target):

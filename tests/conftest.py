@@ -7,6 +7,8 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is declared, so before anything imports one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -138,6 +140,13 @@ FAMILIES = {
         ),
     )
 }
+
+
+def printed_by(code: str) -> str:
+    """What a fresh process prints, one whose Triton compiles, as a user's does."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout
 
 
 @pytest.fixture(params=FAMILIES.values(), ids=FAMILIES.keys())

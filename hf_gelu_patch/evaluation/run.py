@@ -95,11 +95,8 @@ def evaluate_subject(
     tell = progress if progress is not None and accelerator.is_main_process else _tell_nobody
     tell("load", 0.0)
     start = time.perf_counter()
-    if progress is not None:
-        progress("load", 0.2)
     model, task = _load(subject, settings, accelerator)
-    if progress is not None:
-        progress("load", 1.0)
+    tell("load", 1.0)
     return evaluate(model, task, settings, accelerator, progress, load_seconds=time.perf_counter() - start)
 
 
@@ -107,7 +104,7 @@ def unpatched_metrics(subject: Subject, settings: Settings, accelerator: Acceler
     """The task's metrics for the model as it is: nothing is patched, nothing timed. Errors as for the loading."""
     model, task = _load(subject, settings, accelerator)
     with torch.inference_mode():
-        batches = _batches(task, settings, accelerator)
+        batches = _batches(task, settings.batch_size or task.batch_size(), accelerator)
         return _quality(task, model, None, batches, accelerator, _tell_nobody).before
 
 
@@ -126,8 +123,7 @@ def _load(subject: Subject, settings: Settings, accelerator: Accelerator) -> tup
     return model, make_task(subject, model.config, processor, data, limit=settings.limit)
 
 
-def _batches(task: Task, settings: Settings, accelerator: Accelerator) -> list[Batch]:
-    size = settings.batch_size or task.batch_size()
+def _batches(task: Task, size: int, accelerator: Accelerator) -> list[Batch]:
     return [batch.to(accelerator.device) for batch in task.batches(size)]
 
 
@@ -165,7 +161,8 @@ def evaluate(
     before, twin = model, _twin(model)
     report = _patch(twin, settings)
     after = twin if report.changed else None
-    batches = _batches(task, settings, accelerator)
+    size = settings.batch_size or task.batch_size()
+    batches = _batches(task, size, accelerator)
 
     with torch.inference_mode():
         start = time.perf_counter()
@@ -187,7 +184,7 @@ def evaluate(
         dtype=str(weight.dtype).removeprefix("torch."),
         device=str(weight.device),
         attn_implementation=getattr(model.config, "_attn_implementation", None),
-        batch_size=settings.batch_size or task.batch_size(),
+        batch_size=size,
         seconds={"load": load_seconds, "quality": quality_seconds, "speed": time.perf_counter() - start},
     )
 
