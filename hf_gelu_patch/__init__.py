@@ -18,9 +18,10 @@ if TYPE_CHECKING:
         NotPatchedError,
         PatchError,
         UnknownNameError,
+        VerificationError,
     )
     from hf_gelu_patch.implementations import IMPLEMENTATIONS, Implementation, register_implementation
-    from hf_gelu_patch.patching import patch, patched, unpatch
+    from hf_gelu_patch.patching import explain, patch, patched, unpatch
     from hf_gelu_patch.sites import Report, Site, find_sites
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "Report",
     "Site",
     "UnknownNameError",
+    "VerificationError",
+    "explain",
     "find_sites",
     "patch",
     "patched",
@@ -52,7 +55,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "activations": ("ACTIVATIONS", "Activation"),
     "implementations": ("IMPLEMENTATIONS", "Implementation", "register_implementation"),
-    "patching": ("patch", "patched", "unpatch"),
+    "patching": ("explain", "patch", "patched", "unpatch"),
     "sites": ("Report", "Site", "find_sites"),
 }
 

@@ -415,10 +415,16 @@ class Resolved:
     spelling: str
     aten_ops: int
 
+    @property
+    def as_eager(self) -> bool:
+        """Whether it runs the very ops of the activation's ``eager``."""
+        name = self.spelling.partition("(")[0]
+        return name in (self.activation.name, self.activation.config_name)
+
 
 @dataclass(frozen=True)
 class Unresolved:
-    """A module that looks like an activation, and why its function cannot be told."""
+    """What looks like an activation, and why its function cannot be told."""
 
     reason: str
 
@@ -430,8 +436,11 @@ def _plain(name: str, aten_ops: int = 1, spelling: str | None = None) -> Callabl
     return read
 
 
+_GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
+
+
 def _read_torch_gelu(module: nn.GELU) -> Resolved | None:
-    name = {"none": "gelu", "tanh": "gelu_tanh"}.get(module.approximate)
+    name = _GELUS.get(module.approximate)
     return Resolved(ACTIVATIONS[name], name, 1) if name else None
 
 
@@ -546,17 +555,107 @@ def resolve(module: nn.Module) -> Resolved | Unresolved | None:
         return Unresolved(f"this {cls.__name__} holds a function that is not known: {getattr(module, 'act', None)!r}")
     if found.activation.learned:
         return found
-    refuted = _refute(module, found.activation)
+    refuted = _refute(cls.forward, found, module)
     return Unresolved(f"{cls.__name__} should compute {found.activation.label}, {refuted}") if refuted else found
 
 
-def _refute(module: nn.Module, activation: Activation) -> str | None:
-    x = torch.linspace(-8.0, 8.0, 129, dtype=torch.float32, device="cpu")
-    expected = activation.bind(activation.reference)(x.double())
+_REFUTED: dict[tuple[Function, Resolved], str | None] = {}
+
+
+def _refute(forward: Function, found: Resolved, module: nn.Module) -> str | None:
+    """The probe's objection, asked once for each forward and what its module's arguments make of it."""
+    key = (forward, found)
+    if key not in _REFUTED:
+        _REFUTED[key] = _probe(functools.partial(forward, module), found.activation)
+    return _REFUTED[key]
+
+
+def _probe(function: Function, activation: Activation) -> str | None:
+    """None where ``function`` computes ``activation`` on a float32 probe, else an objection."""
+    x, expected = _probed(activation)
     try:
         with torch.no_grad():
-            y = type(module).forward(module, x.clone())
+            y = function(x.clone())
         worst = float(((y.double() - expected).abs() / expected.abs().clamp(min=1.0)).max())
     except Exception as error:  # whatever a replaced forward raises, the site is left alone
         return f"but its forward fails on a probe: {type(error).__name__}: {error}"
     return None if worst <= _PROBE_TOLERANCE else f"but is off by {worst:.1e} on a probe: its forward was replaced"
+
+
+@functools.lru_cache(maxsize=256)
+def _probed(activation: Activation) -> tuple[Tensor, Tensor]:
+    x = torch.linspace(-8.0, 8.0, 129, dtype=torch.float32, device="cpu")
+    return x, activation.bind(activation.reference)(x.double())
+
+
+def recognise(function: Function, aten_ops: int) -> Resolved | None:
+    """The activation that an unnamed function of one tensor computes, told by its values alone; None if no activation
+    without learned parameters has them."""
+    for activation in _RECORDS:
+        if not activation.learned and activation.name != "linear" and _probe(function, activation) is None:
+            return Resolved(activation, f"{activation.name} written out", aten_ops)
+    return None
+
+
+# From a call written in a forward to its activation: torch's functions, and how their arguments are read.
+
+
+def _call(name: str, *parameters: str, inplace: bool = False) -> tuple[str, tuple[str, ...], bool]:
+    return name, parameters, inplace
+
+
+_FUNCTIONS: dict[Function, tuple[str, tuple[str, ...], bool]] = {
+    F.gelu: _call("gelu", "approximate"),
+    F.silu: _call("silu", "inplace"),
+    F.relu: _call("relu", "inplace"),
+    torch.relu: _call("relu"),
+    F.relu6: _call("relu6", "inplace"),
+    F.leaky_relu: _call("leaky_relu", "negative_slope", "inplace"),
+    F.elu: _call("elu", "alpha", "inplace"),
+    F.mish: _call("mish", "inplace"),
+    F.hardswish: _call("hardswish", "inplace"),
+    F.tanh: _call("tanh"),
+    torch.tanh: _call("tanh"),
+    F.sigmoid: _call("sigmoid"),
+    torch.sigmoid: _call("sigmoid"),
+    torch.special.expit: _call("sigmoid"),
+    torch.relu_: _call("relu", inplace=True),
+    torch.tanh_: _call("tanh", inplace=True),
+    torch.sigmoid_: _call("sigmoid", inplace=True),
+    F.elu_: _call("elu", "alpha", inplace=True),
+    F.leaky_relu_: _call("leaky_relu", "negative_slope", inplace=True),
+}
+METHODS: Mapping[str, Function] = {
+    name: getattr(torch, name) for name in ("sigmoid", "tanh", "relu", "sigmoid_", "tanh_", "relu_")
+}
+"""The tensor methods that are activations, as the functions they are."""
+
+
+def is_function(value: object) -> bool:
+    """Whether ``value`` is one of torch's activation functions."""
+    try:
+        return value in _FUNCTIONS
+    except TypeError:  # not hashable
+        return False
+
+
+def resolve_call(
+    function: Function, arguments: tuple[object, ...], keywords: Mapping[str, object]
+) -> Resolved | Unresolved:
+    """The activation that ``function(x, *arguments, **keywords)`` computes, ``function`` being one of torch's
+    activation functions."""
+    name, parameters, inplace = _FUNCTIONS[function]
+    given = dict(zip(parameters, arguments, strict=False)) | dict(keywords)
+    if len(arguments) > len(parameters) or not given.keys() <= set(parameters):
+        return Unresolved(f"{name} is called with arguments that are not known")
+    if given.pop("inplace", False) or inplace:
+        return Unresolved(f"{name} works in place, and what stands behind it may count on that")
+    if name == "gelu":
+        approximate = given.get("approximate", "none")
+        if approximate not in ("none", "tanh"):
+            return Unresolved(f"gelu is called with approximate={approximate!r}")
+        return Resolved(ACTIVATIONS["gelu" if approximate == "none" else "gelu_tanh"], _GELUS[approximate], 1)
+    if not all(isinstance(value, (int, float)) for value in given.values()):
+        return Unresolved(f"{name} is called with arguments that are no numbers")
+    activation = ACTIVATIONS[name].with_parameters(**{**dict(ACTIVATIONS[name].parameters), **given})  # type: ignore[arg-type]
+    return Resolved(activation, activation.label, 1)

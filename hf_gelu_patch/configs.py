@@ -39,7 +39,7 @@ def config_changes(model: nn.Module, plans: Iterable[Plan], target: Activation) 
     Returns:
         The changes, not yet made, and a line for the report on each, and on each site that no entry can follow.
     """
-    swapped = {edge.path for plan in plans for edge in plan.edges}
+    swapped = {plan.site.path for plan in plans}
     changes: list[ConfigChange] = []
     notes: list[str] = []
     followed: set[str] = set()

@@ -50,3 +50,7 @@ class AlreadyPatchedError(PatchError):
 
 class NotPatchedError(PatchError):
     """``unpatch`` was given a model that holds no patch."""
+
+
+class VerificationError(PatchError):
+    """A patch moved an output of the model by more than the margin; it was undone."""

@@ -9,23 +9,46 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_gelu_patch import ops
 from hf_gelu_patch.activations import ACTIVATIONS, Activation, Resolved
 from hf_gelu_patch.errors import GradientRefusedError, PatchError, UnknownNameError
 
-__all__ = ["IMPLEMENTATIONS", "Implementation", "choose", "get_implementation", "register_implementation"]
+__all__ = ["IMPLEMENTATIONS", "Fused", "Implementation", "choose", "get_implementation", "register_implementation"]
 
 Function = Callable[..., Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """One activation as one implementation computes it: what takes the place of the model's own at a site.
+
+    Attributes:
+        activation: its name.
+        pointwise: act(x).
+        gated: act(gate) · up, for two plain tensors of one shape and dtype; None where it fuses none.
+        linear: act(linear(x)), for a plain linear layer or convolution; None where it fuses none.
+    """
+
+    activation: str
+    pointwise: Callable[[Tensor], Tensor]
+    gated: Callable[[Tensor, Tensor], Tensor] | None = None
+    linear: Callable[[nn.Module, Tensor], Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.pointwise(x)
+
+    def __deepcopy__(self, memo: object) -> Fused:
+        return self  # it has no state
+
+
+@dataclass(frozen=True, eq=False)
 class Implementation:
     """One way to compute activations.
 
@@ -33,21 +56,26 @@ class Implementation:
         name: what a user asks for.
         functions: activation name → function(x, **parameters), x of any shape and strides. Module-level functions,
             so that a patched model can be pickled.
+        gated: activation name → function(gate, up, **parameters) = act(gate) · up, for two tensors of one shape and
+            dtype. Only for activations in ``functions``, which is what runs where this cannot.
+        linear: activation name → function(linear, x, **parameters) = act(linear(x)), for a linear layer
+            or convolution that is called as it stands or gone around: it has no hooks, and its weights are plain.
+            Only for activations in ``functions``, likewise.
         devices: the ``torch.device`` types it runs on; None for any.
         dtypes: the dtypes it takes; None for any floating one.
         backward: whether gradients flow through it. Without one, a call that would need gradients is refused.
-        identical: activations whose bits are those of the modules transformers has for them.
-        kinds: the kinds of site it can compute.
+        identical: activations whose bits are those of the activation's ``eager``.
         missing: what this machine lacks to run it, in words, or None.
     """
 
     name: str
     functions: Mapping[str, Function] = field(repr=False)
+    gated: Mapping[str, Function] = field(default_factory=dict, repr=False)
+    linear: Mapping[str, Function] = field(default_factory=dict, repr=False)
     devices: frozenset[str] | None = None
     dtypes: frozenset[torch.dtype] | None = None
     backward: bool = True
     identical: frozenset[str] = frozenset()
-    kinds: frozenset[str] = frozenset({"pointwise"})
     missing: Callable[[], str | None] = field(default=lambda: None, repr=False)
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -62,22 +90,42 @@ class Implementation:
             return f"it takes {names}, and the model is in {str(dtype).removeprefix('torch.')}"
         return None
 
-    def build(self, activation: Activation) -> Callable[[Tensor], Tensor] | None:
-        """The function that computes ``activation``, or None if it has none."""
-        function = self.functions.get(activation.name)
+    def fuses(self, kind: str, activation: Activation) -> bool:
+        """Whether it computes more than the activation itself at a site of this kind."""
+        kinds = {"gated": self.gated, "linear": self.linear}
+        return kind in kinds and activation.name in kinds[kind]
+
+    def build(self, activation: Activation) -> Fused | None:
+        """What computes ``activation``, the same object each time, or None if nothing does."""
+        return _build(self, activation)
+
+
+@functools.lru_cache(maxsize=1024)
+def _build(implementation: Implementation, activation: Activation) -> Fused | None:
+    if activation.name not in implementation.functions:
+        return None
+
+    def bound(functions: Mapping[str, Function]) -> Function | None:
+        function = functions.get(activation.name)
         if function is None:
             return None
-        bound = activation.bind(function)
-        return bound if self.backward else functools.partial(_refuse_gradients, bound, self.name)
+        function = activation.bind(function)
+        return function if implementation.backward else functools.partial(_refuse, function, implementation.name)
+
+    pointwise = bound(implementation.functions)
+    assert pointwise is not None
+    return Fused(activation.name, pointwise, bound(implementation.gated), bound(implementation.linear))
 
 
-def _refuse_gradients(function: Callable[[Tensor], Tensor], name: str, x: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and x.requires_grad:
+def _refuse(function: Function, name: str, *inputs: Tensor | nn.Module) -> Tensor:
+    """``function``, unless autograd would have to go through it."""
+    tensors = [t for one in inputs for t in ([one] if isinstance(one, Tensor) else one.parameters())]
+    if any(_needs_gradient(tensor) for tensor in tensors):
         raise GradientRefusedError(
             f"implementation {name!r} has no backward and its input requires a gradient. Run under torch.no_grad(), "
             "or unpatch(model) and patch it with an implementation that has one."
         )
-    return function(x)
+    return function(*inputs)
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {}
@@ -88,7 +136,7 @@ def register_implementation(implementation: Implementation) -> None:
     """Add an implementation, to be asked for by its name. ``auto`` never takes one that was added.
 
     Raises:
-        PatchError: the name is taken, or ``"auto"``.
+        PatchError: the name is taken, or ``"auto"``; or it fuses an activation it does not compute.
         UnknownNameError: it names an activation there isn't.
     """
     if implementation.name == "auto" or implementation.name in IMPLEMENTATIONS:
@@ -96,6 +144,11 @@ def register_implementation(implementation: Implementation) -> None:
     for name in (*implementation.functions, *implementation.identical):
         if name not in ACTIVATIONS:
             raise UnknownNameError("activation", name, ACTIVATIONS)
+    if alone := sorted({*implementation.gated, *implementation.linear} - implementation.functions.keys()):
+        raise PatchError(
+            f"implementation {implementation.name!r} fuses {', '.join(alone)} without computing it by itself: add it "
+            "to functions, which is what runs where the fused form cannot."
+        )
     IMPLEMENTATIONS[implementation.name] = implementation
 
 
@@ -136,24 +189,82 @@ def _gelu_clipped(x: Tensor, min: float, max: float) -> Tensor:
     return F.gelu(x).clamp_(min, max)
 
 
-_ONE_OP = (
-    "gelu",
-    "gelu_tanh",
-    "silu",
-    "relu",
-    "relu6",
-    "leaky_relu",
-    "elu",
-    "mish",
-    "hardswish",
-    "tanh",
-    "sigmoid",
-)
 _FEWER_PASSES: Mapping[str, Function] = {
     "quick_gelu": _quick_gelu,
     "relu_squared": _relu_squared,
     "gelu_clipped": _gelu_clipped,
 }
+
+# In place on a tensor that nobody else holds.
+
+
+def _quick_gelu_(y: Tensor) -> Tensor:
+    return y.mul_((1.702 * y).sigmoid_())
+
+
+def _relu_squared_(y: Tensor) -> Tensor:
+    return y.relu_().square_()
+
+
+def _gelu_clipped_(y: Tensor, min: float, max: float) -> Tensor:
+    gelu_: Tensor = torch.ops.aten.gelu_(y)
+    return gelu_.clamp_(min, max)
+
+
+def _gelu_tanh_(y: Tensor) -> Tensor:
+    result: Tensor = torch.ops.aten.gelu_(y, approximate="tanh")
+    return result
+
+
+_IN_PLACE: Mapping[str, Function] = {
+    "gelu": torch.ops.aten.gelu_,
+    "gelu_tanh": _gelu_tanh_,
+    "silu": functools.partial(F.silu, inplace=True),
+    "relu": torch.relu_,
+    "relu6": functools.partial(F.relu6, inplace=True),
+    "leaky_relu": functools.partial(F.leaky_relu, inplace=True),
+    "elu": functools.partial(F.elu, inplace=True),
+    "mish": functools.partial(F.mish, inplace=True),
+    "hardswish": functools.partial(F.hardswish, inplace=True),
+    "tanh": torch.tanh_,
+    "sigmoid": torch.sigmoid_,
+    "quick_gelu": _quick_gelu_,
+    "relu_squared": _relu_squared_,
+    "gelu_clipped": _gelu_clipped_,
+}
+_ATEN: Mapping[str, Function] = {name: _FEWER_PASSES.get(name, ACTIVATIONS[name].eager) for name in _IN_PLACE}
+
+
+def _gated(gate: Tensor, up: Tensor, *, activation: str, **parameters: float) -> Tensor:
+    """The product written over act(gate), a tensor made here. A new one of that size costs the CPU as much as the
+    arithmetic: its pages are fetched from the system anew each time."""
+    y: Tensor = _ATEN[activation](gate, **parameters)
+    return y * up if _needs_gradient(y) or _needs_gradient(up) else y.mul_(up)
+
+
+def _after_linear(linear: nn.Module, x: Tensor, *, activation: str, **parameters: float) -> Tensor:
+    """The activation written over the linear layer's output, which nobody else holds."""
+    y: Tensor = linear(x)
+    fresh = type(y) is Tensor and not _needs_gradient(y)
+    result: Tensor = (_IN_PLACE if fresh else _ATEN)[activation](y, **parameters)
+    return result
+
+
+def _in_epilogue(linear: nn.Module, x: Tensor, *, activation: str) -> Tensor:
+    """act(x·W + b) as one GEMM, cuBLASLt applying the activation as it writes. Linear and Conv1D with a bias, where
+    nothing needs a gradient; anything else as ``aten`` does it."""
+    weight, bias = linear.weight, linear.bias
+    if not isinstance(bias, Tensor) or not isinstance(weight, Tensor) or weight.dim() != 2:
+        return _after_linear(linear, x, activation=activation)
+    if any(_needs_gradient(t) for t in (x, weight, bias)) or torch.is_autocast_enabled(x.device.type):
+        return _after_linear(linear, x, activation=activation)
+    matrix = weight.t() if isinstance(linear, nn.Linear) else weight  # transformers' Conv1D keeps it transposed
+    y = torch._addmm_activation(bias, x.reshape(-1, x.shape[-1]), matrix, use_gelu=activation == "gelu_tanh")
+    return y.view(*x.shape[:-1], matrix.shape[1])
+
+
+def _each(function: Function, names: Iterable[str]) -> dict[str, Function]:
+    return {name: functools.partial(function, activation=name) for name in names}
 
 
 def _no_triton() -> str | None:
@@ -171,8 +282,16 @@ for _implementation in (
     ),
     Implementation(
         "aten",
-        {**{name: ACTIVATIONS[name].eager for name in _ONE_OP}, **_FEWER_PASSES},
-        identical=frozenset(_FEWER_PASSES),
+        _ATEN,
+        gated=_each(_gated, _ATEN),
+        linear=_each(_after_linear, _ATEN),
+        identical=frozenset(_ATEN),
+    ),
+    Implementation(
+        "epilogue",
+        {name: _ATEN[name] for name in ("gelu_tanh", "relu")},
+        linear=_each(_in_epilogue, ("gelu_tanh", "relu")),
+        devices=frozenset({"cuda"}),
     ),
     Implementation(
         "triton",
@@ -185,8 +304,8 @@ for _implementation in (
     register_implementation(_implementation)
 
 AUTO = ("aten", "eager")
-"""What ``auto`` takes, on every device: the first that computes the activation. Triton's kernels have not been
-measured on a GPU, and are taken only where they are asked for."""
+"""What ``auto`` takes, on every device: the first that computes the activation. Triton's kernels and the epilogue
+have not been measured on a GPU, and are taken only where they are asked for."""
 
 
 def choose(name: str, kind: str, current: Resolved, target: Activation) -> tuple[str | None, str]:
@@ -194,24 +313,37 @@ def choose(name: str, kind: str, current: Resolved, target: Activation) -> tuple
 
     Args:
         name: the implementation asked for, or ``"auto"``.
-        kind: the site's.
+        kind: what can be fused there: ``pointwise``, ``gated`` or ``linear``.
 
     Returns:
         (implementation, why it), or (None, why the site is left alone).
     """
     for candidate in AUTO if name == "auto" else (name,):
         implementation = get_implementation(candidate)
-        if kind not in implementation.kinds or target.name not in implementation.functions:
+        if target.name not in implementation.functions:
             continue
+        fuses = implementation.fuses(kind, target)
+        reasons = []
         if target != current.activation:
-            return candidate, "auto" if name == "auto" else "asked for"
-        if candidate == "eager":
+            reasons.append("auto" if name == "auto" else "asked for")
+        elif candidate == "eager":
             return None, "eager is what the model has"
-        if candidate != "aten":
-            return candidate, "asked for"
-        if target.name in _FEWER_PASSES:
-            return candidate, f"{current.aten_ops} aten ops, in place where no gradient is needed"
-        if current.aten_ops == 1:
+        elif candidate != "aten":
+            reasons.append("asked for")
+        elif current.aten_ops > (ops := _OPS.get(target.name, 1)):
+            reasons.append(f"{current.aten_ops} aten ops become {'one' if ops == 1 else ops}")
+        elif ops > 1:
+            reasons.append(f"{ops} aten ops, in place where no gradient is needed")
+        elif not fuses:
             return None, f"{current.spelling} is one aten op already"
-        return candidate, f"{current.aten_ops} aten ops become one"
-    return None, f"{name} does not compute {target.name} at a {kind} site"
+        if candidate == "aten" and fuses:
+            reasons.append(_IN_PLACE_REASONS[kind])
+        return candidate, ", ".join(reasons)
+    return None, f"{name} does not compute {target.name}"
+
+
+_OPS = {"quick_gelu": 3, "relu_squared": 2, "gelu_clipped": 2}  # aten's own, where more than one
+_IN_PLACE_REASONS = {
+    "gated": "the product in place where no gradient is needed",
+    "linear": "in place on the linear layer's output where no gradient is needed",
+}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_gelu_patch.activations import (
     Activation,
@@ -26,9 +26,12 @@ from hf_gelu_patch.errors import (
     NothingMatchedError,
     PatchError,
 )
-from hf_gelu_patch.implementations import IMPLEMENTATIONS, choose, get_implementation
+from hf_gelu_patch.forwards import PatchedMethods, Use, uses
+from hf_gelu_patch.implementations import IMPLEMENTATIONS, Fused, Implementation, choose, get_implementation
+from hf_gelu_patch.replacements import PatchedActivation, hooked, plain
+from hf_gelu_patch.verification import Drift
 
-__all__ = ["PatchedActivation", "Plan", "Report", "Selector", "Site", "find_sites", "plan", "walk"]
+__all__ = ["ConfigChange", "Edge", "Plan", "Report", "Selector", "Site", "find_sites", "plan", "walk"]
 
 Selector = str | type[nn.Module] | Iterable[str | type[nn.Module]] | None
 """Which sites: glob patterns on a site's path, the class name of its owner or its module, or its activation; or
@@ -37,17 +40,23 @@ classes of either. One, or several of which any may match."""
 
 @dataclass(frozen=True)
 class Site:
-    """One activation module of a model.
+    """One place in a model where an activation is applied: by a module, or by a call written in a forward.
 
     Attributes:
-        path: its qualified name; with ``paths``, all its names where it is shared.
-        owner: the class name of the module that holds it.
-        module: its own class name.
-        kind: ``pointwise``: act(x).
+        path: the qualified name of the activation module; of a call, that of the module whose method makes it, and the
+            method (``encoder.forward``).
+        owner_path: the qualified name of the module that holds the activation module, or makes the call.
+        owner: its class name.
+        module: the class name of the activation module; of a call, what is called, as the source says.
+        written: whether it is a call written in a method (``F.gelu(x)``), rather than a module's.
+        file, line, end_line: where it is applied, as far as that is written in the owner's methods; "" and 0 where an
+            activation module is called from elsewhere (``nn.Sequential``).
+        kind: ``pointwise``: act(x); ``gated``: act(gate) · up; ``linear``: act(linear(x)).
         device, dtype: those of the nearest weights.
         activation: the function it computes now, as its class spells it (``gelu_new``).
         target: the function it computes once patched; None where it is left alone.
         implementation: by which implementation; None where it is left alone.
+        fused: whether the forward is rewritten, so that what ``kind`` says is computed as one.
         equivalence: ``identical`` bits, ``rounding`` (the same function), ``approximate`` (bound known), ``different``
             function; None where it is left alone.
         bound: max |new(x) − old(x)| over all x in exact arithmetic: 0.0 for the same function, inf where unbounded.
@@ -55,15 +64,20 @@ class Site:
     """
 
     path: str
-    paths: tuple[str, ...]
+    owner_path: str
     owner: str
     module: str
+    written: bool
+    file: str
+    line: int
+    end_line: int
     kind: str
     device: str
     dtype: str
     activation: str
     target: str | None
     implementation: str | None
+    fused: bool
     equivalence: str | None
     bound: float | None
     reason: str
@@ -75,15 +89,17 @@ class Site:
     @property
     def group(self) -> tuple[str, ...]:
         """What the sites of one line of the report have in common."""
-        edge = f"{self.owner}.{self.path.rpartition('.')[2]}"
+        name = f"{self.owner}.{self.path.rpartition('.')[2]}"
+        if self.written:
+            name += f":{self.line}"
         if not self.changed:
-            return (edge, self.activation, f"left alone: {self.reason}")
+            return (name, self.kind, self.activation, f"left alone: {self.reason}")
         equivalence = str(self.equivalence)
         if self.equivalence in ("approximate", "different"):
             equivalence += " (unbounded)" if self.bound == float("inf") else f" (|Δ| ≤ {self.bound:.3g})"
-        shared = f", shared by {len(self.paths)}" if len(self.paths) > 1 else ""
         return (
-            edge + shared,
+            name,
+            self.kind,
             f"{self.activation} → {self.target}",
             f"{self.implementation}, {equivalence}; {self.reason}",
         )
@@ -109,6 +125,7 @@ class Report:
     applied: bool
     config: tuple[str, ...] = ()
     seen: str = ""
+    drift: tuple[Drift, ...] = ()
 
     @property
     def changed(self) -> tuple[Site, ...]:
@@ -122,7 +139,7 @@ class Report:
     def summary(self) -> str:
         """One line: how many sites, how many changed."""
         if not self.sites:
-            return f"{self.model}: no activation module among {self.seen}"
+            return f"{self.model}: no activation among {self.seen}"
         done = "patched" if self.applied else "would be patched"
         return f"{self.model}: {len(self.changed)} of {len(self.sites)} activation sites {done}"
 
@@ -130,11 +147,12 @@ class Report:
         """The table below the summary, a line a group of like sites, changed ones first."""
         groups = Counter(site.group for site in (*self.changed, *self.unchanged))
         rows = [(f"{count} ×", *group) for group, count in groups.items()]
-        widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+        widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
         lines = [
-            f"  {row[0]:>{widths[0]}} {row[1]:<{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]}".rstrip() for row in rows
+            f"  {row[0]:>{widths[0]}} {row[1]:<{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]:<{widths[3]}}  {row[4]}"
+            for row in rows
         ]
-        return lines + [f"  config: {line}" for line in self.config]
+        return lines + [f"  config: {line}" for line in self.config] + [f"  verified: {one}" for one in self.drift]
 
     def __str__(self) -> str:
         return "\n".join([self.summary, *self.lines()])
@@ -142,75 +160,9 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data; an infinite bound becomes None beside ``equivalence``, so that it is valid JSON."""
         data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        for site in data["sites"]:
-            site["bound"] = None if site["bound"] == float("inf") else site["bound"]
+        for part in (*data["sites"], *data["drift"]):
+            part.update((key, None) for key, value in part.items() if value == float("inf"))
         return data
-
-
-class PatchedActivation(nn.Module):
-    """Stands at a patched site in the stead of the original, which it keeps, out of sight of ``modules()``.
-
-    It has no state of its own: hooks live in the original's own dictionaries, so that handles taken before and after
-    patching go on working, and a deep copy or a pickle of the model carries all that ``unpatch`` needs.
-
-    Attributes:
-        original: the module it replaces.
-        function: what it computes.
-        site: the report's entry on it.
-        config_changes: the config entries that follow this patch; the same list at all sites of one patch.
-    """
-
-    original: nn.Module
-    function: Callable[[Tensor], Tensor]
-
-    def __init__(
-        self,
-        original: nn.Module,
-        function: Callable[[Tensor], Tensor],
-        site: Site,
-        config_changes: list[ConfigChange],
-    ) -> None:
-        super().__init__()
-        object.__setattr__(self, "original", original)  # past nn.Module's own, which would make it a child
-        self.function = function
-        self.site = site
-        self.config_changes = config_changes
-        self.training = original.training
-        for name in _HOOK_ATTRIBUTES & vars(original).keys():
-            object.__setattr__(self, name, vars(original)[name])
-        _carry_accelerate_hook(original, self)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.function(input)
-
-    def extra_repr(self) -> str:
-        return f"{self.site.target}, implementation={self.site.implementation}, was {type(self.original).__name__}"
-
-    def restored(self) -> nn.Module:
-        """The original, told what happened to its stand-in: training mode, hooks."""
-        if self.original.training != self.training:
-            self.original.training = self.training
-        if self.original._is_full_backward_hook != self._is_full_backward_hook:
-            self.original._is_full_backward_hook = self._is_full_backward_hook
-        _carry_accelerate_hook(self, self.original)
-        return self.original
-
-
-# Every dictionary of hooks that nn.Module keeps on an instance, and the flag beside them.
-_HOOK_ATTRIBUTES = {name for name in vars(nn.Module()) if "_hook" in name}
-
-
-def _carry_accelerate_hook(source: nn.Module, target: nn.Module) -> None:
-    """accelerate's dispatch hook on an activation itself (device maps that name one do that)."""
-    wanted, present = vars(source).get("_hf_hook"), vars(target).get("_hf_hook")
-    if wanted is present:
-        return
-    from accelerate.hooks import add_hook_to_module, remove_hook_from_module
-
-    if present is not None:
-        remove_hook_from_module(target)
-    if wanted is not None:
-        add_hook_to_module(target, wanted)
 
 
 @dataclass(frozen=True)
@@ -224,13 +176,24 @@ class Edge:
 
 @dataclass(frozen=True)
 class Plan:
-    """A site with the live objects a patch needs: the module, every edge that leads to it, and what takes its place
-    (None where it is left alone)."""
+    """A site with the live objects a patch needs.
+
+    Attributes:
+        site: the report's entry.
+        edge: the attribute that holds the activation module; None for a call.
+        use: where the owner's source applies it; None where it does not say.
+        fused: what takes its place; None where it is left alone.
+    """
 
     site: Site
-    module: nn.Module
-    edges: tuple[Edge, ...]
-    function: Callable[[Tensor], Tensor] | None
+    edge: Edge | None
+    use: Use | None
+    fused: Fused | None
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the forward is rewritten for it."""
+        return self.fused is not None and self.use is not None and (self.site.fused or self.edge is None)
 
 
 def walk(model: nn.Module) -> Iterator[tuple[Edge, nn.Module]]:
@@ -269,7 +232,7 @@ def find_sites(
 def plan(
     model: nn.Module, implementation: str, activation: str | None, include: Selector, exclude: Selector
 ) -> tuple[Plan, ...]:
-    """One ``Plan`` for each distinct activation module below ``model``, in the order of its modules.
+    """One ``Plan`` for each place below ``model`` that applies an activation, in the order of its modules.
 
     Raises:
         PatchError: see ``patch``.
@@ -277,90 +240,172 @@ def plan(
     if not isinstance(model, nn.Module):
         remedy = " Give it the pipeline's .model." if isinstance(getattr(model, "model", None), nn.Module) else ""
         raise PatchError(f"a torch.nn.Module is patched; got {type(model).__name__}.{remedy}")
-    if implementation != "auto":
-        get_implementation(implementation)
+    asked = None if implementation == "auto" else get_implementation(implementation)
     target = None if activation is None else get_activation(activation)
     if target is not None and target.learned:
         raise PatchError(f"{activation} has learned parameters, which a swap cannot invent: choose another activation.")
-
-    found: dict[int, tuple[nn.Module, Resolved | Unresolved, list[Edge]]] = {}
-    for edge, child in walk(model):
-        if isinstance(child, PatchedActivation):
-            raise AlreadyPatchedError(f"{edge.path} is patched already: unpatch(model) before patching it anew.")
-        if id(child) in found:
-            found[id(child)][2].append(edge)
-        elif (current := resolve(child)) is not None:
-            found[id(child)] = (child, current, [edge])
-
     selection = _Selection(include, exclude)
-    plans = tuple(
-        _plan_site(model, module, current, tuple(edges), implementation, target, selection)
-        for module, current, edges in found.values()
-    )
+    wanted = _Wanted(asked, target, selection)
+    plans = tuple(_plan_place(place, wanted, _device_and_dtype(model, place.path)) for place in _places(model))
     selection.check_used(p.site.path for p in plans)
     return plans
 
 
-def _plan_site(
-    model: nn.Module,
-    module: nn.Module,
-    current: Resolved | Unresolved,
-    edges: tuple[Edge, ...],
-    implementation: str,
-    swap_to: Activation | None,
-    selection: _Selection,
-) -> Plan:
-    device, dtype = _device_and_dtype(model, edges[0])
+@dataclass(frozen=True)
+class _Wanted:
+    implementation: Implementation | None  # None: auto
+    target: Activation | None  # None: what each site computes
+    selection: _Selection
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an activation is applied: by a module (edge), as a method says (use), or both."""
+
+    path: str  # the owner's
+    owner: nn.Module
+    current: Resolved | Unresolved
+    edge: Edge | None
+    use: Use | None
+
+
+def _places(model: nn.Module) -> Iterator[_Place]:
+    resolved: dict[int, Resolved | Unresolved | None] = {}
+    alive: list[nn.Module] = []  # so that no two modules have one id
+
+    def activation_of(module: nn.Module) -> Resolved | Unresolved | None:
+        if id(module) not in resolved:
+            resolved[id(module)] = resolve(module)
+            alive.append(module)
+        return resolved[id(module)]
+
+    edges: list[tuple[Edge, nn.Module]] = []
+    for edge, child in walk(model):
+        if isinstance(child, PatchedActivation) or PatchedMethods.of(edge.owner) or PatchedMethods.of(child):
+            raise AlreadyPatchedError(f"{edge.path} is patched already: unpatch(model) before patching it anew.")
+        if activation_of(child) is not None:
+            edges.append((edge, child))
+    if PatchedMethods.of(model):
+        raise AlreadyPatchedError(f"{type(model).__name__} is patched already: unpatch(model) before patching it anew.")
+
+    holders = {id(edge.owner) for edge, _ in edges if isinstance(edge.owner, (nn.Sequential, nn.ModuleList))}
+    names = frozenset(edge.key for edge, _ in edges) | {e.key for e, child in walk(model) if id(child) in holders}
+    by_edge: dict[tuple[int, str], list[tuple[str, Use]]] = {}
+    calls: dict[int, list[Use]] = {}
+    owners = list(model.named_modules())
+    for path, owner in owners:
+        for use in uses(owner, names, activation_of):
+            if use.edge is None:
+                calls.setdefault(id(owner), []).append(use)
+            else:
+                by_edge.setdefault((id(use.edge[0]), use.edge[1]), []).append((path, use))
+    edges_of: dict[int, list[tuple[Edge, nn.Module]]] = {}
+    for edge, child in edges:
+        edges_of.setdefault(id(edge.owner), []).append((edge, child))
+    for path, owner in owners:
+        for edge, child in edges_of.get(id(owner), ()):
+            current = resolved[id(child)]
+            assert current is not None
+            found = by_edge.get((id(owner), edge.key))
+            if not found:
+                yield _Place(path, owner, current, edge, None)
+            for user_path, use in found or ():
+                yield _Place(user_path, use.owner, current, edge, use)
+        for use in calls.get(id(owner), ()):
+            yield _Place(path, owner, use.current, None, use)
+
+
+def _plan_place(place: _Place, wanted: _Wanted, where: tuple[torch.device, torch.dtype]) -> Plan:
+    edge, use, current = place.edge, place.use, place.current
+    module = None if edge is None else edge.owner._modules[edge.key]
+    if edge is not None:
+        path = edge.path
+    else:
+        assert use is not None
+        path = f"{place.path}.{use.method}" if place.path else use.method
+    device, dtype = where
     site = Site(
-        path=edges[0].path,
-        paths=tuple(edge.path for edge in edges),
-        owner=type(edges[0].owner).__name__,
-        module=type(module).__name__,
-        kind="pointwise",
+        path=path,
+        owner_path=place.path,
+        owner=type(place.owner).__name__,
+        module=use.text if module is None and use is not None else type(module).__name__,
+        written=module is None,
+        file="" if use is None else use.file,
+        line=0 if use is None else use.expression.line,
+        end_line=0 if use is None else use.expression.end_line,
+        kind="pointwise" if use is None else use.kind,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         activation=current.spelling if isinstance(current, Resolved) else "unknown",
         target=None,
         implementation=None,
+        fused=False,
         equivalence=None,
         bound=None,
         reason="",
     )
 
     def left(reason: str) -> Plan:
-        return Plan(replace(site, reason=reason), module, edges, None)
+        return Plan(replace(site, reason=reason), edge, use, None)
 
-    unselected = selection.why_not(site, module, edges, current)
+    unselected = wanted.selection.why_not(site, module, place.owner, current)
     if isinstance(current, Unresolved):
         return left(current.reason)
     if unselected:
         return left(unselected)
     source = current.activation
-    target = source if swap_to is None else swap_to
+    target = source if wanted.target is None else wanted.target
     if source.learned:
         return left(f"{source.name} has learned parameters")
-    for edge in edges:
-        if isinstance(edge.owner, nn.TransformerEncoderLayer):
-            return left("torch's TransformerEncoderLayer goes around its activation module in inference")
-    if target != source and getattr(module, "inplace", False):
-        return left("it works in place, and what stands behind it may count on that")
-    if target != source and not source.hidden and selection.include is None:
+    if isinstance(place.owner, nn.TransformerEncoderLayer):
+        return left("torch's TransformerEncoderLayer goes around its activation module in inference")
+    if target != source and not source.hidden and wanted.selection.include is None:
         return left(f"{source.name} is no hidden-layer activation: name it in include to swap it")
-    if implementation != "auto" and (obstacle := get_implementation(implementation).obstacle(device, dtype)):
+    in_place = getattr(module, "inplace", False)
+    if target != source and in_place:
+        return left("it works in place, and what stands behind it may count on that")
+    asked = wanted.implementation
+    if asked is not None and (obstacle := asked.obstacle(device, dtype)):
         able = [name for name, other in IMPLEMENTATIONS.items() if other.obstacle(device, dtype) is None]
         raise ImplementationUnavailableError(
-            f"implementation {implementation!r} cannot run at {site.path}: {obstacle}. "
+            f"implementation {asked.name!r} cannot run at {site.path}: {obstacle}. "
             f"What can, on {device.type} in {site.dtype}: {', '.join(able)}."
         )
-    chosen, reason = choose(implementation, site.kind, current, target)
-    if chosen is None:
+    name = "auto" if asked is None else asked.name
+    unfused = _why_not_fused(site.kind, module, use, in_place=in_place)
+    chosen, reason = choose(name, "pointwise" if unfused else site.kind, current, target)
+    if unfused:
+        reason += f"; not fused: {unfused}"
+    if chosen is None or (edge is None and use is not None and use.obstacle):
         return left(reason)
     taken = IMPLEMENTATIONS[chosen]
-    equivalence, bound = _equivalence(source, target, identical=target.name in taken.identical)
+    identical = target.name in taken.identical and current.as_eager
+    equivalence, bound = _equivalence(source, target, identical=identical)
     site = replace(
-        site, target=target.label, implementation=chosen, equivalence=equivalence, bound=bound, reason=reason
+        site,
+        target=target.label,
+        implementation=chosen,
+        fused=not unfused and taken.fuses(site.kind, target),
+        equivalence=equivalence,
+        bound=bound,
+        reason=reason,
     )
-    return Plan(site, module, edges, taken.build(target))
+    return Plan(site, edge, use, taken.build(target))
+
+
+def _why_not_fused(kind: str, module: nn.Module | None, use: Use | None, *, in_place: bool) -> str | None:
+    """Why what surrounds an activation stays apart from it, or None where it can be fused."""
+    if use is None or (kind == "pointwise" and use.edge is not None):
+        return None
+    if use.obstacle:
+        return use.obstacle
+    if kind == "gated" and in_place:
+        return "it works in place, and what stands behind it may count on that"
+    if module is not None and hooked(module):
+        return "its hooks must run"
+    if kind == "linear" and (linear := use.linear) is not None and not plain(linear):
+        return "its linear layer is hooked, wrapped or holds no plain weights"
+    return None
 
 
 def _equivalence(source: Activation, target: Activation, *, identical: bool) -> tuple[str, float]:
@@ -373,18 +418,18 @@ def _equivalence(source: Activation, target: Activation, *, identical: bool) -> 
 _WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def _device_and_dtype(model: nn.Module, edge: Edge) -> tuple[torch.device, torch.dtype]:
+def _device_and_dtype(model: nn.Module, path: str) -> tuple[torch.device, torch.dtype]:
     """Where an activation, which has no weights, will run: as the nearest weights do, its owner's or else those of
     the nearest ancestor that has any. Offloaded weights are on meta until accelerate's hook brings them."""
-    path = edge.path
-    while path:
-        path = path.rpartition(".")[0]
+    while True:
         owner = model.get_submodule(path)
         for weight in owner.parameters():
             if weight.dtype in _WEIGHT_DTYPES:
                 device = _execution_device(owner) if weight.is_meta else None
                 return device or weight.device, weight.dtype
-    return torch.device("cpu"), torch.get_default_dtype()
+        if not path:
+            return torch.device("cpu"), torch.get_default_dtype()
+        path = path.rpartition(".")[0]
 
 
 def _execution_device(owner: nn.Module) -> torch.device | None:
@@ -415,13 +460,13 @@ class _Selection:
         return listed
 
     def why_not(
-        self, site: Site, module: nn.Module, edges: tuple[Edge, ...], current: Resolved | Unresolved
+        self, site: Site, module: nn.Module | None, owner: nn.Module, current: Resolved | Unresolved
     ) -> str | None:
         """Why a site is not selected, or None where it is."""
-        names = [*site.paths, site.module, site.activation, *(type(edge.owner).__name__ for edge in edges)]
+        names = [site.path, site.module, site.activation, site.owner]
         if isinstance(current, Resolved):
             names.append(current.activation.name)
-        objects = (module, *(edge.owner for edge in edges))
+        objects = (module, owner)
 
         def matching(patterns: tuple[str | type[nn.Module], ...]) -> list[str | type[nn.Module]]:
             return [

@@ -1,0 +1,1354 @@
+"""A module's methods read as syntax trees: the activation expressions in them, and the methods rewritten to fuse those.
+
+Nothing is known here about any model. A method's source is parsed once; the places where it applies an activation are
+found; names are followed where they are assigned once and used once. A rewriting replaces just those expressions in the
+source text, compiles it with the method's own globals and closure, and binds it on one instance. What does not match
+exactly stays as it is written.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import builtins
+import copy
+import dis
+import functools
+import inspect
+import linecache
+import textwrap
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_gelu_patch.activations import (
+    METHODS,
+    Resolved,
+    Unresolved,
+    is_function,
+    recognise,
+    resolve_call,
+)
+from hf_gelu_patch.implementations import Fused
+from hf_gelu_patch.replacements import gated, is_linear, linear_act, steps
+
+__all__ = ["Expression", "PatchedMethods", "Use", "compiled", "rewritten", "uses"]
+
+
+# ---- A method's source
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The text of one function as it stands in its file, and its syntax tree, whose positions are those of the text."""
+
+    text: str
+    tree: ast.FunctionDef | ast.AsyncFunctionDef
+    offsets: tuple[int, ...]  # of each line, in bytes of UTF-8, as ast counts columns
+
+    def span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
+        return (
+            self.offsets[node.lineno - 1] + node.col_offset,
+            self.offsets[node.end_lineno - 1] + node.end_col_offset,
+        )
+
+
+def _parse(text: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+    """The function that ``text``, indented or not, defines; its lines counted from 1."""
+    try:
+        body = ast.parse("if True:\n" + text if text[:1].isspace() else text).body
+        if text[:1].isspace():
+            (outer,) = body
+            assert isinstance(outer, ast.If)
+            body = [ast.increment_lineno(node, -1) for node in outer.body]
+    except (SyntaxError, ValueError):
+        return None
+    return body[0] if len(body) == 1 and isinstance(body[0], (ast.FunctionDef, ast.AsyncFunctionDef)) else None
+
+
+def _last_line(code: CodeType) -> int:
+    lines = [line for _, _, line in code.co_lines() if line is not None]
+    return max([code.co_firstlineno, *lines, *(_last_line(c) for c in code.co_consts if isinstance(c, CodeType))])
+
+
+def _source(function: FunctionType) -> _Source | None:
+    """The source of a function, or None where there is none, or it is not what runs."""
+    code = function.__code__
+    lines = linecache.getlines(code.co_filename, function.__globals__)
+    first, last = code.co_firstlineno, _last_line(code)
+    for end in range(last, min(last + 12, len(lines)) + 1):  # a call's closing brackets run no code of their own
+        text = "".join(lines[first - 1 : end])
+        if (tree := _parse(text)) is not None:
+            offsets = [0]
+            for line in text.splitlines(keepends=True):
+                offsets.append(offsets[-1] + len(line.encode()))
+            return _Source(text, tree, tuple(offsets))
+    return None
+
+
+# ---- The activation expressions in it
+
+
+@dataclass(frozen=True, eq=False)
+class Callee:
+    """What is called to apply an activation, as far as the source alone tells.
+
+    ``how``: ``self`` (an attribute of the module), ``function`` (one of torch's), ``object`` (an activation module
+    that the source names), ``lookup`` (``ACT2FN[...]``), ``class`` (built at call time), ``formula`` (written out),
+    ``chain`` (a loop that calls each module of a container on what the one before it gave).
+    """
+
+    how: str
+    node: ast.expr
+    value: Any = None
+    movable: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Expression:
+    """One place in a function where an activation is applied.
+
+    Attributes:
+        callee: what applies it.
+        core: the node ``act(x)``.
+        arguments: the nodes of further positional and keyword arguments.
+        argument: the node x.
+        product: the node ``act(x) * up``, where there is one.
+        moved: the statement that assigns ``act(x)`` to the name that ``product`` then reads, or the one that assigns
+            ``linear(x)`` to the name that ``core`` then reads; None where they are one expression.
+        linear: the node ``linear(x)``, where x is one.
+        line, end_line: of ``core``, in the function's file.
+        fallback: the expressions inside it, for where a formula is no activation.
+    """
+
+    callee: Callee
+    core: ast.expr
+    argument: ast.expr
+    arguments: tuple[tuple[str | None, ast.expr], ...] = ()
+    product: ast.BinOp | None = None
+    linear: ast.Call | None = None
+    moved: ast.Assign | None = None
+    line: int = 0
+    end_line: int = 0
+    fallback: tuple[Expression, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        if self.product is not None:
+            return "gated"
+        if self.callee.how == "chain":
+            return "linear"
+        return "linear" if self.linear is not None else "pointwise"
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A function's expressions, or the reason why its source cannot be read (``expressions`` is empty then)."""
+
+    function: FunctionType
+    source: _Source | None
+    expressions: tuple[Expression, ...]
+    obstacle: str | None = None
+
+
+_MISSING = object()
+_MAKES_A_FORMULA = {torch.sigmoid, torch.tanh, torch.erf, torch.exp, torch.relu, torch.nn.functional.softplus}
+_MAKES_A_FORMULA |= {torch.special.erf, torch.nn.functional.sigmoid, torch.nn.functional.tanh, torch.nn.functional.relu}
+_FORMULA_METHODS = {"sigmoid", "tanh", "erf", "exp", "relu", "pow", "square", "mul", "add", "div", "sqrt", "clamp"}
+
+
+@functools.lru_cache(maxsize=4096)
+def read(function: FunctionType) -> Reading:
+    """The activation expressions of one function, from its source."""
+    source = _source(function)
+    if source is None:
+        return Reading(function, None, (), "its source is not available")
+    if isinstance(source.tree, ast.AsyncFunctionDef):
+        return Reading(function, source, (), "it is a coroutine")
+    return Reading(function, source, tuple(_Finder(function, source).found()))
+
+
+class _Finder:
+    """Walks one function."""
+
+    def __init__(self, function: FunctionType, source: _Source) -> None:
+        self.tree = source.tree
+        self.first_line = function.__code__.co_firstlineno
+        arguments = self.tree.args
+        names = [*arguments.posonlyargs, *arguments.args]
+        self.self_name = names[0].arg if names and names[0].arg == "self" else None
+        closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        self.cells = {name: cell.cell_contents for name, cell in closure.items() if not _is_empty(cell)}
+        self.globals = function.__globals__
+        self.nodes = [node for statement in self.tree.body for node in ast.walk(statement)]
+        stored = {node.id for node in self.nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+        parameters = {
+            node.arg for part in (arguments, *self.nodes) for node in ast.walk(part) if isinstance(node, ast.arg)
+        }
+        imported = {
+            alias.asname or alias.name.partition(".")[0]
+            for node in self.nodes
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in node.names
+        }
+        defined = {node.name for node in self.nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        self.locals = stored | parameters | imported | defined
+        self.loop_names = {
+            node.id
+            for loop in self.nodes
+            if isinstance(loop, ast.For)
+            for node in ast.walk(loop.target)
+            if isinstance(node, ast.Name)
+        }
+        self.parents = {child: node for node in (self.tree, *self.nodes) for child in ast.iter_child_nodes(node)}
+
+    def found(self) -> Iterator[Expression]:
+        for statement in self.tree.body:
+            yield from self.within(statement)
+
+    def within(self, node: ast.AST) -> Iterator[Expression]:
+        """The expressions at or below a node, a formula's parts being its fallback."""
+        if isinstance(node, ast.BinOp) and (variable := self.formula_variable(node)) is not None:
+            inner = tuple(expression for child in ast.iter_child_nodes(node) for expression in self.within(child))
+            if inner:
+                yield self.placed(Callee("formula", node, self.formula_operations(node)), node, variable, (), inner)
+            return
+        if isinstance(node, ast.For) and (call := self.chained(node)) is not None:
+            callee = Callee("chain", node.iter, tuple(self.chain(node.iter)))
+            line = call.lineno + self.first_line - 1
+            yield Expression(callee, node.iter, node.iter, line=line, end_line=line)
+            return
+        if isinstance(node, ast.Call) and (applied := self.applied(node)) is not None:
+            callee, argument, arguments = applied
+            yield self.placed(callee, node, argument, arguments, ())
+        for child in ast.iter_child_nodes(node):
+            yield from self.within(child)
+
+    def placed(
+        self,
+        callee: Callee,
+        core: ast.expr,
+        argument: ast.expr,
+        arguments: tuple[tuple[str | None, ast.expr], ...],
+        fallback: tuple[Expression, ...],
+    ) -> Expression:
+        product, moved = self.product_of(callee, core)
+        linear = None
+        if product is None:
+            linear, moved = self.linear_before(callee, core, argument)
+        shift = self.first_line - 1
+        return Expression(
+            callee,
+            core,
+            argument,
+            arguments,
+            product,
+            linear,
+            moved,
+            core.lineno + shift,
+            (core.end_lineno or core.lineno) + shift,
+            fallback,
+        )
+
+    def chained(self, loop: ast.For) -> ast.Call | None:
+        """``layer(x)`` in a loop that does nothing but ``for layer in self.layers: x = layer(x)``."""
+        container = self.is_self_chain(loop.iter) or (
+            isinstance(loop.iter, ast.Name) and loop.iter.id == self.self_name is not None
+        )
+        if not container or loop.orelse or len(loop.body) != 1 or not isinstance(loop.target, ast.Name):
+            return None
+        (step,) = loop.body
+        name = self.assigned_name(step)
+        call = step.value if isinstance(step, ast.Assign) else None
+        if name is None or not isinstance(call, ast.Call) or len(call.args) != 1 or call.keywords:
+            return None
+        function, argument = call.func, call.args[0]
+        if not isinstance(function, ast.Name) or function.id != loop.target.id:
+            return None
+        return call if isinstance(argument, ast.Name) and argument.id == name else None
+
+    # -- what is called
+
+    def applied(self, call: ast.Call) -> tuple[Callee, ast.expr, tuple[tuple[str | None, ast.expr], ...]] | None:
+        """(what applies an activation, x, further arguments) if this call applies one, as far as its source tells."""
+        if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
+            return None
+        method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+        if method in METHODS and not call.args and not call.keywords and not self.is_self_chain(call.func):
+            assert isinstance(call.func, ast.Attribute)
+            if self.static(call.func.value) is _MISSING:
+                return Callee("function", call.func, METHODS[method]), call.func.value, ()
+        keywords = [(k.arg, k.value) for k in call.keywords]
+        arguments = [(None, a) for a in call.args]
+        if not arguments and keywords and keywords[0][0] in ("input", "hidden_states"):
+            arguments = [(None, keywords.pop(0)[1])]
+        if not arguments:
+            return None
+        callee = self.callee(call.func)
+        if callee is None or (callee.how != "function" and (len(arguments) > 1 or keywords)):
+            return None
+        return callee, arguments[0][1], (*arguments[1:], *keywords)
+
+    def callee(self, node: ast.expr) -> Callee | None:
+        if self.is_self_chain(node):
+            return Callee("self", node, tuple(self.chain(node)))
+        value = self.static(node)
+        if is_function(value):
+            return Callee("function", node, value)
+        if isinstance(value, nn.Module):
+            return Callee("object", node, value)
+        if isinstance(value, FunctionType):
+            formula = _formula_of(value)
+            return Callee("object", node, formula) if formula is not None else None
+        if isinstance(node, ast.Subscript) and isinstance(table := self.static(node.value), Mapping):
+            return Callee("lookup", node, table)
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(cls := self.static(node.func), type)
+            and issubclass(cls, nn.Module)
+        ):
+            return Callee("class", node, cls)
+        if isinstance(node, ast.Name) and node.id in self.locals and (assigned := self.only_value(node.id)) is not None:
+            if isinstance(assigned, ast.Name):
+                return None
+            followed = self.callee(assigned)
+            return Callee(followed.how, followed.node, followed.value, movable=False) if followed else None
+        return None
+
+    def only_value(self, name: str) -> ast.expr | None:
+        """The value of a local name that one plain assignment gives it, and nothing else."""
+        stores = [n for n in self.nodes if isinstance(n, ast.Name) and n.id == name and not isinstance(n.ctx, ast.Load)]
+        parents = [self.parents.get(store) for store in stores]
+        if len(stores) == 1 and isinstance(parents[0], ast.Assign) and parents[0].targets == [stores[0]]:
+            return parents[0].value
+        return None
+
+    def is_self_chain(self, node: ast.AST) -> bool:
+        while isinstance(node, ast.Attribute):
+            node = node.value
+            if isinstance(node, ast.Name):
+                return node.id == self.self_name
+        return False
+
+    @staticmethod
+    def chain(node: ast.expr) -> list[str]:
+        names: list[str] = []
+        while isinstance(node, ast.Attribute):
+            names.insert(0, node.attr)
+            node = node.value
+        return names
+
+    def static(self, node: ast.AST) -> Any:
+        """What a dotted name means whatever the call: a global, a closure's cell, and attributes of modules of them."""
+        if isinstance(node, ast.Name):
+            if node.id in self.locals or node.id == self.self_name:
+                return _MISSING
+            for scope in (self.cells, self.globals, vars(builtins)):
+                if node.id in scope:
+                    return scope[node.id]
+        elif isinstance(node, ast.Attribute):
+            base = self.static(node.value)
+            if isinstance(base, ModuleType):
+                return getattr(base, node.attr, _MISSING)
+        return _MISSING
+
+    # -- formulas
+
+    def formula_variable(self, node: ast.BinOp) -> ast.expr | None:
+        """The one name that a formula of numbers, torch's and math's functions is a function of; None if it is none."""
+        variables: list[ast.Name] = []
+        makes = [False]
+
+        def fits(part: ast.expr) -> bool:
+            if isinstance(part, ast.Constant):
+                return isinstance(part.value, (int, float))
+            if isinstance(part, ast.BinOp):
+                return fits(part.left) and fits(part.right)
+            if isinstance(part, ast.UnaryOp):
+                return isinstance(part.op, (ast.USub, ast.UAdd)) and fits(part.operand)
+            if isinstance(part, ast.Name) and part.id in self.locals:
+                variables.append(part)
+                return True
+            if self.is_self_chain(part):
+                return True
+            if isinstance(part, (ast.Name, ast.Attribute)):
+                return isinstance(self.static(part), (int, float))
+            if isinstance(part, ast.Call):
+                given = [*part.args, *(k.value for k in part.keywords)]
+                value = self.static(part.func)
+                if value is not _MISSING:
+                    makes[0] |= is_function(value) or (isinstance(value, Callable) and value in _MAKES_A_FORMULA)  # type: ignore[arg-type]
+                    return _is_pure(value) and all(map(fits, given))
+                if isinstance(part.func, ast.Attribute) and part.func.attr in _FORMULA_METHODS:
+                    makes[0] |= part.func.attr in ("sigmoid", "tanh", "erf", "exp", "relu")
+                    return fits(part.func.value) and all(map(fits, given))
+            return False
+
+        if not fits(node) or not makes[0] or len({name.id for name in variables}) != 1:
+            return None
+        return variables[0]
+
+    @staticmethod
+    def formula_operations(node: ast.AST) -> int:
+        return sum(isinstance(part, (ast.BinOp, ast.Call)) for part in ast.walk(node))
+
+    # -- what stands around it
+
+    def product_of(self, callee: Callee, core: ast.expr) -> tuple[ast.BinOp | None, ast.Assign | None]:
+        """The product that ``core`` is a factor of, directly or by a name given to it alone."""
+        parent = self.parents[core]
+        if self.is_product(parent, core):
+            assert isinstance(parent, ast.BinOp)
+            return parent, None
+        if callee.movable and isinstance(parent, ast.Assign) and parent.value is core:
+            use = self.only_use(parent)
+            if use is not None and self.is_product(product := self.parents[use], use):
+                assert isinstance(product, ast.BinOp)
+                return product, parent
+        return None, None
+
+    @staticmethod
+    def is_product(node: ast.AST, factor: ast.AST) -> bool:
+        if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Mult):
+            return False
+        other = node.right if node.left is factor else node.left
+        return not isinstance(other, ast.Constant)
+
+    def linear_before(
+        self, callee: Callee, core: ast.expr, argument: ast.expr
+    ) -> tuple[ast.Call | None, ast.Assign | None]:
+        """The call of a module that x is the result of, directly or by a name given to it alone."""
+        if self.is_module_call(argument):
+            assert isinstance(argument, ast.Call)
+            return argument, None
+        if not (isinstance(argument, ast.Name) and callee.movable):
+            return None, None
+        statement = self.statement_of(core)
+        definition = self.definition(argument.id, statement)
+        if definition is None or not self.is_module_call(definition.value) or self.only_use(definition) is not argument:
+            return None, None
+        assert isinstance(definition.value, ast.Call)
+        return definition.value, definition
+
+    def is_module_call(self, node: ast.AST) -> bool:
+        """Whether this calls, with one argument, an attribute of the module or what a loop over modules yields."""
+        if (
+            not isinstance(node, ast.Call)
+            or len(node.args) != 1
+            or node.keywords
+            or isinstance(node.args[0], ast.Starred)
+        ):
+            return False
+        function = node.func
+        if isinstance(function, ast.Subscript):
+            function = function.value
+        return self.is_self_chain(function) or (isinstance(function, ast.Name) and function.id in self.loop_names)
+
+    # -- names
+
+    def statement_of(self, node: ast.AST) -> ast.stmt:
+        while not isinstance(node, ast.stmt):
+            node = self.parents[node]
+        return node
+
+    def block_of(self, statement: ast.stmt) -> list[ast.stmt]:
+        parent = self.parents[statement]
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(parent, name, None)
+            if isinstance(block, list) and any(one is statement for one in block):
+                return block
+        return [statement]
+
+    @staticmethod
+    def binds(statement: ast.stmt, name: str) -> bool:
+        return any(
+            isinstance(node, ast.Name) and node.id == name and not isinstance(node.ctx, ast.Load)
+            for node in ast.walk(statement)
+        )
+
+    @staticmethod
+    def assigned_name(statement: ast.stmt) -> str | None:
+        if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+            target = statement.targets[0]
+            return target.id if isinstance(target, ast.Name) else None
+        return None
+
+    def definition(self, name: str, statement: ast.stmt) -> ast.Assign | None:
+        """The assignment, in the same block, whose value ``name`` has when ``statement`` starts."""
+        block = self.block_of(statement)
+        for earlier in reversed(block[: block.index(statement)]):
+            if self.binds(earlier, name):
+                return earlier if isinstance(earlier, ast.Assign) and self.assigned_name(earlier) == name else None
+        return None
+
+    def only_use(self, definition: ast.Assign) -> ast.Name | None:
+        """The one place that reads what an assignment gives its name: in a statement of the same block with nothing but
+        plain assignments between, which cannot change it."""
+        name = self.assigned_name(definition)
+        if name is None or any(isinstance(above, ast.Try) for above in self.above(definition)):
+            return None
+        reads = [n for n in self.nodes if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load)]
+        if any(self.in_nested_function(read, definition) for read in reads):
+            return None
+        block = self.block_of(definition)
+        position = block.index(definition)
+        for index in range(position + 1, len(block)):
+            statement = block[index]
+            inside = set(ast.walk(statement))
+            here = [read for read in reads if read in inside]
+            if not here:
+                if not isinstance(statement, ast.Assign) or self.binds(statement, name) or self.mutates(statement):
+                    return None
+                continue
+            if len(here) != 1 or not isinstance(statement, (ast.Assign, ast.Return, ast.AugAssign, ast.Expr)):
+                return None
+            if isinstance(statement, ast.AugAssign) and self.binds(statement, name):
+                return None
+            if self.in_comprehension(here[0], statement):
+                return None
+            rebound = self.assigned_name(statement) == name
+            return here[0] if rebound or not self.read_later(name, reads, here[0], definition, block[index:]) else None
+        return None
+
+    def read_later(
+        self, name: str, reads: list[ast.Name], use: ast.Name, definition: ast.Assign, rest: list[ast.stmt]
+    ) -> bool:
+        """Whether anything else may read this value after its use."""
+        for statement in rest[1:]:
+            if any(read in set(ast.walk(statement)) for read in reads):
+                return True
+            if self.assigned_name(statement) == name:
+                return False
+        loops = [above for above in self.above(definition) if isinstance(above, (ast.For, ast.While))]
+        if loops:  # the next round may read it, before it is assigned anew
+            inside = set(ast.walk(loops[-1]))
+            if any(read in inside and read is not use for read in reads):
+                return True
+        after = (use.lineno, use.col_offset)
+        return any((read.lineno, read.col_offset) > after for read in reads if read is not use)
+
+    def above(self, node: ast.AST) -> Iterator[ast.AST]:
+        while node in self.parents:
+            node = self.parents[node]
+            yield node
+
+    def in_nested_function(self, node: ast.AST, definition: ast.AST) -> bool:
+        nested = (ast.FunctionDef, ast.Lambda, ast.AsyncFunctionDef)
+        mine = [above for above in self.above(definition) if isinstance(above, nested)]
+        theirs = [above for above in self.above(node) if isinstance(above, nested)]
+        return mine != theirs
+
+    def in_comprehension(self, node: ast.AST, statement: ast.stmt) -> bool:
+        for above in self.above(node):
+            if above is statement:
+                return False
+            if isinstance(above, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.IfExp, ast.BoolOp)):
+                return True
+        return True
+
+    @staticmethod
+    def mutates(statement: ast.stmt) -> bool:
+        """Whether it calls a method that works in place, as its name says."""
+        return any(
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr.endswith("_")
+            and not node.func.attr.endswith("__")
+            for node in ast.walk(statement)
+        )
+
+
+def _is_empty(cell: Any) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return True
+    return False
+
+
+def _is_pure(value: object) -> bool:
+    """Whether a function is one of math's, or one of torch's that do not work in place."""
+    if isinstance(value, BuiltinFunctionType):
+        return value.__module__ == "math" or _torch(value)
+    return isinstance(value, FunctionType) and value.__module__ in ("torch.nn.functional", "torch.functional")
+
+
+def _torch(value: Any) -> bool:
+    name = getattr(value, "__name__", "")
+    return not name.endswith("_") and (
+        getattr(torch, name, None) is value
+        or getattr(nn.functional, name, None) is value
+        or getattr(torch.special, name, None) is value
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _formula_of(function: FunctionType) -> Resolved | None:
+    """The activation that a helper of the model's code computes, where its body is one formula of its argument."""
+    if function.__module__ in ("torch.nn.functional", "torch.functional") or not _mentions_an_activation(function):
+        return None
+    source = _source(function)
+    if source is None or not isinstance(source.tree, ast.FunctionDef) or len(source.tree.args.args) != 1:
+        return None
+    body = [s for s in source.tree.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+    if len(body) != 1 or not isinstance(body[0], ast.Return) or not isinstance(body[0].value, ast.BinOp):
+        return None
+    finder = _Finder(function, source)
+    if finder.self_name is not None or finder.formula_variable(body[0].value) is None:
+        return None
+    return recognise(function, finder.formula_operations(body[0].value))
+
+
+@functools.lru_cache(maxsize=4096)
+def _unfaithful(reading: Reading) -> str | None:
+    """An objection where the source, compiled, is not the code that runs: a file that was changed since, names that
+    only mean something inside the class's body."""
+    assert reading.source is not None
+    try:
+        code = _compile(reading.source.text, reading.function, reading.function.__code__.co_filename, ())
+    except (SyntaxError, ValueError, StopIteration) as error:
+        return f"its source cannot be compiled again: {error}"
+    return None if _same(code, reading.function.__code__) else "its source is not the code that runs"
+
+
+def _same(a: CodeType, b: CodeType) -> bool:
+    """Whether two code objects do the same. Not to the byte: how a method of a global is called depends on whether the
+    module imports that name, which the function's own source does not say."""
+    return (a.co_code, a.co_names, a.co_consts) == (b.co_code, b.co_names, b.co_consts) or list(_steps(a)) == list(
+        _steps(b)
+    )
+
+
+_CALLING = {"PUSH_NULL", "PRECALL", "CACHE", "NOP", "EXTENDED_ARG"}
+
+
+def _steps(code: CodeType) -> Iterator[tuple[str, object]]:
+    for step in dis.get_instructions(code):
+        if step.opname in _CALLING:
+            continue
+        name = "LOAD_ATTR" if step.opname == "LOAD_METHOD" else step.opname
+        if isinstance(step.argval, CodeType):
+            yield from _steps(step.argval)
+        elif step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
+            yield name, None
+        else:
+            yield name, (type(step.argval), step.argval)
+
+
+# ---- The uses of activations by one live module
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One activation expression in a method of a live module.
+
+    Attributes:
+        owner: the module whose method, or a helper that its methods call, holds the expression.
+        method: the method's name; of a helper, its own.
+        reading: the method's.
+        expression: where in it.
+        current: the activation it computes now.
+        edge: (the module that holds it, the attribute) for an activation module; None for a function.
+        beyond: why the function that holds it cannot be replaced on the module, or None.
+    """
+
+    owner: nn.Module
+    method: str
+    reading: Reading
+    expression: Expression
+    current: Resolved | Unresolved
+    edge: tuple[nn.Module, str] | None
+    beyond: str | None
+
+    @property
+    def file(self) -> str:
+        return self.reading.function.__code__.co_filename
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why the method that holds it cannot be rewritten, or None."""
+        return self.beyond or self.reading.obstacle or _unfaithful(self.reading)
+
+    @property
+    def kind(self) -> str:
+        """What can be fused here: ``gated``, ``linear``, or ``pointwise``."""
+        kind = self.expression.kind
+        if kind == "linear" and (module := self.linear) is not None and not is_linear(module):
+            return "pointwise"
+        return kind
+
+    @property
+    def linear(self) -> nn.Module | None:
+        """The module whose result the activation takes, where its name says which that is."""
+        if self.expression.callee.how == "chain":
+            assert self.edge is not None
+            container, key = self.edge
+            names = list(container._modules)
+            return container._modules[names[names.index(key) - 1]]
+        call = self.expression.linear
+        if call is None or not isinstance(call.func, ast.Attribute):
+            return None
+        module: Any = self.owner
+        for name in _Finder.chain(call.func):
+            module = getattr(module, name, None)
+        return module if isinstance(module, nn.Module) else None
+
+    @property
+    def text(self) -> str:
+        """What applies it, as the source says."""
+        return ast.unparse(self.expression.callee.node)
+
+
+def uses(
+    owner: nn.Module, attributes: frozenset[str], activation_of: Callable[[nn.Module], Resolved | Unresolved | None]
+) -> Iterator[Use]:
+    """Every activation expression in the methods of a module, and in the helper functions that those call.
+
+    Args:
+        owner: the module.
+        attributes: the names under which modules of the whole model hold activations.
+        activation_of: ``resolve``, or a lookup of what it has said.
+    """
+    if activation_of(owner) is not None:
+        return
+    cls: Any = type(owner)
+    methods = _methods(cls, attributes)
+    helpers = tuple(
+        (name, None, value, None)
+        for name, value in vars(owner).items()
+        if type(value) is FunctionType and _is_model_code(value.__module__) and _mentions_an_activation(value)
+        if _formula_of(value) is None
+    )
+    for name, function, inner, obstacle in (*methods, *helpers) if helpers else methods:
+        reading = read(inner)
+        method = name if function is not None else inner.__qualname__
+        if function is None:
+            obstacle = f"it stands in {inner.__qualname__}, a function that the forward calls"
+        pending = list(reading.expressions)
+        while pending:
+            expression = pending.pop(0)
+            if expression.callee.how == "chain":
+                for key, current in _chain(expression, owner, activation_of):
+                    yield Use(owner, method, reading, expression, current, key, obstacle)
+                continue
+            found = _find(expression, owner, inner, activation_of)
+            if found is None:
+                pending[:0] = expression.fallback
+                continue
+            current, edge = found
+            yield Use(owner, method, reading, expression, current, edge, obstacle)
+        if reading.source is None:
+            for current in _named_in(inner):
+                core = ast.Name("?")
+                unread = Expression(Callee("function", core), core, core, line=inner.__code__.co_firstlineno)
+                yield Use(owner, method, reading, unread, current, None, reading.obstacle)
+
+
+def _container(expression: Expression, owner: nn.Module) -> nn.Module | None:
+    container: Any = owner
+    for name in expression.callee.value:
+        container = getattr(container, name, None)
+    return container if isinstance(container, (nn.Sequential, nn.ModuleList)) else None
+
+
+def _chain(
+    expression: Expression,
+    owner: nn.Module,
+    activation_of: Callable[[nn.Module], Resolved | Unresolved | None],
+) -> Iterator[tuple[tuple[nn.Module, str], Resolved | Unresolved]]:
+    """(edge, activation) for each activation that stands behind a linear layer in the chain a loop runs through."""
+    container = _container(expression, owner)
+    before: nn.Module | None = None
+    for key, module in container._modules.items() if container is not None else ():
+        if module is not None and is_linear(before) and (current := activation_of(module)) is not None:
+            assert container is not None
+            yield (container, key), current
+        before = module
+
+
+def _find(
+    expression: Expression,
+    owner: nn.Module,
+    function: FunctionType,
+    activation_of: Callable[[nn.Module], Resolved | Unresolved | None],
+) -> tuple[Resolved | Unresolved, tuple[nn.Module, str] | None] | None:
+    """(the activation, the edge that holds its module) for this module, or None if this is no activation on it."""
+    callee = expression.callee
+    if callee.how == "self":
+        return _find_attribute(expression, owner, function, activation_of)
+    if callee.how == "function":
+        return _called(callee.value, expression, owner, function), None
+    if callee.how == "object":
+        current = callee.value if isinstance(callee.value, Resolved) else activation_of(callee.value)
+        return None if current is None else (current, None)
+    if callee.how == "formula":
+        formula = _evaluated(callee.node, expression.argument, owner, function)
+        current = None if formula is None else recognise(formula, callee.value)
+        return None if current is None else (current, None)
+    module = _built(callee, owner, function)
+    if module is _MISSING:
+        return Unresolved("which activation it looks up is known when it is called"), None
+    if module is None:
+        return None
+    current = activation_of(module)
+    return None if current is None else (current, None)
+
+
+def _find_attribute(
+    expression: Expression,
+    owner: nn.Module,
+    function: FunctionType,
+    activation_of: Callable[[nn.Module], Resolved | Unresolved | None],
+) -> tuple[Resolved | Unresolved, tuple[nn.Module, str] | None] | None:
+    holder: Any = owner
+    *way, key = expression.callee.value
+    for name in way:
+        holder = getattr(holder, name, None)
+    if isinstance(holder, nn.Module):
+        module = holder._modules.get(key)
+        if module is not None:
+            current = activation_of(module)
+            return None if current is None else (current, (holder, key))
+    value = vars(holder).get(key) if hasattr(holder, "__dict__") else None
+    if isinstance(value, nn.Module):  # an activation that is no child, in a plain object
+        current = activation_of(value)
+        return None if current is None else (current, None)
+    if value is not None and is_function(value):
+        return _called(value, expression, owner, function), None
+    if isinstance(value, FunctionType) and (resolved := _formula_of(value)) is not None:
+        return resolved, None
+    return None
+
+
+def _called(
+    callee: Callable[..., Any], expression: Expression, owner: nn.Module, function: FunctionType
+) -> Resolved | Unresolved:
+    values = [(name, _constant(node, owner, function)) for name, node in expression.arguments]
+    if any(value is _MISSING for _, value in values):
+        return Unresolved("it is called with arguments that are not known before the call")
+    positional = tuple(value for name, value in values if name is None)
+    return resolve_call(callee, positional, {name: value for name, value in values if name is not None})
+
+
+def _constant(node: ast.expr, owner: nn.Module, function: FunctionType) -> Any:
+    """A number or string that the source or the module's own attributes give, or _MISSING."""
+    names: list[str] = []
+    at: ast.AST = node
+    while isinstance(at, ast.Attribute):
+        names.insert(0, at.attr)
+        at = at.value
+    if isinstance(at, ast.Name) and at.id == "self" and names:
+        value: Any = owner
+        for name in names:
+            value = getattr(value, name, _MISSING)
+        return value if isinstance(value, (int, float, str)) else _MISSING
+    if isinstance(at, ast.Name) and at.id in function.__globals__:
+        value = function.__globals__[at.id]
+        for name in names:
+            value = getattr(value, name, _MISSING)
+        return value if isinstance(value, (int, float, str)) else _MISSING
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError):
+        return _MISSING
+
+
+def _built(callee: Callee, owner: nn.Module, function: FunctionType) -> Any:
+    """The module that ``ACT2FN[...]`` or ``nn.GELU()`` in the source would give; _MISSING where that depends on the
+    call, None where it is none."""
+    if callee.how == "lookup":
+        assert isinstance(callee.node, ast.Subscript)
+        key = _constant(callee.node.slice, owner, function)
+        if key is _MISSING:
+            return _MISSING if {"gelu", "silu"} <= callee.value.keys() else None
+        try:
+            value = callee.value[key]
+        except Exception:  # a table of the model's own code, and a key that may not be there
+            return None
+        return value if isinstance(value, nn.Module) else None
+    assert isinstance(callee.node, ast.Call)
+    given = [_constant(node, owner, function) for node in callee.node.args]
+    named = {str(k.arg): _constant(k.value, owner, function) for k in callee.node.keywords}
+    if not callee.value.__module__.startswith("torch.nn.modules.activation") or _MISSING in (*given, *named.values()):
+        return None
+    try:
+        module: nn.Module = callee.value(*given, **named)
+    except Exception:  # torch's own constructor on arguments of the model's code
+        return None
+    return module
+
+
+def _evaluated(
+    node: ast.expr, variable: ast.expr, owner: nn.Module, function: FunctionType
+) -> Callable[[Any], Any] | None:
+    """A formula as a function of its one name, the module's numbers filled in."""
+    assert isinstance(variable, ast.Name)
+    for part in ast.walk(node):
+        if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load):
+            at: ast.AST = part
+            while isinstance(at, ast.Attribute):
+                at = at.value
+            outermost = not any(isinstance(p, ast.Attribute) and p.value is part for p in ast.walk(node))
+            mine = isinstance(at, ast.Name) and at.id == "self" and outermost
+            if mine and not isinstance(_constant(part, owner, function), (int, float)):
+                return None
+    code = compile(ast.Expression(node), "<formula>", "eval")
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    scope = {name: cell.cell_contents for name, cell in cells if not _is_empty(cell)}
+
+    def formula(x: Any) -> Any:
+        return eval(code, function.__globals__, {**scope, "self": owner, variable.id: x})
+
+    return formula
+
+
+def _named_in(function: FunctionType) -> Iterator[Resolved]:
+    """The activations that a function without source names among its globals."""
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name, METHODS.get(name))
+        if value is None:
+            value = getattr(nn.functional, name, None)
+        if value is not None and is_function(value):
+            current = resolve_call(value, (), {})
+            if isinstance(current, Resolved):
+                yield current
+
+
+# ---- Which functions are read
+
+_NAMES = {
+    *("gelu", "silu", "relu", "relu6", "leaky_relu", "elu", "mish", "hardswish", "sigmoid", "tanh", "erf", "expit"),
+    *("relu_", "sigmoid_", "tanh_", "silu_", "elu_", "leaky_relu_"),
+    *("GELU", "SiLU", "ReLU", "ReLU6", "LeakyReLU", "ELU", "Mish", "Hardswish", "Sigmoid", "Tanh"),
+    *("ACT2FN", "ACT2CLS", "get_activation"),
+}
+_NOT_MODEL_CODE = ("torch", "transformers.modeling_utils", "transformers.generation", "transformers.utils")
+
+
+def _is_model_code(module: str) -> bool:
+    return module == nn.Sequential.__module__ or not any(
+        module == name or module.startswith(name + ".") for name in _NOT_MODEL_CODE
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _all_names(code: CodeType) -> frozenset[str]:
+    nested = (_all_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return frozenset(code.co_names).union(*nested)
+
+
+def _mentions_an_activation(function: FunctionType, attributes: frozenset[str] = frozenset()) -> bool:
+    names = _all_names(function.__code__)
+    if names & _NAMES or names & attributes or function is nn.Sequential.forward:
+        return True
+    values = (function.__globals__.get(name) for name in names)
+    return any(is_function(v) or isinstance(v, nn.Module) for v in values)
+
+
+_Method = tuple[str, "FunctionType | None", FunctionType, "str | None"]
+
+
+@functools.lru_cache(maxsize=4096)
+def _methods(cls: type[nn.Module], attributes: frozenset[str]) -> tuple[_Method, ...]:
+    """The methods of a class that mention an activation, and such of the helper functions that its methods call: (name,
+    the method as the class has it (None for a helper), the function below its decorators, why it cannot be rewritten).
+    """
+    found: list[_Method] = []
+    seen: set[FunctionType] = set()
+    names = dict.fromkeys(name for base in cls.__mro__ if _is_model_code(base.__module__) for name in vars(base))
+    pending = [(name, _class_attribute(cls, name), True) for name in names if name not in _NOT_FORWARD]
+    while pending:
+        name, value, bound = pending.pop(0)
+        if isinstance(value, property):
+            value, bound = value.fget, False
+        if isinstance(value, (staticmethod, classmethod)):
+            value, bound = value.__func__, False
+        if not isinstance(value, FunctionType):
+            continue
+        inner, obstacle = _undecorated(value, name) if bound else (value, None)
+        if inner in seen or not _is_model_code(inner.__module__ or ""):
+            continue
+        seen.add(inner)
+        if not bound and _formula_of(inner) is not None:
+            continue  # its call is an expression itself
+        if _mentions_an_activation(inner, attributes):
+            found.append((name, value if bound else None, inner, obstacle))
+        for mentioned in _all_names(inner.__code__):
+            helper = inner.__globals__.get(mentioned)
+            if isinstance(helper, FunctionType):
+                pending.append((mentioned, inspect.unwrap(helper), False))
+    return tuple(found)
+
+
+_NOT_FORWARD = {"__init__", "_init_weights", "reset_parameters", "init_weights"}
+
+
+def _class_attribute(cls: type, name: str) -> object:
+    for base in cls.__mro__:
+        if name in vars(base):
+            return vars(base)[name] if _is_model_code(base.__module__) else None
+    return None
+
+
+def _undecorated(function: FunctionType, name: str) -> tuple[FunctionType, str | None]:
+    """The function below a method's decorators, and why a rewritten one could not take its place there, or None."""
+    obstacle = None
+    while (cell := _decorated_cell(function, name)) is not None or hasattr(function, "__wrapped__"):
+        if cell is None:
+            wrapped = getattr(function, "__wrapped__", None)
+            if not isinstance(wrapped, FunctionType):
+                return function, "its decorator keeps the function where it cannot be replaced"
+            function, obstacle = wrapped, "its decorator keeps the function where it cannot be replaced"
+        else:
+            function = cell.cell_contents
+    return function, obstacle
+
+
+def _decorated_cell(function: FunctionType, name: str) -> Any:
+    """The cell of a decorator's closure that holds the function it decorates."""
+    wrapped = getattr(function, "__wrapped__", None)
+    for cell in function.__closure__ or ():
+        if _is_empty(cell):
+            continue
+        value = cell.cell_contents
+        if isinstance(value, FunctionType) and (value is wrapped or (wrapped is None and value.__name__ == name)):
+            return cell
+    return None
+
+
+# ---- Rewriting
+
+_FLAGS = functools.reduce(
+    lambda a, b: a | b, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names)
+)
+
+
+@dataclass
+class _Edits:
+    """Replacements in a source, each at the node it replaces; rendering a node applies those inside it."""
+
+    source: _Source
+    at: dict[ast.AST, Callable[[], str]] = field(default_factory=dict)
+    deleted: set[ast.stmt] = field(default_factory=set)
+
+    def render(self, node: ast.expr | ast.stmt, itself: bool = True) -> str:
+        """The text of a node, edited."""
+        if itself and node in self.at:
+            return self.at[node]()
+        data = self.source.text.encode()
+        start, end = self.source.span(node)
+        pieces: list[bytes] = []
+        for inner in sorted(self._outermost(node), key=self.source.span):
+            begin, finish = self.source.span(inner)
+            pieces += [data[start:begin], self.render(inner).encode()]
+            start = finish
+        return b"".join([*pieces, data[start:end]]).decode()
+
+    def _outermost(self, node: ast.AST) -> Iterator[Any]:
+        for child in ast.iter_child_nodes(node):
+            if child in self.at:
+                yield child
+            else:
+                yield from self._outermost(child)
+
+    def delete(self, statement: ast.stmt) -> None:
+        """Leave out the lines of a statement, if nothing else stands on them."""
+        lines = self.source.text.splitlines()
+        assert statement.end_lineno is not None
+        first, last = lines[statement.lineno - 1].encode(), lines[statement.end_lineno - 1].encode()
+        rest = last[statement.end_col_offset :].strip()
+        if not first[: statement.col_offset].strip() and (not rest or rest.startswith(b"#")):
+            self.deleted.add(statement)
+
+    def text(self) -> str:
+        """The whole function's text, edited."""
+        data = self.source.text.encode()
+        tree = self.source.tree
+        pieces: list[bytes] = []
+        start = 0
+        edits = sorted([*self._outermost(tree), *self.deleted], key=self.source.span)
+        for node in edits:
+            begin, finish = self.source.span(node)
+            if begin < start:  # inside a deleted statement
+                continue
+            if node in self.deleted:  # whole lines
+                pieces.append(data[start : self.source.offsets[node.lineno - 1]])
+                start = self.source.offsets[node.end_lineno]
+            else:
+                pieces += [data[start:begin], self.render(node).encode()]
+                start = finish
+        return b"".join([*pieces, data[start:]]).decode()
+
+
+def rewritten(
+    uses: list[tuple[Use, Fused]],
+) -> dict[str, tuple[FunctionType, tuple[Any, ...]]]:
+    """The methods of one module, rewritten to fuse some of its uses: name → (function, recipe to make it again).
+
+    Args:
+        uses: of one owner, none with an obstacle, each with what computes it.
+    """
+    methods: dict[str, list[tuple[Use, Fused]]] = {}
+    for use, fused in uses:
+        methods.setdefault(use.method, []).append((use, fused))
+    result = {}
+    cls: Any = type(uses[0][0].owner)
+    for name, parts in methods.items():
+        chosen = tuple(dict.fromkeys((use.expression, None if use.edge else fused) for use, fused in parts))
+        text, helpers = _edited(parts[0][0].reading, chosen)
+        recipe = (text, helpers)
+        result[name] = (compiled(cls, name, *recipe), recipe)
+    return result
+
+
+@functools.lru_cache(maxsize=1024)
+def _edited(
+    reading: Reading, chosen: tuple[tuple[Expression, Fused | None], ...]
+) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    """The edited source of a function, and the names it refers to beside its own. ``chosen``: the expressions to fuse,
+    each with what computes it, None for an activation module, which says so itself."""
+    assert reading.source is not None
+    taken = _all_names(reading.function.__code__) | set(reading.function.__code__.co_varnames)
+    taken |= reading.function.__globals__.keys() | vars(builtins).keys() | set(reading.function.__code__.co_freevars)
+    helpers: dict[str, Any] = {}
+    edits = _Edits(reading.source)
+
+    def helper(name: str, value: Any) -> str:
+        free = name
+        while free in taken or helpers.get(free, value) is not value:
+            free += "_"
+        helpers[free] = value
+        return free
+
+    for expression, fused in chosen:
+        _edit(edits, expression, fused, helper)
+    return edits.text(), tuple(helpers.items())
+
+
+def _edit(edits: _Edits, expression: Expression, fused: Fused | None, helper: Callable[[str, Any], str]) -> None:
+    if expression.callee.how == "chain":
+        name = helper("steps", steps)
+        edits.at[expression.core] = lambda: f"{name}({edits.render(expression.core, itself=False)})"
+        return
+    core, product, linear, moved = expression.core, expression.product, expression.linear, expression.moved
+    act = edits.render(expression.callee.node) if fused is None else helper(f"patched_{fused.activation}", fused)
+    if product is not None:
+        name = helper("gated", gated)
+        factor: ast.expr = core
+        gate: Callable[[], str] = lambda: edits.render(expression.argument)  # noqa: E731
+        if moved is not None:
+            assert isinstance(moved.targets[0], ast.Name)
+            gate = moved.targets[0].id.__str__
+            factor = next(
+                side for side in (product.left, product.right) if isinstance(side, ast.Name) and side.id == gate()
+            )
+            edits.at[core] = lambda: _one_expression(edits.render(expression.argument))
+            if isinstance(expression.argument, ast.Name) and expression.argument.id == gate():
+                edits.delete(moved)
+        if product.left is factor:
+            edits.at[product] = lambda: f"{name}({act}, {gate()}, {edits.render(product.right)})"
+        else:  # evaluated in the order it is written
+            edits.at[product] = lambda: f"{name}({act}, up={edits.render(product.left)}, gate={gate()})"
+    elif linear is not None:
+        name = helper("linear_act", linear_act)
+        fusion = lambda: f"{name}({act}, {edits.render(linear.func)}, {edits.render(linear.args[0])})"  # noqa: E731
+        if moved is None:
+            edits.at[core] = fusion
+        else:
+            assert isinstance(expression.argument, ast.Name)
+            edits.at[linear] = fusion
+            edits.at[core] = expression.argument.id.__str__
+            statement = _assignment_of(edits.source.tree, core)
+            if statement is not None and _names(statement.targets) == [expression.argument.id]:
+                edits.delete(statement)
+    else:
+        edits.at[core] = lambda: f"{act}({edits.render(expression.argument)})"
+
+
+def _assignment_of(tree: ast.AST, value: ast.expr) -> ast.Assign | None:
+    return next((node for node in ast.walk(tree) if isinstance(node, ast.Assign) and node.value is value), None)
+
+
+def _names(targets: list[ast.expr]) -> list[str]:
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _one_expression(text: str) -> str:
+    return f"({text})" if "\n" in text else text
+
+
+@functools.lru_cache(maxsize=4096)
+def compiled(cls: type[nn.Module], name: str, text: str, helpers: tuple[tuple[str, Any], ...]) -> FunctionType:
+    """``text`` compiled in the place of a class's method: with its globals, its closure, its defaults, and below its
+    decorators; ``helpers`` are further names of its closure. Its source is registered with ``linecache``, so that
+    tracebacks and debuggers show it.
+    """
+    method = _class_attribute(cls, name)
+    assert isinstance(method, FunctionType)
+    inner, _ = _undecorated(method, name)
+    file = f"<hf_gelu_patch {inner.__module__}.{inner.__qualname__} {zlib.crc32(text.encode()):08x}>"
+    code = _compile(text, inner, file, tuple(name for name, _ in helpers))
+    cells = dict(zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True))
+    cells.update((key, _cell(value)) for key, value in helpers)
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    return _redecorated(method, name, _like(inner, code, tuple(cells[free] for free in code.co_freevars)))
+
+
+def _compile(text: str, like: FunctionType, file: str, helpers: tuple[str, ...]) -> CodeType:
+    """The code object of the function that ``text`` defines, its closure's names being those of ``like`` and
+    ``helpers``."""
+    tree = _parse(text)
+    assert tree is not None
+    tree = copy.deepcopy(tree)
+    tree.decorator_list = []
+    names = [*like.__code__.co_freevars, *helpers]
+    factory = ast.FunctionDef(
+        name="make",
+        args=ast.arguments(
+            posonlyargs=[], args=[ast.arg(n) for n in names], kwonlyargs=[], kw_defaults=[], defaults=[]
+        ),
+        body=[tree],
+        decorator_list=[],
+        lineno=1,
+        col_offset=0,
+    )
+    if hasattr(factory, "type_params"):
+        factory.type_params = []
+    module = ast.fix_missing_locations(ast.Module([factory], type_ignores=[]))
+    outer = compile(module, file, "exec", flags=like.__code__.co_flags & _FLAGS, dont_inherit=True)
+    made = next(constant for constant in outer.co_consts if isinstance(constant, CodeType))
+    return next(c for c in made.co_consts if isinstance(c, CodeType) and c.co_name == tree.name)
+
+
+def _cell(value: Any) -> Any:
+    return (lambda: value).__closure__[0]  # type: ignore[index]
+
+
+def _like(function: FunctionType, code: CodeType, closure: tuple[Any, ...]) -> FunctionType:
+    """A function with another's globals, name, defaults and attributes."""
+    made = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__qualname__ = function.__qualname__
+    made.__module__ = function.__module__
+    made.__doc__ = function.__doc__
+    made.__annotations__ = function.__annotations__
+    made.__dict__.update(function.__dict__)
+    return made
+
+
+def _redecorated(method: FunctionType, name: str, inner: FunctionType) -> FunctionType:
+    """The method's decorators around another function: each one's own code, over a closure that holds the new one."""
+    cell = _decorated_cell(method, name)
+    if cell is None:
+        return inner
+    below = _redecorated(cell.cell_contents, name, inner)
+    closure = tuple(_cell(below) if one is cell else one for one in method.__closure__ or ())
+    made = _like(method, method.__code__, closure)
+    if "__wrapped__" in made.__dict__:
+        made.__dict__["__wrapped__"] = below
+    return made
+
+
+# ---- Binding
+
+_RECORD = "_hf_gelu_patch"
+_SLOTS = ("forward", "_old_forward")  # accelerate keeps the forward it hooked in the second
+
+
+class PatchedMethods:
+    """The methods of one module that were rewritten, bound on it beneath accelerate's hook, and what they replaced.
+
+    Kept in the module's ``__dict__``, ahead of the methods themselves: a bound method is pickled by its name, and
+    finds, when it is read back, the one that this record has bound by then.
+
+    Attributes:
+        module: whose methods these are.
+        methods: name → the rewritten function, and the recipe to compile it again.
+        config_changes: as ``PatchedActivation`` has them.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        methods: dict[str, tuple[FunctionType, tuple[Any, ...]]],
+        config_changes: list[Any],
+    ) -> None:
+        self.module = module
+        self.methods = methods
+        self.config_changes = config_changes
+        self.replaced: dict[str, Any] = {}
+
+    @staticmethod
+    def of(module: nn.Module) -> PatchedMethods | None:
+        """The record on a module, or None if none of its methods was rewritten."""
+        record: PatchedMethods | None = module.__dict__.get(_RECORD)
+        return record
+
+    def bind(self) -> None:
+        """Put the methods in place."""
+        state = self.module.__dict__
+        state[_RECORD] = self
+        for name, (function, _) in self.methods.items():
+            slot = "_old_forward" if name == "forward" and "_old_forward" in state else name
+            if slot in state:
+                self.replaced[name] = state[slot]
+            state[slot] = MethodType(function, self.module)
+
+    def unbind(self) -> None:
+        """Take the methods off again, wherever accelerate has put them by now, and leave what it had done."""
+        state = self.module.__dict__
+        for name, (function, _) in self.methods.items():
+            for slot in _SLOTS if name == "forward" else (name,):
+                if getattr(state.get(slot), "__func__", None) is not function:
+                    continue
+                if name in self.replaced:
+                    state[slot] = self.replaced[name]
+                elif slot == "_old_forward":  # hooked after the patch
+                    state[slot] = MethodType(getattr(type(self.module), name), self.module)
+                else:
+                    del state[slot]
+        state.pop(_RECORD, None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PatchedMethods:
+        made = copy.copy(self)
+        memo[id(self)] = made
+        made.module = copy.deepcopy(self.module, memo)
+        made.replaced = copy.deepcopy(self.replaced, memo)
+        made.config_changes = copy.deepcopy(self.config_changes, memo)
+        return made
+
+    def __copy__(self) -> PatchedMethods:
+        made = object.__new__(PatchedMethods)
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        recipes = {name: recipe for name, (_, recipe) in self.methods.items()}
+        return _read_back, (self.module, recipes, self.config_changes)
+
+
+def _read_back(module: nn.Module, recipes: dict[str, tuple[Any, ...]], config_changes: list[Any]) -> PatchedMethods:
+    cls: Any = type(module)
+    methods = {name: (compiled(cls, name, *recipe), recipe) for name, recipe in recipes.items()}
+    record = PatchedMethods(module, methods, config_changes)
+    record.bind()
+    return record
+
+
+def explained(record: PatchedMethods) -> Iterator[tuple[str, str, str, str]]:
+    """(class, where, the source before, the source after) of each method of a record."""
+    for name, (_, (text, _)) in record.methods.items():
+        method = _class_attribute(type(record.module), name)
+        assert isinstance(method, FunctionType)
+        inner, _ = _undecorated(method, name)
+        source = _source(inner)
+        assert source is not None
+        where = f"{inner.__code__.co_filename}:{inner.__code__.co_firstlineno}"
+        yield inner.__qualname__, where, textwrap.dedent(source.text), textwrap.dedent(text)
