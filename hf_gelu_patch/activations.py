@@ -424,9 +424,10 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Unresolved:
-    """What looks like an activation, and why its function cannot be told."""
+    """What is, or looks like, an activation, and why it has to stay as it is: its function cannot be told, mostly."""
 
     reason: str
+    spelling: str = "unknown"
 
 
 def _plain(name: str, aten_ops: int = 1, spelling: str | None = None) -> Callable[[Any], Resolved | None]:
@@ -639,6 +640,9 @@ def is_function(value: object) -> bool:
         return False
 
 
+IN_PLACE = "it works in place, and what stands behind it may count on that"
+
+
 def resolve_call(
     function: Function, arguments: tuple[object, ...], keywords: Mapping[str, object]
 ) -> Resolved | Unresolved:
@@ -649,7 +653,7 @@ def resolve_call(
     if len(arguments) > len(parameters) or not given.keys() <= set(parameters):
         return Unresolved(f"{name} is called with arguments that are not known")
     if given.pop("inplace", False) or inplace:
-        return Unresolved(f"{name} works in place, and what stands behind it may count on that")
+        return Unresolved(IN_PLACE, name)
     if name == "gelu":
         approximate = given.get("approximate", "none")
         if approximate not in ("none", "tanh"):

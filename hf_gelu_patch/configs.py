@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hf_gelu_patch.activations import Activation, Resolved, get_activation, resolve
+from hf_gelu_patch.activations import Activation, Resolved, get_activation
 from hf_gelu_patch.errors import UnknownNameError
-from hf_gelu_patch.sites import ConfigChange, Plan, walk
+from hf_gelu_patch.sites import ConfigChange, Plan, places
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -103,7 +103,7 @@ def _follow(
         if after is None:
             continue
         sets = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
-        if not sets & swapped or any(after.get(path) != target for path in sets):
+        if not sets & swapped or any(after.get(path) != target for path in sets & swapped):
             continue
         label = ".".join((*way, key))
         if others := sorted(sets - swapped):
@@ -147,13 +147,18 @@ def _reread(config: PretrainedConfig) -> PretrainedConfig:
     return type(config).from_dict(config.to_dict())
 
 
-def _built_activations(part: PreTrainedModel, config: PretrainedConfig) -> dict[str, Activation] | None:
-    """path → activation of the same class built, without memory, from the config as it would be reloaded."""
+def _built_activations(part: PreTrainedModel, config: PretrainedConfig) -> dict[str, object] | None:
+    """path → activation, of the same class built, without memory, from the config as it would be reloaded. Of one that
+    is looked up when it is called: the strings that its module holds, one of which names it."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             built = type(part)(_reread(config))
     except Exception:  # a model's own constructor: whatever it raises, its config cannot be followed
         return None
-    found = ((edge.path, resolve(child)) for edge, child in walk(built))
-    return {path: current.activation for path, current in found if isinstance(current, Resolved)}
+    return {
+        place.name: place.current.activation
+        if isinstance(place.current, Resolved)
+        else sorted(value for value in vars(place.owner).values() if isinstance(value, str))
+        for place in places(built)
+    }

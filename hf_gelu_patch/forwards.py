@@ -1,32 +1,25 @@
-"""A module's methods read as syntax trees: the activation expressions in them, and the methods rewritten to fuse those.
+"""A module's methods read as syntax trees: where they apply activations, and what stands around those.
 
 Nothing is known here about any model. A method's source is parsed once; the places where it applies an activation are
-found; names are followed where they are assigned once and used once. A rewriting replaces just those expressions in the
-source text, compiles it with the method's own globals and closure, and binds it on one instance. What does not match
-exactly stays as it is written.
+found; names are followed where they are assigned once and used once. What does not match exactly stays as it is.
 """
 
 from __future__ import annotations
-import __future__
 
 import ast
 import builtins
-import copy
-import dis
 import functools
 import inspect
-import linecache
-import textwrap
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from hf_gelu_patch.activations import (
+    IN_PLACE,
     METHODS,
     Resolved,
     Unresolved,
@@ -34,66 +27,25 @@ from hf_gelu_patch.activations import (
     recognise,
     resolve_call,
 )
-from hf_gelu_patch.implementations import Fused
-from hf_gelu_patch.replacements import gated, is_linear, linear_act, steps
+from hf_gelu_patch.replacements import is_linear
+from hf_gelu_patch.sources import (
+    Source,
+    all_names,
+    class_attribute,
+    compile_function,
+    does_the_same,
+    is_empty,
+    is_model_code,
+    source_of,
+    undecorated,
+)
 
-__all__ = ["Expression", "PatchedMethods", "Use", "compiled", "rewritten", "uses"]
+__all__ = ["Expression", "Reading", "Use", "read", "uses"]
 
+Resolve = Callable[[nn.Module], "Resolved | Unresolved | None"]
+"""``activations.resolve``, or a lookup of what it has said."""
 
-# ---- A method's source
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The text of one function as it stands in its file, and its syntax tree, whose positions are those of the text."""
-
-    text: str
-    tree: ast.FunctionDef | ast.AsyncFunctionDef
-    offsets: tuple[int, ...]  # of each line, in bytes of UTF-8, as ast counts columns
-
-    def span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
-        assert node.end_lineno is not None
-        assert node.end_col_offset is not None
-        return (
-            self.offsets[node.lineno - 1] + node.col_offset,
-            self.offsets[node.end_lineno - 1] + node.end_col_offset,
-        )
-
-
-def _parse(text: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
-    """The function that ``text``, indented or not, defines; its lines counted from 1."""
-    try:
-        body = ast.parse("if True:\n" + text if text[:1].isspace() else text).body
-        if text[:1].isspace():
-            (outer,) = body
-            assert isinstance(outer, ast.If)
-            body = [ast.increment_lineno(node, -1) for node in outer.body]
-    except (SyntaxError, ValueError):
-        return None
-    return body[0] if len(body) == 1 and isinstance(body[0], (ast.FunctionDef, ast.AsyncFunctionDef)) else None
-
-
-def _last_line(code: CodeType) -> int:
-    lines = [line for _, _, line in code.co_lines() if line is not None]
-    return max([code.co_firstlineno, *lines, *(_last_line(c) for c in code.co_consts if isinstance(c, CodeType))])
-
-
-def _source(function: FunctionType) -> _Source | None:
-    """The source of a function, or None where there is none, or it is not what runs."""
-    code = function.__code__
-    lines = linecache.getlines(code.co_filename, function.__globals__)
-    first, last = code.co_firstlineno, _last_line(code)
-    for end in range(last, min(last + 12, len(lines)) + 1):  # a call's closing brackets run no code of their own
-        text = "".join(lines[first - 1 : end])
-        if (tree := _parse(text)) is not None:
-            offsets = [0]
-            for line in text.splitlines(keepends=True):
-                offsets.append(offsets[-1] + len(line.encode()))
-            return _Source(text, tree, tuple(offsets))
-    return None
-
-
-# ---- The activation expressions in it
+_MISSING = object()
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +54,8 @@ class Callee:
 
     ``how``: ``self`` (an attribute of the module), ``function`` (one of torch's), ``object`` (an activation module
     that the source names), ``lookup`` (``ACT2FN[...]``), ``class`` (built at call time), ``formula`` (written out),
-    ``chain`` (a loop that calls each module of a container on what the one before it gave).
+    ``in place`` (a formula written as ``x *= torch.sigmoid(x)``), ``method`` (one of an attribute's that may be a
+    tensor: ``self.gate.tanh()``), ``chain`` (a loop that calls each module of a container on what the one before gave).
     """
 
     how: str
@@ -120,7 +73,7 @@ class Expression:
         core: the node ``act(x)``.
         arguments: the nodes of further positional and keyword arguments.
         argument: the node x.
-        product: the node ``act(x) * up``, where there is one.
+        product: the node ``act(x) * up``, where there is one, or ``torch.mul(act(x), up)``.
         moved: the statement that assigns ``act(x)`` to the name that ``product`` then reads, or the one that assigns
             ``linear(x)`` to the name that ``core`` then reads; None where they are one expression.
         linear: the node ``linear(x)``, where x is one.
@@ -132,7 +85,8 @@ class Expression:
     core: ast.expr
     argument: ast.expr
     arguments: tuple[tuple[str | None, ast.expr], ...] = ()
-    product: ast.BinOp | None = None
+    product: ast.expr | None = None
+    factors: tuple[ast.expr, ast.expr] | None = None  # of the product
     linear: ast.Call | None = None
     moved: ast.Assign | None = None
     line: int = 0
@@ -153,21 +107,15 @@ class Reading:
     """A function's expressions, or the reason why its source cannot be read (``expressions`` is empty then)."""
 
     function: FunctionType
-    source: _Source | None
+    source: Source | None
     expressions: tuple[Expression, ...]
     obstacle: str | None = None
-
-
-_MISSING = object()
-_MAKES_A_FORMULA = {torch.sigmoid, torch.tanh, torch.erf, torch.exp, torch.relu, torch.nn.functional.softplus}
-_MAKES_A_FORMULA |= {torch.special.erf, torch.nn.functional.sigmoid, torch.nn.functional.tanh, torch.nn.functional.relu}
-_FORMULA_METHODS = {"sigmoid", "tanh", "erf", "exp", "relu", "pow", "square", "mul", "add", "div", "sqrt", "clamp"}
 
 
 @functools.lru_cache(maxsize=4096)
 def read(function: FunctionType) -> Reading:
     """The activation expressions of one function, from its source."""
-    source = _source(function)
+    source = source_of(function)
     if source is None:
         return Reading(function, None, (), "its source is not available")
     if isinstance(source.tree, ast.AsyncFunctionDef):
@@ -175,17 +123,28 @@ def read(function: FunctionType) -> Reading:
     return Reading(function, source, tuple(_Finder(function, source).found()))
 
 
+# ---- Finding the expressions
+
+_MAKES_A_FORMULA = {torch.sigmoid, torch.tanh, torch.erf, torch.exp, torch.relu, torch.nn.functional.softplus}
+
+
+_MAKES_A_FORMULA |= {torch.special.erf, torch.nn.functional.sigmoid, torch.nn.functional.tanh, torch.nn.functional.relu}
+
+
+_FORMULA_METHODS = {"sigmoid", "tanh", "erf", "exp", "relu", "pow", "square", "mul", "add", "div", "sqrt", "clamp"}
+
+
 class _Finder:
     """Walks one function."""
 
-    def __init__(self, function: FunctionType, source: _Source) -> None:
+    def __init__(self, function: FunctionType, source: Source) -> None:
         self.tree = source.tree
         self.first_line = function.__code__.co_firstlineno
         arguments = self.tree.args
         names = [*arguments.posonlyargs, *arguments.args]
         self.self_name = names[0].arg if names and names[0].arg == "self" else None
         closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-        self.cells = {name: cell.cell_contents for name, cell in closure.items() if not _is_empty(cell)}
+        self.cells = {name: cell.cell_contents for name, cell in closure.items() if not is_empty(cell)}
         self.globals = function.__globals__
         self.nodes = [node for statement in self.tree.body for node in ast.walk(statement)]
         stored = {node.id for node in self.nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
@@ -220,6 +179,16 @@ class _Finder:
             if inner:
                 yield self.placed(Callee("formula", node, self.formula_operations(node)), node, variable, (), inner)
             return
+        if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Mult) and isinstance(node.target, ast.Name):
+            name = ast.copy_location(ast.Name(node.target.id, ast.Load()), node.target)
+            product = ast.copy_location(ast.BinOp(name, ast.Mult(), node.value), node)
+            if self.formula_variable(product) is not None:
+                line = node.lineno + self.first_line - 1
+                callee = Callee("in place", product, self.formula_operations(product))
+                yield Expression(
+                    callee, product, name, line=line, end_line=line, fallback=tuple(self.within(node.value))
+                )
+                return
         if isinstance(node, ast.For) and (call := self.chained(node)) is not None:
             callee = Callee("chain", node.iter, tuple(self.chain(node.iter)))
             line = call.lineno + self.first_line - 1
@@ -239,7 +208,7 @@ class _Finder:
         arguments: tuple[tuple[str | None, ast.expr], ...],
         fallback: tuple[Expression, ...],
     ) -> Expression:
-        product, moved = self.product_of(callee, core)
+        product, factors, moved = self.product_of(callee, core)
         linear = None
         if product is None:
             linear, moved = self.linear_before(callee, core, argument)
@@ -250,6 +219,7 @@ class _Finder:
             argument,
             arguments,
             product,
+            factors,
             linear,
             moved,
             core.lineno + shift,
@@ -281,10 +251,11 @@ class _Finder:
         if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
             return None
         method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
-        if method in METHODS and not call.args and not call.keywords and not self.is_self_chain(call.func):
+        if method in METHODS and not call.args and not call.keywords:
             assert isinstance(call.func, ast.Attribute)
             if self.static(call.func.value) is _MISSING:
-                return Callee("function", call.func, METHODS[method]), call.func.value, ()
+                how = "method" if self.is_self_chain(call.func.value) else "function"
+                return Callee(how, call.func, METHODS[method]), call.func.value, ()
         keywords = [(k.arg, k.value) for k in call.keywords]
         arguments = [(None, a) for a in call.args]
         if not arguments and keywords and keywords[0][0] in ("input", "hidden_states"):
@@ -401,25 +372,34 @@ class _Finder:
 
     # -- what stands around it
 
-    def product_of(self, callee: Callee, core: ast.expr) -> tuple[ast.BinOp | None, ast.Assign | None]:
-        """The product that ``core`` is a factor of, directly or by a name given to it alone."""
+    def product_of(
+        self, callee: Callee, core: ast.expr
+    ) -> tuple[ast.expr | None, tuple[ast.expr, ast.expr] | None, ast.Assign | None]:
+        """The product that ``core`` is a factor of, directly or by a name given to it alone; its factors; the statement
+        that gives the name."""
         parent = self.parents[core]
-        if self.is_product(parent, core):
-            assert isinstance(parent, ast.BinOp)
-            return parent, None
+        if (factors := self.factors(parent, core)) is not None:
+            assert isinstance(parent, ast.expr)
+            return parent, factors, None
         if callee.movable and isinstance(parent, ast.Assign) and parent.value is core:
             use = self.only_use(parent)
-            if use is not None and self.is_product(product := self.parents[use], use):
-                assert isinstance(product, ast.BinOp)
-                return product, parent
-        return None, None
+            if use is not None and (factors := self.factors(product := self.parents[use], use)) is not None:
+                assert isinstance(product, ast.expr)
+                return product, factors, parent
+        return None, None, None
 
-    @staticmethod
-    def is_product(node: ast.AST, factor: ast.AST) -> bool:
-        if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Mult):
-            return False
-        other = node.right if node.left is factor else node.left
-        return not isinstance(other, ast.Constant)
+    def factors(self, node: ast.AST, factor: ast.expr) -> tuple[ast.expr, ast.expr] | None:
+        """The two factors where ``node`` is the product of ``factor`` and something that is no number."""
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            both = node.left, node.right
+        elif isinstance(node, ast.Call) and len(node.args) == 2 and not node.keywords:
+            if self.static(node.func) not in (torch.mul, torch.multiply) or factor not in node.args:
+                return None
+            both = node.args[0], node.args[1]
+        else:
+            return None
+        other = both[1] if both[0] is factor else both[0]
+        return None if isinstance(other, (ast.Constant, ast.Starred)) else both
 
     def linear_before(
         self, callee: Callee, core: ast.expr, argument: ast.expr
@@ -565,14 +545,6 @@ class _Finder:
         )
 
 
-def _is_empty(cell: Any) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return True
-    return False
-
-
 def _is_pure(value: object) -> bool:
     """Whether a function is one of math's, or one of torch's that do not work in place."""
     if isinstance(value, BuiltinFunctionType):
@@ -594,7 +566,7 @@ def _formula_of(function: FunctionType) -> Resolved | None:
     """The activation that a helper of the model's code computes, where its body is one formula of its argument."""
     if function.__module__ in ("torch.nn.functional", "torch.functional") or not _mentions_an_activation(function):
         return None
-    source = _source(function)
+    source = source_of(function)
     if source is None or not isinstance(source.tree, ast.FunctionDef) or len(source.tree.args.args) != 1:
         return None
     body = [s for s in source.tree.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
@@ -612,37 +584,13 @@ def _unfaithful(reading: Reading) -> str | None:
     only mean something inside the class's body."""
     assert reading.source is not None
     try:
-        code = _compile(reading.source.text, reading.function, reading.function.__code__.co_filename, ())
+        code = compile_function(reading.source.text, reading.function, reading.function.__code__.co_filename, ())
     except (SyntaxError, ValueError, StopIteration) as error:
         return f"its source cannot be compiled again: {error}"
-    return None if _same(code, reading.function.__code__) else "its source is not the code that runs"
+    return None if does_the_same(code, reading.function.__code__) else "its source is not the code that runs"
 
 
-def _same(a: CodeType, b: CodeType) -> bool:
-    """Whether two code objects do the same. Not to the byte: how a method of a global is called depends on whether the
-    module imports that name, which the function's own source does not say."""
-    return (a.co_code, a.co_names, a.co_consts) == (b.co_code, b.co_names, b.co_consts) or list(_steps(a)) == list(
-        _steps(b)
-    )
-
-
-_CALLING = {"PUSH_NULL", "PRECALL", "CACHE", "NOP", "EXTENDED_ARG"}
-
-
-def _steps(code: CodeType) -> Iterator[tuple[str, object]]:
-    for step in dis.get_instructions(code):
-        if step.opname in _CALLING:
-            continue
-        name = "LOAD_ATTR" if step.opname == "LOAD_METHOD" else step.opname
-        if isinstance(step.argval, CodeType):
-            yield from _steps(step.argval)
-        elif step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
-            yield name, None
-        else:
-            yield name, (type(step.argval), step.argval)
-
-
-# ---- The uses of activations by one live module
+# ---- On one live module
 
 
 @dataclass(frozen=True, eq=False)
@@ -706,9 +654,7 @@ class Use:
         return ast.unparse(self.expression.callee.node)
 
 
-def uses(
-    owner: nn.Module, attributes: frozenset[str], activation_of: Callable[[nn.Module], Resolved | Unresolved | None]
-) -> Iterator[Use]:
+def uses(owner: nn.Module, attributes: frozenset[str], activation_of: Resolve) -> Iterator[Use]:
     """Every activation expression in the methods of a module, and in the helper functions that those call.
 
     Args:
@@ -723,7 +669,7 @@ def uses(
     helpers = tuple(
         (name, None, value, None)
         for name, value in vars(owner).items()
-        if type(value) is FunctionType and _is_model_code(value.__module__) and _mentions_an_activation(value)
+        if type(value) is FunctionType and is_model_code(value.__module__) and _mentions_an_activation(value)
         if _formula_of(value) is None
     )
     for name, function, inner, obstacle in (*methods, *helpers) if helpers else methods:
@@ -738,7 +684,8 @@ def uses(
                 for key, current in _chain(expression, owner, activation_of):
                     yield Use(owner, method, reading, expression, current, key, obstacle)
                 continue
-            found = _find(expression, owner, inner, activation_of)
+            mine = function is not None or "." not in inner.__qualname__  # its "self" is this module
+            found = _find(expression, owner if mine else _NOBODY, inner, activation_of)
             if found is None:
                 pending[:0] = expression.fallback
                 continue
@@ -751,6 +698,9 @@ def uses(
                 yield Use(owner, method, reading, unread, current, None, reading.obstacle)
 
 
+_NOBODY = nn.Module()
+
+
 def _container(expression: Expression, owner: nn.Module) -> nn.Module | None:
     container: Any = owner
     for name in expression.callee.value:
@@ -761,7 +711,7 @@ def _container(expression: Expression, owner: nn.Module) -> nn.Module | None:
 def _chain(
     expression: Expression,
     owner: nn.Module,
-    activation_of: Callable[[nn.Module], Resolved | Unresolved | None],
+    activation_of: Resolve,
 ) -> Iterator[tuple[tuple[nn.Module, str], Resolved | Unresolved]]:
     """(edge, activation) for each activation that stands behind a linear layer in the chain a loop runs through."""
     container = _container(expression, owner)
@@ -777,21 +727,29 @@ def _find(
     expression: Expression,
     owner: nn.Module,
     function: FunctionType,
-    activation_of: Callable[[nn.Module], Resolved | Unresolved | None],
+    activation_of: Resolve,
 ) -> tuple[Resolved | Unresolved, tuple[nn.Module, str] | None] | None:
     """(the activation, the edge that holds its module) for this module, or None if this is no activation on it."""
     callee = expression.callee
     if callee.how == "self":
         return _find_attribute(expression, owner, function, activation_of)
+    if callee.how == "method":
+        assert isinstance(callee.node, ast.Attribute)
+        value: Any = owner
+        for name in _Finder.chain(callee.node.value):
+            value = getattr(value, name, None)
+        return (_called(callee.value, expression, owner, function), None) if isinstance(value, torch.Tensor) else None
     if callee.how == "function":
         return _called(callee.value, expression, owner, function), None
     if callee.how == "object":
         current = callee.value if isinstance(callee.value, Resolved) else activation_of(callee.value)
         return None if current is None else (current, None)
-    if callee.how == "formula":
+    if callee.how in ("formula", "in place"):
         formula = _evaluated(callee.node, expression.argument, owner, function)
-        current = None if formula is None else recognise(formula, callee.value)
-        return None if current is None else (current, None)
+        written = None if formula is None else recognise(formula, callee.value)
+        if written is None:
+            return None
+        return (written if callee.how == "formula" else Unresolved(IN_PLACE, written.spelling)), None
     module = _built(callee, owner, function)
     if module is _MISSING:
         return Unresolved("which activation it looks up is known when it is called"), None
@@ -805,7 +763,7 @@ def _find_attribute(
     expression: Expression,
     owner: nn.Module,
     function: FunctionType,
-    activation_of: Callable[[nn.Module], Resolved | Unresolved | None],
+    activation_of: Resolve,
 ) -> tuple[Resolved | Unresolved, tuple[nn.Module, str] | None] | None:
     holder: Any = owner
     *way, key = expression.callee.value
@@ -901,7 +859,7 @@ def _evaluated(
                 return None
     code = compile(ast.Expression(node), "<formula>", "eval")
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    scope = {name: cell.cell_contents for name, cell in cells if not _is_empty(cell)}
+    scope = {name: cell.cell_contents for name, cell in cells if not is_empty(cell)}
 
     def formula(x: Any) -> Any:
         return eval(code, function.__globals__, {**scope, "self": owner, variable.id: x})
@@ -929,23 +887,10 @@ _NAMES = {
     *("GELU", "SiLU", "ReLU", "ReLU6", "LeakyReLU", "ELU", "Mish", "Hardswish", "Sigmoid", "Tanh"),
     *("ACT2FN", "ACT2CLS", "get_activation"),
 }
-_NOT_MODEL_CODE = ("torch", "transformers.modeling_utils", "transformers.generation", "transformers.utils")
-
-
-def _is_model_code(module: str) -> bool:
-    return module == nn.Sequential.__module__ or not any(
-        module == name or module.startswith(name + ".") for name in _NOT_MODEL_CODE
-    )
-
-
-@functools.lru_cache(maxsize=4096)
-def _all_names(code: CodeType) -> frozenset[str]:
-    nested = (_all_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
-    return frozenset(code.co_names).union(*nested)
 
 
 def _mentions_an_activation(function: FunctionType, attributes: frozenset[str] = frozenset()) -> bool:
-    names = _all_names(function.__code__)
+    names = all_names(function.__code__)
     if names & _NAMES or names & attributes or function is nn.Sequential.forward:
         return True
     values = (function.__globals__.get(name) for name in names)
@@ -962,8 +907,8 @@ def _methods(cls: type[nn.Module], attributes: frozenset[str]) -> tuple[_Method,
     """
     found: list[_Method] = []
     seen: set[FunctionType] = set()
-    names = dict.fromkeys(name for base in cls.__mro__ if _is_model_code(base.__module__) for name in vars(base))
-    pending = [(name, _class_attribute(cls, name), True) for name in names if name not in _NOT_FORWARD]
+    names = dict.fromkeys(name for base in cls.__mro__ if is_model_code(base.__module__) for name in vars(base))
+    pending = [(name, class_attribute(cls, name), True) for name in names if name not in _NOT_FORWARD]
     while pending:
         name, value, bound = pending.pop(0)
         if isinstance(value, property):
@@ -972,383 +917,21 @@ def _methods(cls: type[nn.Module], attributes: frozenset[str]) -> tuple[_Method,
             value, bound = value.__func__, False
         if not isinstance(value, FunctionType):
             continue
-        inner, obstacle = _undecorated(value, name) if bound else (value, None)
-        if inner in seen or not _is_model_code(inner.__module__ or ""):
+        inner, obstacle = undecorated(value, name) if bound else (value, None)
+        if inner in seen or not is_model_code(inner.__module__ or ""):
             continue
         seen.add(inner)
         if not bound and _formula_of(inner) is not None:
             continue  # its call is an expression itself
         if _mentions_an_activation(inner, attributes):
             found.append((name, value if bound else None, inner, obstacle))
-        for mentioned in _all_names(inner.__code__):
+        for mentioned in all_names(inner.__code__):
             helper = inner.__globals__.get(mentioned)
             if isinstance(helper, FunctionType):
                 pending.append((mentioned, inspect.unwrap(helper), False))
+            elif isinstance(helper, type) and not issubclass(helper, nn.Module) and is_model_code(helper.__module__):
+                pending += [(mentioned, value, False) for value in vars(helper).values()]  # of an object it makes
     return tuple(found)
 
 
 _NOT_FORWARD = {"__init__", "_init_weights", "reset_parameters", "init_weights"}
-
-
-def _class_attribute(cls: type, name: str) -> object:
-    for base in cls.__mro__:
-        if name in vars(base):
-            return vars(base)[name] if _is_model_code(base.__module__) else None
-    return None
-
-
-def _undecorated(function: FunctionType, name: str) -> tuple[FunctionType, str | None]:
-    """The function below a method's decorators, and why a rewritten one could not take its place there, or None."""
-    obstacle = None
-    while (cell := _decorated_cell(function, name)) is not None or hasattr(function, "__wrapped__"):
-        if cell is None:
-            wrapped = getattr(function, "__wrapped__", None)
-            if not isinstance(wrapped, FunctionType):
-                return function, "its decorator keeps the function where it cannot be replaced"
-            function, obstacle = wrapped, "its decorator keeps the function where it cannot be replaced"
-        else:
-            function = cell.cell_contents
-    return function, obstacle
-
-
-def _decorated_cell(function: FunctionType, name: str) -> Any:
-    """The cell of a decorator's closure that holds the function it decorates."""
-    wrapped = getattr(function, "__wrapped__", None)
-    for cell in function.__closure__ or ():
-        if _is_empty(cell):
-            continue
-        value = cell.cell_contents
-        if isinstance(value, FunctionType) and (value is wrapped or (wrapped is None and value.__name__ == name)):
-            return cell
-    return None
-
-
-# ---- Rewriting
-
-_FLAGS = functools.reduce(
-    lambda a, b: a | b, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names)
-)
-
-
-@dataclass
-class _Edits:
-    """Replacements in a source, each at the node it replaces; rendering a node applies those inside it."""
-
-    source: _Source
-    at: dict[ast.AST, Callable[[], str]] = field(default_factory=dict)
-    deleted: set[ast.stmt] = field(default_factory=set)
-
-    def render(self, node: ast.expr | ast.stmt, itself: bool = True) -> str:
-        """The text of a node, edited."""
-        if itself and node in self.at:
-            return self.at[node]()
-        data = self.source.text.encode()
-        start, end = self.source.span(node)
-        pieces: list[bytes] = []
-        for inner in sorted(self._outermost(node), key=self.source.span):
-            begin, finish = self.source.span(inner)
-            pieces += [data[start:begin], self.render(inner).encode()]
-            start = finish
-        return b"".join([*pieces, data[start:end]]).decode()
-
-    def _outermost(self, node: ast.AST) -> Iterator[Any]:
-        for child in ast.iter_child_nodes(node):
-            if child in self.at:
-                yield child
-            else:
-                yield from self._outermost(child)
-
-    def delete(self, statement: ast.stmt) -> None:
-        """Leave out the lines of a statement, if nothing else stands on them."""
-        lines = self.source.text.splitlines()
-        assert statement.end_lineno is not None
-        first, last = lines[statement.lineno - 1].encode(), lines[statement.end_lineno - 1].encode()
-        rest = last[statement.end_col_offset :].strip()
-        if not first[: statement.col_offset].strip() and (not rest or rest.startswith(b"#")):
-            self.deleted.add(statement)
-
-    def text(self) -> str:
-        """The whole function's text, edited."""
-        data = self.source.text.encode()
-        tree = self.source.tree
-        pieces: list[bytes] = []
-        start = 0
-        edits = sorted([*self._outermost(tree), *self.deleted], key=self.source.span)
-        for node in edits:
-            begin, finish = self.source.span(node)
-            if begin < start:  # inside a deleted statement
-                continue
-            if node in self.deleted:  # whole lines
-                pieces.append(data[start : self.source.offsets[node.lineno - 1]])
-                start = self.source.offsets[node.end_lineno]
-            else:
-                pieces += [data[start:begin], self.render(node).encode()]
-                start = finish
-        return b"".join([*pieces, data[start:]]).decode()
-
-
-def rewritten(
-    uses: list[tuple[Use, Fused]],
-) -> dict[str, tuple[FunctionType, tuple[Any, ...]]]:
-    """The methods of one module, rewritten to fuse some of its uses: name → (function, recipe to make it again).
-
-    Args:
-        uses: of one owner, none with an obstacle, each with what computes it.
-    """
-    methods: dict[str, list[tuple[Use, Fused]]] = {}
-    for use, fused in uses:
-        methods.setdefault(use.method, []).append((use, fused))
-    result = {}
-    cls: Any = type(uses[0][0].owner)
-    for name, parts in methods.items():
-        chosen = tuple(dict.fromkeys((use.expression, None if use.edge else fused) for use, fused in parts))
-        text, helpers = _edited(parts[0][0].reading, chosen)
-        recipe = (text, helpers)
-        result[name] = (compiled(cls, name, *recipe), recipe)
-    return result
-
-
-@functools.lru_cache(maxsize=1024)
-def _edited(
-    reading: Reading, chosen: tuple[tuple[Expression, Fused | None], ...]
-) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    """The edited source of a function, and the names it refers to beside its own. ``chosen``: the expressions to fuse,
-    each with what computes it, None for an activation module, which says so itself."""
-    assert reading.source is not None
-    taken = _all_names(reading.function.__code__) | set(reading.function.__code__.co_varnames)
-    taken |= reading.function.__globals__.keys() | vars(builtins).keys() | set(reading.function.__code__.co_freevars)
-    helpers: dict[str, Any] = {}
-    edits = _Edits(reading.source)
-
-    def helper(name: str, value: Any) -> str:
-        free = name
-        while free in taken or helpers.get(free, value) is not value:
-            free += "_"
-        helpers[free] = value
-        return free
-
-    for expression, fused in chosen:
-        _edit(edits, expression, fused, helper)
-    return edits.text(), tuple(helpers.items())
-
-
-def _edit(edits: _Edits, expression: Expression, fused: Fused | None, helper: Callable[[str, Any], str]) -> None:
-    if expression.callee.how == "chain":
-        name = helper("steps", steps)
-        edits.at[expression.core] = lambda: f"{name}({edits.render(expression.core, itself=False)})"
-        return
-    core, product, linear, moved = expression.core, expression.product, expression.linear, expression.moved
-    act = edits.render(expression.callee.node) if fused is None else helper(f"patched_{fused.activation}", fused)
-    if product is not None:
-        name = helper("gated", gated)
-        factor: ast.expr = core
-        gate: Callable[[], str] = lambda: edits.render(expression.argument)  # noqa: E731
-        if moved is not None:
-            assert isinstance(moved.targets[0], ast.Name)
-            gate = moved.targets[0].id.__str__
-            factor = next(
-                side for side in (product.left, product.right) if isinstance(side, ast.Name) and side.id == gate()
-            )
-            edits.at[core] = lambda: _one_expression(edits.render(expression.argument))
-            if isinstance(expression.argument, ast.Name) and expression.argument.id == gate():
-                edits.delete(moved)
-        if product.left is factor:
-            edits.at[product] = lambda: f"{name}({act}, {gate()}, {edits.render(product.right)})"
-        else:  # evaluated in the order it is written
-            edits.at[product] = lambda: f"{name}({act}, up={edits.render(product.left)}, gate={gate()})"
-    elif linear is not None:
-        name = helper("linear_act", linear_act)
-        fusion = lambda: f"{name}({act}, {edits.render(linear.func)}, {edits.render(linear.args[0])})"  # noqa: E731
-        if moved is None:
-            edits.at[core] = fusion
-        else:
-            assert isinstance(expression.argument, ast.Name)
-            edits.at[linear] = fusion
-            edits.at[core] = expression.argument.id.__str__
-            statement = _assignment_of(edits.source.tree, core)
-            if statement is not None and _names(statement.targets) == [expression.argument.id]:
-                edits.delete(statement)
-    else:
-        edits.at[core] = lambda: f"{act}({edits.render(expression.argument)})"
-
-
-def _assignment_of(tree: ast.AST, value: ast.expr) -> ast.Assign | None:
-    return next((node for node in ast.walk(tree) if isinstance(node, ast.Assign) and node.value is value), None)
-
-
-def _names(targets: list[ast.expr]) -> list[str]:
-    return [target.id for target in targets if isinstance(target, ast.Name)]
-
-
-def _one_expression(text: str) -> str:
-    return f"({text})" if "\n" in text else text
-
-
-@functools.lru_cache(maxsize=4096)
-def compiled(cls: type[nn.Module], name: str, text: str, helpers: tuple[tuple[str, Any], ...]) -> FunctionType:
-    """``text`` compiled in the place of a class's method: with its globals, its closure, its defaults, and below its
-    decorators; ``helpers`` are further names of its closure. Its source is registered with ``linecache``, so that
-    tracebacks and debuggers show it.
-    """
-    method = _class_attribute(cls, name)
-    assert isinstance(method, FunctionType)
-    inner, _ = _undecorated(method, name)
-    file = f"<hf_gelu_patch {inner.__module__}.{inner.__qualname__} {zlib.crc32(text.encode()):08x}>"
-    code = _compile(text, inner, file, tuple(name for name, _ in helpers))
-    cells = dict(zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True))
-    cells.update((key, _cell(value)) for key, value in helpers)
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    return _redecorated(method, name, _like(inner, code, tuple(cells[free] for free in code.co_freevars)))
-
-
-def _compile(text: str, like: FunctionType, file: str, helpers: tuple[str, ...]) -> CodeType:
-    """The code object of the function that ``text`` defines, its closure's names being those of ``like`` and
-    ``helpers``."""
-    tree = _parse(text)
-    assert tree is not None
-    tree = copy.deepcopy(tree)
-    tree.decorator_list = []
-    names = [*like.__code__.co_freevars, *helpers]
-    factory = ast.FunctionDef(
-        name="make",
-        args=ast.arguments(
-            posonlyargs=[], args=[ast.arg(n) for n in names], kwonlyargs=[], kw_defaults=[], defaults=[]
-        ),
-        body=[tree],
-        decorator_list=[],
-        lineno=1,
-        col_offset=0,
-    )
-    if hasattr(factory, "type_params"):
-        factory.type_params = []
-    module = ast.fix_missing_locations(ast.Module([factory], type_ignores=[]))
-    outer = compile(module, file, "exec", flags=like.__code__.co_flags & _FLAGS, dont_inherit=True)
-    made = next(constant for constant in outer.co_consts if isinstance(constant, CodeType))
-    return next(c for c in made.co_consts if isinstance(c, CodeType) and c.co_name == tree.name)
-
-
-def _cell(value: Any) -> Any:
-    return (lambda: value).__closure__[0]  # type: ignore[index]
-
-
-def _like(function: FunctionType, code: CodeType, closure: tuple[Any, ...]) -> FunctionType:
-    """A function with another's globals, name, defaults and attributes."""
-    made = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
-    made.__kwdefaults__ = function.__kwdefaults__
-    made.__qualname__ = function.__qualname__
-    made.__module__ = function.__module__
-    made.__doc__ = function.__doc__
-    made.__annotations__ = function.__annotations__
-    made.__dict__.update(function.__dict__)
-    return made
-
-
-def _redecorated(method: FunctionType, name: str, inner: FunctionType) -> FunctionType:
-    """The method's decorators around another function: each one's own code, over a closure that holds the new one."""
-    cell = _decorated_cell(method, name)
-    if cell is None:
-        return inner
-    below = _redecorated(cell.cell_contents, name, inner)
-    closure = tuple(_cell(below) if one is cell else one for one in method.__closure__ or ())
-    made = _like(method, method.__code__, closure)
-    if "__wrapped__" in made.__dict__:
-        made.__dict__["__wrapped__"] = below
-    return made
-
-
-# ---- Binding
-
-_RECORD = "_hf_gelu_patch"
-_SLOTS = ("forward", "_old_forward")  # accelerate keeps the forward it hooked in the second
-
-
-class PatchedMethods:
-    """The methods of one module that were rewritten, bound on it beneath accelerate's hook, and what they replaced.
-
-    Kept in the module's ``__dict__``, ahead of the methods themselves: a bound method is pickled by its name, and
-    finds, when it is read back, the one that this record has bound by then.
-
-    Attributes:
-        module: whose methods these are.
-        methods: name → the rewritten function, and the recipe to compile it again.
-        config_changes: as ``PatchedActivation`` has them.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        methods: dict[str, tuple[FunctionType, tuple[Any, ...]]],
-        config_changes: list[Any],
-    ) -> None:
-        self.module = module
-        self.methods = methods
-        self.config_changes = config_changes
-        self.replaced: dict[str, Any] = {}
-
-    @staticmethod
-    def of(module: nn.Module) -> PatchedMethods | None:
-        """The record on a module, or None if none of its methods was rewritten."""
-        record: PatchedMethods | None = module.__dict__.get(_RECORD)
-        return record
-
-    def bind(self) -> None:
-        """Put the methods in place."""
-        state = self.module.__dict__
-        state[_RECORD] = self
-        for name, (function, _) in self.methods.items():
-            slot = "_old_forward" if name == "forward" and "_old_forward" in state else name
-            if slot in state:
-                self.replaced[name] = state[slot]
-            state[slot] = MethodType(function, self.module)
-
-    def unbind(self) -> None:
-        """Take the methods off again, wherever accelerate has put them by now, and leave what it had done."""
-        state = self.module.__dict__
-        for name, (function, _) in self.methods.items():
-            for slot in _SLOTS if name == "forward" else (name,):
-                if getattr(state.get(slot), "__func__", None) is not function:
-                    continue
-                if name in self.replaced:
-                    state[slot] = self.replaced[name]
-                elif slot == "_old_forward":  # hooked after the patch
-                    state[slot] = MethodType(getattr(type(self.module), name), self.module)
-                else:
-                    del state[slot]
-        state.pop(_RECORD, None)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PatchedMethods:
-        made = copy.copy(self)
-        memo[id(self)] = made
-        made.module = copy.deepcopy(self.module, memo)
-        made.replaced = copy.deepcopy(self.replaced, memo)
-        made.config_changes = copy.deepcopy(self.config_changes, memo)
-        return made
-
-    def __copy__(self) -> PatchedMethods:
-        made = object.__new__(PatchedMethods)
-        made.__dict__.update(self.__dict__)
-        return made
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        recipes = {name: recipe for name, (_, recipe) in self.methods.items()}
-        return _read_back, (self.module, recipes, self.config_changes)
-
-
-def _read_back(module: nn.Module, recipes: dict[str, tuple[Any, ...]], config_changes: list[Any]) -> PatchedMethods:
-    cls: Any = type(module)
-    methods = {name: (compiled(cls, name, *recipe), recipe) for name, recipe in recipes.items()}
-    record = PatchedMethods(module, methods, config_changes)
-    record.bind()
-    return record
-
-
-def explained(record: PatchedMethods) -> Iterator[tuple[str, str, str, str]]:
-    """(class, where, the source before, the source after) of each method of a record."""
-    for name, (_, (text, _)) in record.methods.items():
-        method = _class_attribute(type(record.module), name)
-        assert isinstance(method, FunctionType)
-        inner, _ = _undecorated(method, name)
-        source = _source(inner)
-        assert source is not None
-        where = f"{inner.__code__.co_filename}:{inner.__code__.co_firstlineno}"
-        yield inner.__qualname__, where, textwrap.dedent(source.text), textwrap.dedent(text)

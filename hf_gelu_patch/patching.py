@@ -27,9 +27,10 @@ from hf_gelu_patch.errors import (
     PatchError,
     VerificationError,
 )
-from hf_gelu_patch.forwards import PatchedMethods, Use, explained, rewritten
+from hf_gelu_patch.forwards import Use
 from hf_gelu_patch.implementations import Fused
 from hf_gelu_patch.replacements import PatchedActivation
+from hf_gelu_patch.rewriting import PatchedMethods, explained, rewritten
 from hf_gelu_patch.sites import (
     ConfigChange,
     Plan,

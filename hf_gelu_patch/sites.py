@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hf_gelu_patch.activations import (
+    IN_PLACE,
     Activation,
     Resolved,
     Unresolved,
@@ -26,12 +27,25 @@ from hf_gelu_patch.errors import (
     NothingMatchedError,
     PatchError,
 )
-from hf_gelu_patch.forwards import PatchedMethods, Use, uses
+from hf_gelu_patch.forwards import Use, uses
 from hf_gelu_patch.implementations import IMPLEMENTATIONS, Fused, Implementation, choose, get_implementation
 from hf_gelu_patch.replacements import PatchedActivation, hooked, plain
+from hf_gelu_patch.rewriting import PatchedMethods
 from hf_gelu_patch.verification import Drift
 
-__all__ = ["ConfigChange", "Edge", "Plan", "Report", "Selector", "Site", "find_sites", "plan", "walk"]
+__all__ = [
+    "ConfigChange",
+    "Edge",
+    "Place",
+    "Plan",
+    "Report",
+    "Selector",
+    "Site",
+    "find_sites",
+    "places",
+    "plan",
+    "walk",
+]
 
 Selector = str | type[nn.Module] | Iterable[str | type[nn.Module]] | None
 """Which sites: glob patterns on a site's path, the class name of its owner or its module, or its activation; or
@@ -43,8 +57,8 @@ class Site:
     """One place in a model where an activation is applied: by a module, or by a call written in a forward.
 
     Attributes:
-        path: the qualified name of the activation module; of a call, that of the module whose method makes it, and the
-            method (``encoder.forward``).
+        path: the qualified name of the activation module; of a call, that of the module whose method makes it, the
+            method, and the line (``encoder.forward:615``).
         owner_path: the qualified name of the module that holds the activation module, or makes the call.
         owner: its class name.
         module: the class name of the activation module; of a call, what is called, as the source says.
@@ -90,8 +104,6 @@ class Site:
     def group(self) -> tuple[str, ...]:
         """What the sites of one line of the report have in common."""
         name = f"{self.owner}.{self.path.rpartition('.')[2]}"
-        if self.written:
-            name += f":{self.line}"
         if not self.changed:
             return (name, self.kind, self.activation, f"left alone: {self.reason}")
         equivalence = str(self.equivalence)
@@ -246,7 +258,7 @@ def plan(
         raise PatchError(f"{activation} has learned parameters, which a swap cannot invent: choose another activation.")
     selection = _Selection(include, exclude)
     wanted = _Wanted(asked, target, selection)
-    plans = tuple(_plan_place(place, wanted, _device_and_dtype(model, place.path)) for place in _places(model))
+    plans = tuple(_plan_place(place, wanted, _device_and_dtype(model, place.path)) for place in places(model))
     selection.check_used(p.site.path for p in plans)
     return plans
 
@@ -259,7 +271,7 @@ class _Wanted:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where an activation is applied: by a module (edge), as a method says (use), or both."""
 
     path: str  # the owner's
@@ -268,8 +280,21 @@ class _Place:
     edge: Edge | None
     use: Use | None
 
+    @property
+    def name(self) -> str:
+        """The site's path."""
+        if self.edge is not None:
+            return self.edge.path
+        assert self.use is not None
+        return f"{self.path}{'.' if self.path else ''}{self.use.method}:{self.use.expression.line}"
 
-def _places(model: nn.Module) -> Iterator[_Place]:
+
+def places(model: nn.Module) -> Iterator[Place]:
+    """Every place below ``model`` that applies an activation, in the order of its modules.
+
+    Raises:
+        AlreadyPatchedError: one of them is patched.
+    """
     resolved: dict[int, Resolved | Unresolved | None] = {}
     alive: list[nn.Module] = []  # so that no two modules have one id
 
@@ -308,24 +333,19 @@ def _places(model: nn.Module) -> Iterator[_Place]:
             assert current is not None
             found = by_edge.get((id(owner), edge.key))
             if not found:
-                yield _Place(path, owner, current, edge, None)
+                yield Place(path, owner, current, edge, None)
             for user_path, use in found or ():
-                yield _Place(user_path, use.owner, current, edge, use)
+                yield Place(user_path, use.owner, current, edge, use)
         for use in calls.get(id(owner), ()):
-            yield _Place(path, owner, use.current, None, use)
+            yield Place(path, owner, use.current, None, use)
 
 
-def _plan_place(place: _Place, wanted: _Wanted, where: tuple[torch.device, torch.dtype]) -> Plan:
+def _plan_place(place: Place, wanted: _Wanted, where: tuple[torch.device, torch.dtype]) -> Plan:
     edge, use, current = place.edge, place.use, place.current
     module = None if edge is None else edge.owner._modules[edge.key]
-    if edge is not None:
-        path = edge.path
-    else:
-        assert use is not None
-        path = f"{place.path}.{use.method}" if place.path else use.method
     device, dtype = where
     site = Site(
-        path=path,
+        path=place.name,
         owner_path=place.path,
         owner=type(place.owner).__name__,
         module=use.text if module is None and use is not None else type(module).__name__,
@@ -336,7 +356,7 @@ def _plan_place(place: _Place, wanted: _Wanted, where: tuple[torch.device, torch
         kind="pointwise" if use is None else use.kind,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
-        activation=current.spelling if isinstance(current, Resolved) else "unknown",
+        activation=current.spelling,
         target=None,
         implementation=None,
         fused=False,
@@ -363,7 +383,7 @@ def _plan_place(place: _Place, wanted: _Wanted, where: tuple[torch.device, torch
         return left(f"{source.name} is no hidden-layer activation: name it in include to swap it")
     in_place = getattr(module, "inplace", False)
     if target != source and in_place:
-        return left("it works in place, and what stands behind it may count on that")
+        return left(IN_PLACE)
     asked = wanted.implementation
     if asked is not None and (obstacle := asked.obstacle(device, dtype)):
         able = [name for name, other in IMPLEMENTATIONS.items() if other.obstacle(device, dtype) is None]
@@ -400,7 +420,7 @@ def _why_not_fused(kind: str, module: nn.Module | None, use: Use | None, *, in_p
     if use.obstacle:
         return use.obstacle
     if kind == "gated" and in_place:
-        return "it works in place, and what stands behind it may count on that"
+        return IN_PLACE
     if module is not None and hooked(module):
         return "its hooks must run"
     if kind == "linear" and (linear := use.linear) is not None and not plain(linear):

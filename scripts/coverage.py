@@ -100,7 +100,7 @@ def cover_all(types: Iterable[str], *, processes: int, timeout: float) -> Iterat
                 if worker.connection in ready:
                     try:
                         row = Coverage.from_dict(worker.connection.recv())
-                    except EOFError:
+                    except (EOFError, OSError):
                         worker.process.join()
                         row = Coverage(worker.model_type, error=f"crashed: exit status {worker.process.exitcode}")
                 elif time.monotonic() > worker.deadline:
@@ -160,6 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.output.open("a" if options.resume else "w", encoding="utf-8") as file,
         tqdm(total=len(todo), unit="type", disable=None) as bar,
     ):
+        if rows and not options.output.read_text(encoding="utf-8").endswith("\n"):
+            file.write("\n")  # after a line that was cut short
         for done, row in enumerate(cover_all(todo, processes=options.processes, timeout=options.timeout), start=1):
             rows[row.model_type] = row
             file.write(json.dumps(row.to_dict(), allow_nan=False) + "\n")

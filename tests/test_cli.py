@@ -289,7 +289,7 @@ def test_sites_are_printed_without_loading_weights(checkpoint: Path, tmp_path: P
     (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
     done = run(*COMMAND, "sites", tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2 of 3 activation sites would be patched" in done.stdout
+    assert "3 of 3 activation sites would be patched" in done.stdout
     assert "gelu_new → gelu_tanh" in done.stdout
     done = run(*COMMAND, "sites", "./nowhere", cwd=tmp_path)
     refused(done, 1, "no model folder")

@@ -12,11 +12,25 @@ import torch
 from conftest import Family
 from torch import Tensor, nn
 
-from hf_gelu_patch import IMPLEMENTATIONS, NothingPatchedWarning, find_sites, patch, patched, unpatch
+from hf_gelu_patch import IMPLEMENTATIONS, NothingPatchedWarning, Site, find_sites, patch, patched, unpatch
 
-CHOICES = ["auto", *IMPLEMENTATIONS]
+ON_THE_CPU = [
+    name for name, it in IMPLEMENTATIONS.items() if it.obstacle(torch.device("cpu"), torch.float32) is None
+]
+CHOICES = ["auto", *ON_THE_CPU]
+GATED = {"t5-v1.1", "llama", "mistral", "gemma"}
+ONE_OP = {"gelu", "silu", "relu", "tanh", "gelu_pytorch_tanh"}  # as transformers has them
+IDENTICAL = {"bert", "t5-v1.0", "vit", "llama", "mistral", "gemma", "opt", "clip"}  # families whose bits aten keeps
 # What the triton kernels do not compute: their sites are left alone.
-NOT_IN_TRITON = {"relu"}
+NOT_IN_TRITON = {"relu", "tanh"}
+
+
+def expected_change(site: Site, implementation: str) -> bool:
+    if implementation == "eager":
+        return False
+    if implementation == "triton":
+        return site.activation not in NOT_IN_TRITON
+    return site.kind in ("gated", "linear") or site.activation not in ONE_OP
 
 
 @contextmanager
@@ -27,7 +41,8 @@ def possibly_nothing() -> Iterator[None]:
 
 
 def state(model: nn.Module) -> list[tuple[str, int, dict[str, object]]]:
-    """Every module by identity, with all that is in its ``__dict__``, hooks and children copied."""
+    """Every module by identity, with all that is in its ``__dict__``, hooks and children copied: a forward bound there,
+    the record of a patch."""
     return [
         (path, id(module), {key: copy.copy(value) for key, value in vars(module).items()})
         for path, module in model.named_modules(remove_duplicate=False)
@@ -41,6 +56,7 @@ def same_state(before: list[tuple[str, int, dict[str, object]]], model: nn.Modul
     ] and all(
         old["training"] == new["training"]
         and [*map(id, old["_modules"].values())] == [*map(id, new["_modules"].values())]
+        and all(old.get(name) == new.get(name) for name in ("forward", "_old_forward", "_hf_gelu_patch"))
         for (_, _, old), (_, _, new) in zip(before, after, strict=True)
     )
 
@@ -59,27 +75,31 @@ def test_patched_outputs_are_as_near_to_float64_as_the_models_own(
         with possibly_nothing():
             report = patch(model, implementation=implementation)
         out = family.run(model)
-    expected_changes = {
-        "auto": family.spelling not in ("gelu", "silu", "relu", "gelu_pytorch_tanh"),
-        "aten": family.spelling not in ("gelu", "silu", "relu", "gelu_pytorch_tanh"),
-        "eager": False,
-        "triton": family.spelling not in NOT_IN_TRITON,
-    }[implementation]
+    assert len(report.sites) == family.sites
     hidden = [site for site in report.sites if site.activation == family.spelling]
     assert len(hidden) >= family.sites - 1
-    assert all(site.changed == expected_changes for site in hidden)
+    assert {site.kind for site in hidden} == {"gated" if family.name in GATED else "linear"}
+    for site in report.sites:
+        assert site.changed == expected_change(site, implementation), site
+        assert site.fused == (site.changed and implementation in ("auto", "aten")), site
+        if site.changed:
+            same_bits = site.implementation == "aten" and site.activation in {*ONE_OP, "quick_gelu"}
+            assert site.equivalence == ("identical" if same_bits else "rounding"), site
     assert list(model.state_dict()) == keys
 
     def error(y: Tensor) -> float:
         return float((y.double() - exact).abs().max())
 
     assert out.dtype == dtype
+    if implementation == "eager" or (implementation in ("auto", "aten") and family.name in IDENTICAL):
+        assert torch.equal(out, own)
     # Rounding moves an output either way: a handful of units in the last place of the output's scale is no worse.
     slack = 4 * torch.finfo(dtype).eps * float(exact.abs().max())
     assert error(out) <= error(own) + slack
     if report.changed:
         unpatch(model)
     assert same_state(before, model)
+    assert not any({"forward", "_hf_gelu_patch"} & vars(module).keys() for module in model.modules())
     with torch.no_grad():
         assert torch.equal(family.run(model), own)
 
@@ -104,6 +124,8 @@ def test_gradients_are_those_of_the_model(family: Family, implementation: str) -
     assert len(own) > 10
     largest = max(float(gradient.abs().max()) for gradient in own.values())
     for name, gradient in own.items():
+        if family.name in IDENTICAL and implementation != "triton":
+            assert torch.equal(new[name], gradient), name
         torch.testing.assert_close(new[name], gradient, rtol=1e-3, atol=1e-5 * largest)
 
 

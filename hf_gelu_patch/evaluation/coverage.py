@@ -674,9 +674,13 @@ def _identical(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype
         and one[name].shape == other[name].shape
-        and torch.equal(one[name].reshape(-1).view(torch.uint8), other[name].reshape(-1).view(torch.uint8))
+        and torch.equal(_bytes(one[name]), _bytes(other[name]))
         for name in one
     )
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8)
 
 
 def _drift(own: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> float:

@@ -426,6 +426,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_ocr2_sam_vision_model": {"downsample_channels": [64, 64]},
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
     "depth_pro": {"patch_size": 56},
+    "donut-swin": {"window_size": 2},
     "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 1.0, "hidden_dim": 320},
     "emu3": {"vocabulary_map": {"<image>": 61, "<|extra_200|>": 62} | {
         f"<|visual token {code:06}|>": 64 + code for code in range(64)}},
@@ -888,7 +889,8 @@ _FEEDS_OF_TYPES: list[tuple[str, _Builders]] = [
     ("paddleocr_vl_vision", {"grid_thw": lambda feed: feed.grid()}),
     ("qwen2_5_omni_audio_encoder qwen3_omni_moe_audio_encoder",
      {"input_features": lambda feed: torch.randn(feed.mel(), feed.frames())}),
-    ("qwen2_audio", {"attention_mask": _BUILDERS["attention_mask"]}),
+    ("qwen2_audio", {"attention_mask": _BUILDERS["attention_mask"], "input_ids": lambda feed: torch.cat(
+        [feed.ids(), torch.tensor([[feed.config.audio_token_index]])], dim=1)}),  # that one token is expanded
     ("rag", {"context_attention_mask": lambda feed: _ones(feed.config.n_docs, _TEXT_LENGTH),
              "doc_scores": lambda feed: torch.randn(1, feed.config.n_docs)}),
     ("seggpt", {"pixel_values": lambda _: torch.randn(1, 3, 64, 64)}),

@@ -1,0 +1,244 @@
+"""A function as text: its source read, and compiled again in the function's own surroundings."""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import copy
+import dis
+import functools
+import linecache
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+
+__all__ = [
+    "Source",
+    "all_names",
+    "class_attribute",
+    "compile_function",
+    "compiled",
+    "does_the_same",
+    "is_empty",
+    "is_model_code",
+    "source_of",
+    "undecorated",
+]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of one function as it stands in its file, and its syntax tree, whose positions are those of the text."""
+
+    text: str
+    tree: ast.FunctionDef | ast.AsyncFunctionDef
+    offsets: tuple[int, ...]  # of each line, in bytes of UTF-8, as ast counts columns
+
+    def span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
+        return (
+            self.offsets[node.lineno - 1] + node.col_offset,
+            self.offsets[node.end_lineno - 1] + node.end_col_offset,
+        )
+
+
+def source_of(function: FunctionType) -> Source | None:
+    """The source of a function, or None where there is none, or it is not what runs."""
+    code = function.__code__
+    lines = linecache.getlines(code.co_filename, function.__globals__)
+    first, last = code.co_firstlineno, _last_line(code)
+    for end in range(last, min(last + 12, len(lines)) + 1):  # a call's closing brackets run no code of their own
+        text = "".join(lines[first - 1 : end])
+        if (tree := parse(text)) is not None:
+            offsets = [0]
+            for line in text.splitlines(keepends=True):
+                offsets.append(offsets[-1] + len(line.encode()))
+            return Source(text, tree, tuple(offsets))
+    return None
+
+
+def parse(text: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+    """The function that ``text``, indented or not, defines; its lines counted from 1."""
+    try:
+        body = ast.parse("if True:\n" + text if text[:1].isspace() else text).body
+        if text[:1].isspace():
+            (outer,) = body
+            assert isinstance(outer, ast.If)
+            body = [ast.increment_lineno(node, -1) for node in outer.body]
+    except (SyntaxError, ValueError):
+        return None
+    return body[0] if len(body) == 1 and isinstance(body[0], (ast.FunctionDef, ast.AsyncFunctionDef)) else None
+
+
+def _last_line(code: CodeType) -> int:
+    lines = [line for _, _, line in code.co_lines() if line is not None]
+    return max([code.co_firstlineno, *lines, *(_last_line(c) for c in code.co_consts if isinstance(c, CodeType))])
+
+
+@functools.lru_cache(maxsize=4096)
+def all_names(code: CodeType) -> frozenset[str]:
+    nested = (all_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return frozenset(code.co_names).union(*nested)
+
+
+def is_empty(cell: Any) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return True
+    return False
+
+
+# ---- The functions of a class
+
+_NOT_MODEL_CODE = ("torch", "transformers.modeling_utils", "transformers.generation", "transformers.utils")
+
+
+def is_model_code(module: str) -> bool:
+    return module == nn.Sequential.__module__ or not any(
+        module == name or module.startswith(name + ".") for name in _NOT_MODEL_CODE
+    )
+
+
+def class_attribute(cls: type, name: str) -> object:
+    for base in cls.__mro__:
+        if name in vars(base):
+            return vars(base)[name] if is_model_code(base.__module__) else None
+    return None
+
+
+def undecorated(function: FunctionType, name: str) -> tuple[FunctionType, str | None]:
+    """The function below a method's decorators, and why a rewritten one could not take its place there, or None."""
+    obstacle = None
+    while (cell := _decorated_cell(function, name)) is not None or hasattr(function, "__wrapped__"):
+        if cell is None:
+            wrapped = getattr(function, "__wrapped__", None)
+            if not isinstance(wrapped, FunctionType):
+                return function, "its decorator keeps the function where it cannot be replaced"
+            function, obstacle = wrapped, "its decorator keeps the function where it cannot be replaced"
+        else:
+            function = cell.cell_contents
+    return function, obstacle
+
+
+def _decorated_cell(function: FunctionType, name: str) -> Any:
+    """The cell of a decorator's closure that holds the function it decorates."""
+    wrapped = getattr(function, "__wrapped__", None)
+    for cell in function.__closure__ or ():
+        if is_empty(cell):
+            continue
+        value = cell.cell_contents
+        if isinstance(value, FunctionType) and (value is wrapped or (wrapped is None and value.__name__ == name)):
+            return cell
+    return None
+
+
+# ---- Compiled again
+
+_FLAGS = functools.reduce(
+    lambda a, b: a | b, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names)
+)
+
+
+@functools.lru_cache(maxsize=4096)
+def compiled(cls: type[nn.Module], name: str, text: str, helpers: tuple[tuple[str, Any], ...]) -> FunctionType:
+    """``text`` compiled in the place of a class's method: with its globals, its closure, its defaults, and below its
+    decorators; ``helpers`` are further names of its closure. Its source is registered with ``linecache``, so that
+    tracebacks and debuggers show it.
+    """
+    method = class_attribute(cls, name)
+    assert isinstance(method, FunctionType)
+    inner, _ = undecorated(method, name)
+    file = f"<hf_gelu_patch {inner.__module__}.{inner.__qualname__} {zlib.crc32(text.encode()):08x}>"
+    code = compile_function(text, inner, file, tuple(name for name, _ in helpers))
+    cells = dict(zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True))
+    cells.update((key, _cell(value)) for key, value in helpers)
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    return _redecorated(method, name, _like(inner, code, tuple(cells[free] for free in code.co_freevars)))
+
+
+def compile_function(text: str, like: FunctionType, file: str, helpers: tuple[str, ...]) -> CodeType:
+    """The code object of the function that ``text`` defines, its closure's names being those of ``like`` and
+    ``helpers``."""
+    tree = parse(text)
+    assert tree is not None
+    tree = copy.deepcopy(tree)
+    tree.decorator_list = []
+    names = [*like.__code__.co_freevars, *helpers]
+    factory = ast.FunctionDef(
+        name="make",
+        args=ast.arguments(
+            posonlyargs=[], args=[ast.arg(n) for n in names], kwonlyargs=[], kw_defaults=[], defaults=[]
+        ),
+        body=[tree],
+        decorator_list=[],
+        lineno=1,
+        col_offset=0,
+    )
+    if hasattr(factory, "type_params"):
+        factory.type_params = []
+    module = ast.fix_missing_locations(ast.Module([factory], type_ignores=[]))
+    outer = compile(module, file, "exec", flags=like.__code__.co_flags & _FLAGS, dont_inherit=True)
+    made = next(constant for constant in outer.co_consts if isinstance(constant, CodeType))
+    return next(c for c in made.co_consts if isinstance(c, CodeType) and c.co_name == tree.name)
+
+
+def _cell(value: Any) -> Any:
+    return (lambda: value).__closure__[0]  # type: ignore[index]
+
+
+def _like(function: FunctionType, code: CodeType, closure: tuple[Any, ...]) -> FunctionType:
+    """A function with another's globals, name, defaults and attributes."""
+    made = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__qualname__ = function.__qualname__
+    made.__module__ = function.__module__
+    made.__doc__ = function.__doc__
+    made.__annotations__ = function.__annotations__
+    made.__dict__.update(function.__dict__)
+    return made
+
+
+def _redecorated(method: FunctionType, name: str, inner: FunctionType) -> FunctionType:
+    """The method's decorators around another function: each one's own code, over a closure that holds the new one."""
+    cell = _decorated_cell(method, name)
+    if cell is None:
+        return inner
+    below = _redecorated(cell.cell_contents, name, inner)
+    closure = tuple(_cell(below) if one is cell else one for one in method.__closure__ or ())
+    made = _like(method, method.__code__, closure)
+    if "__wrapped__" in made.__dict__:
+        made.__dict__["__wrapped__"] = below
+    return made
+
+
+# ---- Whether a source is what runs
+
+
+def does_the_same(a: CodeType, b: CodeType) -> bool:
+    """Whether two code objects do the same. Not to the byte: how a method of a global is called depends on whether the
+    module imports that name, which the function's own source does not say."""
+    return (a.co_code, a.co_names, a.co_consts) == (b.co_code, b.co_names, b.co_consts) or list(_steps(a)) == list(
+        _steps(b)
+    )
+
+
+_CALLING = {"PUSH_NULL", "PRECALL", "CACHE", "NOP", "EXTENDED_ARG"}
+
+
+def _steps(code: CodeType) -> Iterator[tuple[str, object]]:
+    for step in dis.get_instructions(code):
+        if step.opname in _CALLING:
+            continue
+        name = "LOAD_ATTR" if step.opname == "LOAD_METHOD" else step.opname
+        if isinstance(step.argval, CodeType):
+            yield from _steps(step.argval)
+        elif step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
+            yield name, None
+        else:
+            yield name, (type(step.argval), step.argval)
