@@ -42,7 +42,7 @@ Options may be spelled with dashes as well: --output-dir.
 """
 _SITES_EXAMPLES = """\
 examples:
-  hf-gelu-patch sites gpt2
+  hf-gelu-patch sites gpt2 --diff
   hf-gelu-patch sites ./my-model --activation silu --include 'transformer.h.0.*'
 """
 
@@ -171,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sites.set_defaults(command=_sites)
     sites.add_argument("model_name_or_path", metavar="MODEL", help="a reference model, a checkpoint folder, a hub id")
+    sites.add_argument("--diff", action="store_true", help="print each forward that a patch would rewrite, as a diff")
     _add_loading(sites)
     _add_patching(sites)
     return parser
@@ -186,7 +187,7 @@ def _add_patching(group: Any) -> None:
         "--implementation",
         default="auto",
         metavar="NAME",
-        help="auto, aten, triton or eager (default: auto: aten, where it gains something)",
+        help="auto, aten, triton, epilogue or eager (default: auto: aten, where it gains something)",
     )
     group.add_argument("--activation", metavar="NAME", help="another function to swap in (default: keep each)")
     group.add_argument("--include", action="append", metavar="PATTERN", help="patch only such sites; may be repeated")
@@ -397,18 +398,21 @@ def _sites(options: argparse.Namespace) -> int:
     _prepare_libraries(options)
     place = locate(options.model_name_or_path, allow_download=options.allow_download)
     _check_names(options)
-    from hf_gelu_patch import find_sites
+    from hf_gelu_patch import explain, find_sites, patched
     from hf_gelu_patch.evaluation.loading import skeleton
 
-    print(
-        find_sites(
-            skeleton(place, trust_remote_code=options.trust_remote_code),
-            implementation=options.implementation,
-            activation=options.activation,
-            include=options.include,
-            exclude=options.exclude,
-        )
-    )
+    model = skeleton(place, trust_remote_code=options.trust_remote_code)
+    wanted = {
+        "implementation": options.implementation,
+        "activation": options.activation,
+        "include": options.include,
+        "exclude": options.exclude,
+    }
+    report = find_sites(model, **wanted)
+    print(report)
+    if options.diff and report.changed:
+        with patched(model, **wanted):
+            print(explain(model))
     return 0
 
 

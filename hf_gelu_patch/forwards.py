@@ -12,7 +12,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -77,6 +77,8 @@ class Expression:
         moved: the statement that assigns ``act(x)`` to the name that ``product`` then reads, or the one that assigns
             ``linear(x)`` to the name that ``core`` then reads; None where they are one expression.
         linear: the node ``linear(x)``, where x is one.
+        exposed: calls that run after ``core`` and before ``product`` on something that x may share memory with, and
+            of which the source alone does not say that they leave it as it is.
         line, end_line: of ``core``, in the function's file.
         fallback: the expressions inside it, for where a formula is no activation.
     """
@@ -89,6 +91,7 @@ class Expression:
     factors: tuple[ast.expr, ast.expr] | None = None  # of the product
     linear: ast.Call | None = None
     moved: ast.Assign | None = None
+    exposed: tuple[ast.Call, ...] = ()
     line: int = 0
     end_line: int = 0
     fallback: tuple[Expression, ...] = ()
@@ -222,6 +225,7 @@ class _Finder:
             factors,
             linear,
             moved,
+            () if product is None or factors is None else self.exposed(core, argument, product, factors, moved),
             core.lineno + shift,
             (core.end_lineno or core.lineno) + shift,
             fallback,
@@ -431,6 +435,42 @@ class _Finder:
             function = function.value
         return self.is_self_chain(function) or (isinstance(function, ast.Name) and function.id in self.loop_names)
 
+    def exposed(
+        self,
+        core: ast.expr,
+        argument: ast.expr,
+        product: ast.expr,
+        factors: tuple[ast.expr, ast.expr],
+        moved: ast.Assign | None,
+    ) -> tuple[ast.Call, ...]:
+        """The calls that run between ``core``, as it is written, and its product, and may write over its argument."""
+        names = {node.id for node in ast.walk(argument) if isinstance(node, ast.Name)} - {self.self_name}
+        between: list[ast.AST] = [factors[1]] if factors[0] is core else []
+        if moved is not None:
+            use = self.statement_of(product)
+            block = self.block_of(moved)
+            between = [*block[block.index(moved) + 1 : block.index(use)], use]
+        return tuple(
+            node
+            for part in between
+            for node in ast.walk(part)
+            if isinstance(node, ast.Call)
+            and not any(inner is product for inner in ast.walk(node))
+            and any(isinstance(n, ast.Name) and n.id in names for n in ast.walk(node))
+            and not self.leaves_as_it_is(node)
+        )
+
+    def leaves_as_it_is(self, call: ast.Call) -> bool:
+        """Whether a call is of a torch function or a tensor's method that does not work in place, by its name."""
+        if any(keyword.arg in ("inplace", "out") for keyword in call.keywords):
+            return False
+        value = self.static(call.func)
+        if value is not _MISSING:
+            return _is_pure(value)
+        if isinstance(call.func, ast.Attribute) and not self.is_self_chain(call.func):
+            return not call.func.attr.endswith("_")
+        return False
+
     # -- names
 
     def statement_of(self, node: ast.AST) -> ast.stmt:
@@ -622,7 +662,32 @@ class Use:
     @property
     def obstacle(self) -> str | None:
         """Why the method that holds it cannot be rewritten, or None."""
+        name = type(self.owner).__name__
+        if self.beyond is None and _is_bound_otherwise(self.owner, self.method):
+            return f"another {self.method} is bound on this {name}"
         return self.beyond or self.reading.obstacle or _unfaithful(self.reading)
+
+    @property
+    def exposed(self) -> bool:
+        """Whether something computed between the activation and its product may write over the activation's input."""
+        argument = self.expression.argument
+        if isinstance(argument, ast.Call) and _Finder.chain(argument.func)[:1]:
+            made_by = self._module(argument.func)
+            if made_by is not None and not isinstance(made_by, _PASSING_ON):
+                return False  # a tensor of its own
+        return not all(_leaves_its_input(self._module(call.func)) for call in self.expression.exposed)
+
+    def _module(self, node: ast.expr) -> nn.Module | None:
+        """The live module that ``self.a.b`` is."""
+        at: ast.AST = node
+        while isinstance(at, ast.Attribute):
+            at = at.value
+        if not isinstance(node, ast.Attribute) or not (isinstance(at, ast.Name) and at.id == "self"):
+            return None
+        module: Any = self.owner
+        for name in _Finder.chain(node):
+            module = getattr(module, name, None)
+        return module if isinstance(module, nn.Module) else None
 
     @property
     def kind(self) -> str:
@@ -641,12 +706,7 @@ class Use:
             names = list(container._modules)
             return container._modules[names[names.index(key) - 1]]
         call = self.expression.linear
-        if call is None or not isinstance(call.func, ast.Attribute):
-            return None
-        module: Any = self.owner
-        for name in _Finder.chain(call.func):
-            module = getattr(module, name, None)
-        return module if isinstance(module, nn.Module) else None
+        return None if call is None else self._module(call.func)
 
     @property
     def text(self) -> str:
@@ -696,6 +756,36 @@ def uses(owner: nn.Module, attributes: frozenset[str], activation_of: Resolve) -
                 core = ast.Name("?")
                 unread = Expression(Callee("function", core), core, core, line=inner.__code__.co_firstlineno)
                 yield Use(owner, method, reading, unread, current, None, reading.obstacle)
+
+
+# Modules whose output may be their input.
+_PASSING_ON = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.Flatten,
+    nn.Unflatten,
+)
+
+
+def _leaves_its_input(module: nn.Module | None) -> bool:
+    """Whether a module is one of torch's own, that does not work in place, or a linear layer's wrapper."""
+    if module is None or getattr(module, "inplace", False):
+        return False
+    return type(module).__module__.startswith("torch.nn.modules.") or "Linear" in type(module).__name__
+
+
+def _is_bound_otherwise(owner: nn.Module, method: str) -> bool:
+    """Whether a module carries another method of its own under a name. accelerate's hook does not count, which keeps
+    the class's below it."""
+    state = vars(owner)
+    bound = state.get("_old_forward" if method == "forward" and "_hf_hook" in state else method)
+    if bound is None:
+        return False
+    return not isinstance(bound, MethodType) or bound.__func__ is not getattr(type(owner), method, None)
 
 
 _NOBODY = nn.Module()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 import warnings
 from collections import Counter
@@ -226,14 +227,19 @@ def explain(model: nn.Module, *, color: bool | None = None) -> str:
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     lines: list[str] = []
     for (name, where, before, after), count in seen.items():
-        lines += difflib.unified_diff(
+        diff = difflib.unified_diff(
             before.splitlines(),
             after.splitlines(),
             fromfile=f"{name}  {where}",
             tofile=f"{name}  patched on {count} module{'s' if count > 1 else ''}",
             lineterm="",
         )
+        first = int(where.rpartition(":")[2])
+        lines += [_HUNK.sub(lambda hunk, first=first: f"{hunk[1]}{int(hunk[2]) + first - 1}", line) for line in diff]
     return "\n".join(_colored(line) for line in lines) if color else "\n".join(lines)
+
+
+_HUNK = re.compile(r"((?:^@@ -|(?<=\d) \+))(\d+)")  # the line numbers of "@@ -1,6 +1,5 @@", to be the file's
 
 
 _COLORS = {"---": "1", "+++": "1", "@@": "36", "-": "31", "+": "32"}

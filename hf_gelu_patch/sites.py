@@ -304,20 +304,16 @@ def places(model: nn.Module) -> Iterator[Place]:
             alive.append(module)
         return resolved[id(module)]
 
-    edges: list[tuple[Edge, nn.Module]] = []
-    for edge, child in walk(model):
-        if isinstance(child, PatchedActivation) or PatchedMethods.of(edge.owner) or PatchedMethods.of(child):
-            raise AlreadyPatchedError(f"{edge.path} is patched already: unpatch(model) before patching it anew.")
-        if activation_of(child) is not None:
-            edges.append((edge, child))
-    if PatchedMethods.of(model):
-        raise AlreadyPatchedError(f"{type(model).__name__} is patched already: unpatch(model) before patching it anew.")
-
+    owners = list(model.named_modules())
+    for path, module in owners:
+        if isinstance(module, PatchedActivation) or PatchedMethods.of(module) is not None:
+            name = path or type(module).__name__
+            raise AlreadyPatchedError(f"{name} is patched already: unpatch(model) before patching it anew.")
+    edges = [(edge, child) for edge, child in walk(model) if activation_of(child) is not None]
     holders = {id(edge.owner) for edge, _ in edges if isinstance(edge.owner, (nn.Sequential, nn.ModuleList))}
     names = frozenset(edge.key for edge, _ in edges) | {e.key for e, child in walk(model) if id(child) in holders}
     by_edge: dict[tuple[int, str], list[tuple[str, Use]]] = {}
     calls: dict[int, list[Use]] = {}
-    owners = list(model.named_modules())
     for path, owner in owners:
         for use in uses(owner, names, activation_of):
             if use.edge is None:
@@ -421,6 +417,8 @@ def _why_not_fused(kind: str, module: nn.Module | None, use: Use | None, *, in_p
         return use.obstacle
     if kind == "gated" and in_place:
         return IN_PLACE
+    if kind == "gated" and use.exposed:
+        return "what stands between it and its product may write over its input"
     if module is not None and hooked(module):
         return "its hooks must run"
     if kind == "linear" and (linear := use.linear) is not None and not plain(linear):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import printed_by
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
 
 from hf_gelu_patch import (
     ACTIVATIONS,
@@ -22,7 +26,7 @@ from hf_gelu_patch import (
     ops,
     register_implementation,
 )
-from hf_gelu_patch.implementations import get_implementation
+from hf_gelu_patch.implementations import Fused, get_implementation
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 COMPUTED = [(name, activation) for name, it in IMPLEMENTATIONS.items() for activation in it.functions]
@@ -77,15 +81,204 @@ def test_identical_means_identical_bits(name: str, dtype: torch.dtype) -> None:
     checked = 0
     for activation in implementation.identical & implementation.functions.keys():
         record = ACTIVATIONS[activation]
-        if record.config_name is None:
-            continue
+        own = record.bind(record.eager) if record.config_name is None else ACT2FN[record.config_name]
         with torch.no_grad():
-            expected, y = ACT2FN[record.config_name](x), implementation.build(record)(x)
+            expected, y = own(x), implementation.build(record)(x)
         assert torch.equal(y, expected), activation
         leaf = x.clone().requires_grad_()
         assert torch.equal(implementation.build(record)(leaf).detach(), expected), activation
         checked += 1
-    assert checked == {"eager": 16, "aten": 3, "triton": 0}[name]
+    assert checked == {"eager": 17, "aten": 14, "epilogue": 0, "triton": 0}[name]
+
+
+# Fused: the same bits, and nothing of the caller's written over
+
+ATEN = IMPLEMENTATIONS["aten"]
+
+
+def fused_and_eager(activation: str) -> tuple[Fused, Callable[[Tensor], Tensor]]:
+    record = ACTIVATIONS[activation]
+    fused = ATEN.build(record)
+    assert fused is not None
+    return fused, record.bind(record.eager)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("activation", ATEN.gated)
+def test_a_gated_product_has_the_bits_of_the_two_ops(activation: str, dtype: torch.dtype) -> None:
+    fused, act = fused_and_eager(activation)
+    assert fused.gated is not None
+    for gate_needs, up_needs in itertools.product((False, True), repeat=2):
+        torch.manual_seed(0)
+        gate, up, grad = ((torch.randn(4, 7, 24) * 4).to(dtype) for _ in range(3))
+        gate, up = gate[..., ::2].requires_grad_(gate_needs), up[..., 12:].requires_grad_(up_needs)  # not contiguous
+        kept = gate.detach().clone(), up.detach().clone()
+        y, expected = fused.gated(gate, up), act(gate) * up
+        assert y.dtype == dtype
+        assert torch.equal(y, expected)
+        with torch.no_grad():
+            assert torch.equal(fused.gated(gate, up), expected)
+        with torch.inference_mode():
+            assert torch.equal(fused.gated(gate, up), expected)
+        wanted = [leaf for leaf in (gate, up) if leaf.requires_grad]
+        if wanted:
+            new = torch.autograd.grad(y, wanted, grad[..., :12], retain_graph=True)
+            again = torch.autograd.grad(y, wanted, grad[..., :12])
+            own = torch.autograd.grad(expected, wanted, grad[..., :12])
+            assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(own, new, again, strict=True))
+        assert torch.equal(gate, kept[0])
+        assert torch.equal(up, kept[1])
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "Linear": (lambda: nn.Linear(12, 8), (3, 5, 12)),
+    "Linear without bias": (lambda: nn.Linear(12, 8, bias=False), (3, 5, 12)),
+    "Conv1D": (lambda: Conv1D(8, 12), (3, 5, 12)),
+    "Conv1d": (lambda: nn.Conv1d(12, 8, 3), (3, 12, 7)),
+    "Conv2d": (lambda: nn.Conv2d(2, 4, 3), (3, 2, 6, 6)),
+    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(12, 8, 3), (3, 12, 7)),
+}
+
+
+def layer_and_input(name: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    make, shape = LAYERS[name]
+    layer = make().to(dtype)
+    for weight in layer.parameters():
+        weight.data = torch.randn(weight.shape).to(dtype)
+    return layer, torch.randn(shape).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("activation", ATEN.linear)
+def test_an_activation_after_a_linear_layer_has_the_bits_of_the_two_ops(activation: str, dtype: torch.dtype) -> None:
+    fused, act = fused_and_eager(activation)
+    assert fused.linear is not None
+    for name in LAYERS:
+        for input_needs, weights_need in itertools.product((False, True), repeat=2):
+            layer, x = layer_and_input(name, dtype)
+            x.requires_grad_(input_needs)
+            layer.requires_grad_(weights_need)
+            kept = x.detach().clone()
+            y, expected = fused.linear(layer, x), act(layer(x))
+            assert y.dtype == dtype
+            assert torch.equal(y, expected), name
+            with torch.no_grad():
+                assert torch.equal(fused.linear(layer, x), expected), name
+            with torch.inference_mode():
+                assert torch.equal(fused.linear(layer, x), expected), name
+            wanted = [leaf for leaf in (x, *layer.parameters()) if leaf.requires_grad]
+            if wanted:
+                grad = torch.randn(y.shape, dtype=torch.float32).to(dtype)
+                new = torch.autograd.grad(y, wanted, grad, retain_graph=True)
+                again = torch.autograd.grad(y, wanted, grad)
+                own = torch.autograd.grad(expected, wanted, grad)
+                assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(own, new, again, strict=True))
+            assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("activation", ATEN.functions)
+def test_fused_forms_take_empty_inputs(activation: str) -> None:  # higgs_audio_v2 has [0, 96]
+    fused, act = fused_and_eager(activation)
+    layer, x = nn.Linear(4, 3), torch.randn(0, 4, requires_grad=True)
+    for mode in (torch.no_grad(), torch.enable_grad()):
+        with mode:
+            assert fused.linear(layer, x).shape == act(layer(x)).shape == (0, 3)
+            assert fused.gated(x, x).shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_autocast_gives_the_dtype_and_bits_of_the_two_ops(dtype: torch.dtype) -> None:
+    layer, x = layer_and_input("Linear", torch.float32)
+    for activation in ("gelu", "silu", "quick_gelu"):
+        fused, act = fused_and_eager(activation)
+        for mode in (torch.no_grad(), torch.enable_grad()):
+            with mode, torch.autocast("cpu", torch.bfloat16):
+                y, expected = fused.linear(layer, x), act(layer(x))
+                assert y.dtype == expected.dtype == torch.bfloat16
+                assert torch.equal(y, expected)
+                gate, up = x.to(dtype), torch.randn_like(x).to(dtype)
+                y, expected = fused.gated(gate, up), act(gate) * up
+                assert y.dtype == expected.dtype
+                assert torch.equal(y, expected)
+
+
+# The GEMM's epilogue. On the CPU ``_addmm_activation`` computes the exact GELU whatever is asked: the function's paths
+# and shapes are held here, with ReLU; its tanh form on a GPU.
+
+EPILOGUE = IMPLEMENTATIONS["epilogue"]
+
+
+@pytest.fixture
+def gemms(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """use_gelu of each GEMM with an epilogue that was run."""
+    calls: list[bool] = []
+    own = torch._addmm_activation
+
+    def counted(*args: Tensor, use_gelu: bool) -> Tensor:
+        calls.append(use_gelu)
+        return own(*args, use_gelu=use_gelu)
+
+    monkeypatch.setattr(torch, "_addmm_activation", counted)
+    return calls
+
+
+@pytest.mark.parametrize("shape", [(12,), (5, 12), (3, 5, 12), (2, 3, 5, 12), (0, 12), (1, 12)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["Linear", "Conv1D"])
+def test_the_epilogue_computes_act_of_linear(
+    gemms: list[bool], name: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    layer, _ = layer_and_input(name, dtype)
+    x = torch.randn(shape).to(dtype)
+    relu = EPILOGUE.build(ACTIVATIONS["relu"]).linear
+    with torch.no_grad():
+        y, expected = relu(layer, x), F.relu(layer(x))
+        exact = F.relu(copy.deepcopy(layer).double()(x.double()))
+    assert gemms == [False]
+    assert (y.shape, y.dtype) == (expected.shape, dtype)
+    if y.numel():
+        assert error(y, exact) <= max(error(expected, exact), 2 * torch.finfo(dtype).eps)
+        assert bool((y == 0).any())
+    with torch.no_grad():
+        y = EPILOGUE.build(ACTIVATIONS["gelu_tanh"]).linear(layer, x)
+    assert (y.shape, y.dtype, gemms) == (expected.shape, dtype, [False, True])
+
+
+def test_the_epilogue_takes_strided_inputs(gemms: list[bool]) -> None:
+    layer, _ = layer_and_input("Linear", torch.float32)
+    relu = EPILOGUE.build(ACTIVATIONS["relu"]).linear
+    for x in (torch.randn(12, 5).t(), torch.randn(5, 24)[:, ::2], torch.randn(4, 3, 12).transpose(0, 1)):
+        with torch.no_grad():
+            torch.testing.assert_close(relu(layer, x), F.relu(layer(x)))
+    assert gemms == [False] * 3
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
+@pytest.mark.parametrize(
+    "case",
+    ["no bias", "convolution", "input needs a gradient", "weight needs a gradient", "bias needs a gradient", "autocast"],
+)
+def test_where_the_epilogue_cannot_be_the_two_ops_run(gemms: list[bool], case: str, activation: str) -> None:
+    name = {"no bias": "Linear without bias", "convolution": "Conv1d"}.get(case, "Linear")
+    layer, x = layer_and_input(name, torch.float32)
+    layer.requires_grad_(False)
+    needs = {"input needs a gradient": x, "weight needs a gradient": layer.weight, "bias needs a gradient": layer.bias}
+    if case in needs:
+        needs[case].requires_grad_()
+    record = ACTIVATIONS[activation]
+    linear = EPILOGUE.build(record).linear
+    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+        y, expected = linear(layer, x), record.eager(layer(x))
+    assert gemms == []
+    assert y.dtype == expected.dtype
+    assert torch.equal(y, expected)
+    if case in needs:
+        (new,), (own,) = (torch.autograd.grad(out.sum(), needs[case]) for out in (y, expected))
+        assert torch.equal(new, own)
+        with torch.no_grad():  # nothing needs one there
+            linear(layer, x)
+        assert len(gemms) == 1
 
 
 @pytest.mark.parametrize("activation", IMPLEMENTATIONS["aten"].functions)
@@ -220,7 +413,7 @@ def test_the_kernels_refuse_float64() -> None:
 
 
 def test_an_unknown_implementation_lists_the_valid_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"Did you mean 'triton'\? Valid names: aten, auto, eager, triton"):
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'triton'\? Valid names: aten, auto, eager, epilogue, triton"):
         get_implementation("tritn")
 
 
@@ -231,7 +424,38 @@ def test_a_name_is_registered_once_and_only_for_known_activations() -> None:
         register_implementation(Implementation("auto", {}))
     with pytest.raises(UnknownNameError, match="gelu_newest"):
         register_implementation(Implementation("mine", {"gelu_newest": F.gelu}))
+    for kind in ("gated", "linear"):  # what runs where the fused form cannot has to be there too
+        with pytest.raises(PatchError, match=r"'mine' fuses silu without computing it by itself: add it to functions"):
+            register_implementation(Implementation("mine", {"gelu": F.gelu}, **{kind: {"gelu": F.gelu, "silu": F.silu}}))
+        with pytest.raises((PatchError, UnknownNameError)):
+            register_implementation(Implementation("mine", {"gelu": F.gelu}, **{kind: {"gelu_newest": F.gelu}}))
     assert "mine" not in IMPLEMENTATIONS
+
+
+def test_what_an_implementation_fuses_is_built_with_the_activations_constants() -> None:
+    def pointwise(x: Tensor, negative_slope: float) -> Tensor:
+        return F.leaky_relu(x, negative_slope)
+
+    implementation = Implementation(
+        "mine",
+        {"leaky_relu": pointwise, "gelu": F.gelu},
+        gated={"leaky_relu": lambda gate, up, negative_slope: pointwise(gate, negative_slope) * up},
+        linear={"leaky_relu": lambda linear, x, negative_slope: pointwise(linear(x), negative_slope)},
+    )
+    record = ACTIVATIONS["leaky_relu"].with_parameters(negative_slope=0.3)
+    fused = implementation.build(record)
+    assert fused is not None
+    assert implementation.build(record) is fused
+    gate, up, layer = torch.randn(8), torch.randn(8), nn.Linear(8, 8)
+    assert torch.equal(fused.gated(gate, up), F.leaky_relu(gate, 0.3) * up)
+    assert torch.equal(fused.linear(layer, gate), F.leaky_relu(layer(gate), 0.3))
+    assert torch.equal(fused(gate), F.leaky_relu(gate, 0.3))
+    plain = implementation.build(ACTIVATIONS["gelu"])
+    assert (plain.gated, plain.linear) == (None, None)
+    assert implementation.build(ACTIVATIONS["silu"]) is None
+    assert implementation.fuses("gated", record)
+    assert not implementation.fuses("pointwise", record)
+    assert not implementation.fuses("gated", ACTIVATIONS["gelu"])
 
 
 def test_obstacles() -> None:
@@ -250,3 +474,27 @@ def test_without_a_backward_gradients_are_refused() -> None:  # trap 2
     with torch.no_grad():
         assert torch.equal(function(x), F.gelu(x))
     assert torch.equal(function(x.detach()), F.gelu(x))
+
+
+def test_without_a_backward_gradients_are_refused_of_fused_forms_too() -> None:  # trap 2
+    fused = Implementation(
+        "forward only",
+        {"gelu": F.gelu},
+        gated={"gelu": lambda gate, up: F.gelu(gate) * up},
+        linear={"gelu": lambda linear, x: F.gelu(linear(x))},
+        backward=False,
+    ).build(ACTIVATIONS["gelu"])
+    x, y, leaf = torch.randn(3), torch.randn(3), torch.randn(3, requires_grad=True)
+    layer, frozen = nn.Linear(3, 3), nn.Linear(3, 3).requires_grad_(False)
+    for call in (
+        lambda: fused.gated(leaf, x),
+        lambda: fused.gated(x, leaf),
+        lambda: fused.linear(layer, x),
+        lambda: fused.linear(frozen, leaf),
+    ):
+        with pytest.raises(GradientRefusedError, match="no backward"):
+            call()
+        with torch.no_grad():
+            call()
+    assert torch.equal(fused.gated(x, y), F.gelu(x) * y)
+    assert torch.equal(fused.linear(frozen, x), F.gelu(frozen(x)))
