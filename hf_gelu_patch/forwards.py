@@ -10,6 +10,7 @@ import ast
 import builtins
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -29,18 +30,20 @@ from hf_gelu_patch.activations import (
 )
 from hf_gelu_patch.replacements import is_linear
 from hf_gelu_patch.sources import (
+    OUT_OF_REACH,
     Source,
     all_names,
-    class_attribute,
     compile_function,
     does_the_same,
     is_empty,
     is_model_code,
+    layers,
+    local_names,
     source_of,
     undecorated,
 )
 
-__all__ = ["Expression", "Reading", "Use", "read", "uses"]
+__all__ = ["Expression", "Reading", "Use", "holds_activation", "read", "uses"]
 
 Resolve = Callable[[nn.Module], "Resolved | Unresolved | None"]
 """``activations.resolve``, or a lookup of what it has said."""
@@ -107,7 +110,7 @@ class Expression:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A function's expressions, or the reason why its source cannot be read (``expressions`` is empty then)."""
+    """A function's expressions, and why it cannot be rewritten, or None. Without source there are none."""
 
     function: FunctionType
     source: Source | None
@@ -121,9 +124,11 @@ def read(function: FunctionType) -> Reading:
     source = source_of(function)
     if source is None:
         return Reading(function, None, (), "its source is not available")
-    if isinstance(source.tree, ast.AsyncFunctionDef):
-        return Reading(function, source, (), "it is a coroutine")
-    return Reading(function, source, tuple(_Finder(function, source).found()))
+    obstacle = "it is a generator or a coroutine" if function.__code__.co_flags & _SUSPENDS else None
+    return Reading(function, source, tuple(_Finder(function, source).found()), obstacle)
+
+
+_SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 # ---- Finding the expressions
@@ -162,6 +167,19 @@ class _Finder:
         }
         defined = {node.name for node in self.nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
         self.locals = stored | parameters | imported | defined
+        declared = {n for node in self.nodes if isinstance(node, (ast.Global, ast.Nonlocal)) for n in node.names}
+        caught = {node.name for node in self.nodes if isinstance(node, ast.ExceptHandler) and node.name}
+        self.shared = declared  # names that others may assign
+        self.many = parameters | imported | defined | declared | caught  # names that something else gives a value
+        self.imports = {
+            alias.asname or alias.name: getattr(sys.modules.get(node.module or ""), alias.name, _MISSING)
+            for node in self.nodes
+            if isinstance(node, ast.ImportFrom) and not node.level
+            for alias in node.names
+        }
+        self.imports = {
+            name: value for name, value in self.imports.items() if name not in stored | parameters | defined
+        }
         self.loop_names = {
             node.id
             for loop in self.nodes
@@ -169,6 +187,7 @@ class _Finder:
             for node in ast.walk(loop.target)
             if isinstance(node, ast.Name)
         }
+        self.products: set[ast.AST | None] = set()  # that have a gate already
         self.parents = {child: node for node in (self.tree, *self.nodes) for child in ast.iter_child_nodes(node)}
 
     def found(self) -> Iterator[Expression]:
@@ -212,6 +231,9 @@ class _Finder:
         fallback: tuple[Expression, ...],
     ) -> Expression:
         product, factors, moved = self.product_of(callee, core)
+        if product is not None and product in self.products:  # another factor's, which comes first
+            product, factors, moved = None, None, None
+        self.products.add(product)
         linear = None
         if product is None:
             linear, moved = self.linear_before(callee, core, argument)
@@ -244,7 +266,10 @@ class _Finder:
         if name is None or not isinstance(call, ast.Call) or len(call.args) != 1 or call.keywords:
             return None
         function, argument = call.func, call.args[0]
-        if not isinstance(function, ast.Name) or function.id != loop.target.id:
+        layer = loop.target.id
+        if not isinstance(function, ast.Name) or function.id != layer or layer == name or layer in self.shared:
+            return None
+        if sum(isinstance(node, ast.Name) and node.id == layer for node in self.nodes) > 2:  # its target, its call
             return None
         return call if isinstance(argument, ast.Name) and argument.id == name else None
 
@@ -262,8 +287,10 @@ class _Finder:
                 return Callee(how, call.func, METHODS[method]), call.func.value, ()
         keywords = [(k.arg, k.value) for k in call.keywords]
         arguments = [(None, a) for a in call.args]
-        if not arguments and keywords and keywords[0][0] in ("input", "hidden_states"):
-            arguments = [(None, keywords.pop(0)[1])]
+        if not arguments:
+            named = [given for given in keywords if given[0] in ("input", "x", "hidden_states")]
+            arguments = [(None, value) for _, value in named[:1]]
+            keywords = [given for given in keywords if given not in named[:1]]
         if not arguments:
             return None
         callee = self.callee(call.func)
@@ -299,7 +326,11 @@ class _Finder:
 
     def only_value(self, name: str) -> ast.expr | None:
         """The value of a local name that one plain assignment gives it, and nothing else."""
+        if name in self.many:
+            return None
         stores = [n for n in self.nodes if isinstance(n, ast.Name) and n.id == name and not isinstance(n.ctx, ast.Load)]
+        if any(self.in_nested_function(store, self.tree) for store in stores):
+            return None
         parents = [self.parents.get(store) for store in stores]
         if len(stores) == 1 and isinstance(parents[0], ast.Assign) and parents[0].targets == [stores[0]]:
             return parents[0].value
@@ -323,6 +354,8 @@ class _Finder:
     def static(self, node: ast.AST) -> Any:
         """What a dotted name means whatever the call: a global, a closure's cell, and attributes of modules of them."""
         if isinstance(node, ast.Name):
+            if node.id in self.imports:
+                return self.imports[node.id]
             if node.id in self.locals or node.id == self.self_name:
                 return _MISSING
             for scope in (self.cells, self.globals, vars(builtins)):
@@ -487,7 +520,7 @@ class _Finder:
         return [statement]
 
     @staticmethod
-    def binds(statement: ast.stmt, name: str) -> bool:
+    def binds(statement: ast.AST, name: str) -> bool:
         return any(
             isinstance(node, ast.Name) and node.id == name and not isinstance(node.ctx, ast.Load)
             for node in ast.walk(statement)
@@ -502,6 +535,8 @@ class _Finder:
 
     def definition(self, name: str, statement: ast.stmt) -> ast.Assign | None:
         """The assignment, in the same block, whose value ``name`` has when ``statement`` starts."""
+        if name in self.shared:
+            return None
         block = self.block_of(statement)
         for earlier in reversed(block[: block.index(statement)]):
             if self.binds(earlier, name):
@@ -512,7 +547,7 @@ class _Finder:
         """The one place that reads what an assignment gives its name: in a statement of the same block with nothing but
         plain assignments between, which cannot change it."""
         name = self.assigned_name(definition)
-        if name is None or any(isinstance(above, ast.Try) for above in self.above(definition)):
+        if name is None or name in self.shared or any(isinstance(above, ast.Try) for above in self.above(definition)):
             return None
         reads = [n for n in self.nodes if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load)]
         if any(self.in_nested_function(read, definition) for read in reads):
@@ -529,11 +564,11 @@ class _Finder:
                 continue
             if len(here) != 1 or not isinstance(statement, (ast.Assign, ast.Return, ast.AugAssign, ast.Expr)):
                 return None
-            if isinstance(statement, ast.AugAssign) and self.binds(statement, name):
+            rebound = self.assigned_name(statement) == name
+            if self.binds(statement.value if rebound and isinstance(statement, ast.Assign) else statement, name):
                 return None
             if self.in_comprehension(here[0], statement):
                 return None
-            rebound = self.assigned_name(statement) == name
             return here[0] if rebound or not self.read_later(name, reads, here[0], definition, block[index:]) else None
         return None
 
@@ -575,14 +610,17 @@ class _Finder:
 
     @staticmethod
     def mutates(statement: ast.stmt) -> bool:
-        """Whether it calls a method that works in place, as its name says."""
-        return any(
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr.endswith("_")
-            and not node.func.attr.endswith("__")
-            for node in ast.walk(statement)
-        )
+        """Whether it assigns to a part of something, or calls what works in place, by its name or arguments."""
+        for node in ast.walk(statement):
+            if isinstance(node, (ast.Subscript, ast.Attribute)) and not isinstance(node.ctx, ast.Load):
+                return True
+            if isinstance(node, ast.Call):
+                method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+                if method.endswith("_") and not method.endswith("__"):
+                    return True
+                if any(keyword.arg in ("inplace", "out") for keyword in node.keywords):
+                    return True
+        return False
 
 
 def _is_pure(value: object) -> bool:
@@ -604,7 +642,7 @@ def _torch(value: Any) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _formula_of(function: FunctionType) -> Resolved | None:
     """The activation that a helper of the model's code computes, where its body is one formula of its argument."""
-    if function.__module__ in ("torch.nn.functional", "torch.functional") or not _mentions_an_activation(function):
+    if not is_model_code(function.__module__ or "") or not all_names(function.__code__) & _NAMES:
         return None
     source = source_of(function)
     if source is None or not isinstance(source.tree, ast.FunctionDef) or len(source.tree.args.args) != 1:
@@ -686,7 +724,7 @@ class Use:
             return None
         module: Any = self.owner
         for name in _Finder.chain(node):
-            module = getattr(module, name, None)
+            module = _attribute(module, name)
         return module if isinstance(module, nn.Module) else None
 
     @property
@@ -794,7 +832,7 @@ _NOBODY = nn.Module()
 def _container(expression: Expression, owner: nn.Module) -> nn.Module | None:
     container: Any = owner
     for name in expression.callee.value:
-        container = getattr(container, name, None)
+        container = _attribute(container, name)
     return container if isinstance(container, (nn.Sequential, nn.ModuleList)) else None
 
 
@@ -827,13 +865,12 @@ def _find(
         assert isinstance(callee.node, ast.Attribute)
         value: Any = owner
         for name in _Finder.chain(callee.node.value):
-            value = getattr(value, name, None)
+            value = _attribute(value, name)
         return (_called(callee.value, expression, owner, function), None) if isinstance(value, torch.Tensor) else None
     if callee.how == "function":
         return _called(callee.value, expression, owner, function), None
     if callee.how == "object":
-        current = callee.value if isinstance(callee.value, Resolved) else activation_of(callee.value)
-        return None if current is None else (current, None)
+        return (callee.value, None) if isinstance(callee.value, Resolved) else _of_module(callee.value, activation_of)
     if callee.how in ("formula", "in place"):
         formula = _evaluated(callee.node, expression.argument, owner, function)
         written = None if formula is None else recognise(formula, callee.value)
@@ -843,36 +880,46 @@ def _find(
     module = _built(callee, owner, function)
     if module is _MISSING:
         return Unresolved("which activation it looks up is known when it is called"), None
-    if module is None:
-        return None
-    current = activation_of(module)
-    return None if current is None else (current, None)
+    return None if module is None else _of_module(module, activation_of)
 
 
 def _find_attribute(
-    expression: Expression,
-    owner: nn.Module,
-    function: FunctionType,
-    activation_of: Resolve,
+    expression: Expression, owner: nn.Module, function: FunctionType, activation_of: Resolve
 ) -> tuple[Resolved | Unresolved, tuple[nn.Module, str] | None] | None:
     holder: Any = owner
     *way, key = expression.callee.value
     for name in way:
-        holder = getattr(holder, name, None)
-    if isinstance(holder, nn.Module):
-        module = holder._modules.get(key)
-        if module is not None:
-            current = activation_of(module)
+        holder = _attribute(holder, name)
+    value = _attribute(holder, key)
+    if isinstance(value, nn.Module):
+        if isinstance(holder, nn.Module) and key in holder._modules:
+            current = activation_of(value)
             return None if current is None else (current, (holder, key))
-    value = vars(holder).get(key) if hasattr(holder, "__dict__") else None
-    if isinstance(value, nn.Module):  # an activation that is no child, in a plain object
-        current = activation_of(value)
-        return None if current is None else (current, None)
+        return _of_module(value, activation_of)  # no child of anything: in a plain object, or hidden
+    if isinstance(value, functools.partial) and not value.args and is_function(value.func):
+        return resolve_call(value.func, (), value.keywords), None
     if value is not None and is_function(value):
         return _called(value, expression, owner, function), None
     if isinstance(value, FunctionType) and (resolved := _formula_of(value)) is not None:
         return resolved, None
     return None
+
+
+def holds_activation(value: object) -> bool:
+    """Whether an attribute of a module, none of its children, may be an activation: a function, a hidden module."""
+    if value is None or not callable(value):
+        return False
+    if isinstance(value, functools.partial):
+        return is_function(value.func)
+    return isinstance(value, nn.Module) or _applies_an_activation(value)
+
+
+def _of_module(module: nn.Module, activation_of: Resolve) -> tuple[Resolved | Unresolved, None] | None:
+    """What an activation module that is no part of the model computes."""
+    current = activation_of(module)
+    if isinstance(current, Resolved) and getattr(module, "inplace", False):
+        current = Unresolved(IN_PLACE, current.spelling)
+    return None if current is None else (current, None)
 
 
 def _called(
@@ -892,19 +939,39 @@ def _constant(node: ast.expr, owner: nn.Module, function: FunctionType) -> Any:
     while isinstance(at, ast.Attribute):
         names.insert(0, at.attr)
         at = at.value
-    if isinstance(at, ast.Name) and at.id == "self" and names:
-        value: Any = owner
+    if isinstance(at, ast.Name):
+        value = owner if at.id == "self" and names else _outer_name(at.id, function)
         for name in names:
-            value = getattr(value, name, _MISSING)
-        return value if isinstance(value, (int, float, str)) else _MISSING
-    if isinstance(at, ast.Name) and at.id in function.__globals__:
-        value = function.__globals__[at.id]
-        for name in names:
-            value = getattr(value, name, _MISSING)
+            value = _attribute(value, name)
         return value if isinstance(value, (int, float, str)) else _MISSING
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError):
+        return _MISSING
+
+
+def _outer_name(name: str, function: FunctionType) -> Any:
+    """The value of a name that is no local one of a function or of what is nested in it: a closure's cell, a global."""
+    code = function.__code__
+    if name in code.co_freevars:
+        cell = (function.__closure__ or ())[code.co_freevars.index(name)]
+        return _MISSING if is_empty(cell) else cell.cell_contents
+    if name in local_names(code):
+        return _MISSING
+    return function.__globals__.get(name, _MISSING)
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """An attribute as it stands, or _MISSING: no property of a module is run for it."""
+    if isinstance(value, nn.Module):
+        for scope in (vars(value), value._modules, value._parameters, value._buffers):
+            if name in scope:
+                return scope[name]
+        found = inspect.getattr_static(type(value), name, _MISSING)
+        return found.__func__ if isinstance(found, staticmethod) else found
+    try:
+        return getattr(value, name, _MISSING)
+    except Exception:  # a property of the model's code: whatever it raises, it gives no value here
         return _MISSING
 
 
@@ -972,8 +1039,8 @@ def _named_in(function: FunctionType) -> Iterator[Resolved]:
 # ---- Which functions are read
 
 _NAMES = {
-    *("gelu", "silu", "relu", "relu6", "leaky_relu", "elu", "mish", "hardswish", "sigmoid", "tanh", "erf", "expit"),
-    *("relu_", "sigmoid_", "tanh_", "silu_", "elu_", "leaky_relu_"),
+    *("gelu", "silu", "relu", "relu6", "leaky_relu", "elu", "mish", "hardswish", "sigmoid", "tanh", "erf", "exp"),
+    *("relu_", "sigmoid_", "tanh_", "silu_", "elu_", "leaky_relu_", "expit"),
     *("GELU", "SiLU", "ReLU", "ReLU6", "LeakyReLU", "ELU", "Mish", "Hardswish", "Sigmoid", "Tanh"),
     *("ACT2FN", "ACT2CLS", "get_activation"),
 }
@@ -983,8 +1050,22 @@ def _mentions_an_activation(function: FunctionType, attributes: frozenset[str] =
     names = all_names(function.__code__)
     if names & _NAMES or names & attributes or function is nn.Sequential.forward:
         return True
-    values = (function.__globals__.get(name) for name in names)
-    return any(is_function(v) or isinstance(v, nn.Module) for v in values)
+    cells = [cell.cell_contents for cell in function.__closure__ or () if not is_empty(cell)]
+    values = [value for name in names if (value := function.__globals__.get(name)) is not None]
+    for value in (*values, *cells):
+        if _applies_an_activation(value):
+            return True
+        if isinstance(value, ModuleType) and is_model_code(value.__name__):
+            inside = vars(value)
+            if any(name in inside and _applies_an_activation(inside[name]) for name in names):
+                return True
+    return False
+
+
+def _applies_an_activation(value: object) -> bool:
+    if isinstance(value, FunctionType):
+        return is_function(value) or _formula_of(value) is not None
+    return isinstance(value, nn.Module) or (callable(value) and is_function(value))
 
 
 _Method = tuple[str, "FunctionType | None", FunctionType, "str | None"]
@@ -995,33 +1076,71 @@ def _methods(cls: type[nn.Module], attributes: frozenset[str]) -> tuple[_Method,
     """The methods of a class that mention an activation, and such of the helper functions that its methods call: (name,
     the method as the class has it (None for a helper), the function below its decorators, why it cannot be rewritten).
     """
-    found: list[_Method] = []
+    own = {name for base in cls.__mro__ if is_model_code(base.__module__) for name in vars(base)}
+    attributes |= {name for name in own if is_function(getattr(cls, name, None))}
+    found: dict[FunctionType, _Method] = {}
     seen: set[FunctionType] = set()
-    names = dict.fromkeys(name for base in cls.__mro__ if is_model_code(base.__module__) for name in vars(base))
-    pending = [(name, class_attribute(cls, name), True) for name in names if name not in _NOT_FORWARD]
+    pending: list[tuple[str, object, FunctionType | None, str | None]] = [*_of_class(cls)]
     while pending:
-        name, value, bound = pending.pop(0)
-        if isinstance(value, property):
-            value, bound = value.fget, False
-        if isinstance(value, (staticmethod, classmethod)):
-            value, bound = value.__func__, False
-        if not isinstance(value, FunctionType):
+        name, value, method, obstacle = pending.pop(0)
+        if not isinstance(value, FunctionType) or not is_model_code(value.__module__ or ""):
             continue
-        inner, obstacle = undecorated(value, name) if bound else (value, None)
-        if inner in seen or not is_model_code(inner.__module__ or ""):
+        if value in seen:
+            if value in found and method is not None and found[value][0] != name:
+                found[value] = (*found[value][:3], f"the class has it under two names, {found[value][0]} and {name}")
             continue
-        seen.add(inner)
-        if not bound and _formula_of(inner) is not None:
+        seen.add(value)
+        if method is None and _formula_of(value) is not None:
             continue  # its call is an expression itself
-        if _mentions_an_activation(inner, attributes):
-            found.append((name, value if bound else None, inner, obstacle))
-        for mentioned in all_names(inner.__code__):
-            helper = inner.__globals__.get(mentioned)
+        if _mentions_an_activation(value, attributes):
+            found[value] = (name, method, value, obstacle)
+        for mentioned in all_names(value.__code__):
+            helper = value.__globals__.get(mentioned)
             if isinstance(helper, FunctionType):
-                pending.append((mentioned, inspect.unwrap(helper), False))
+                pending.append((mentioned, inspect.unwrap(helper), None, None))
             elif isinstance(helper, type) and not issubclass(helper, nn.Module) and is_model_code(helper.__module__):
-                pending += [(mentioned, value, False) for value in vars(helper).values()]  # of an object it makes
-    return tuple(found)
+                pending += [(mentioned, part, None, None) for part in vars(helper).values()]  # of an object it makes
+    return tuple(found.values())
+
+
+def _of_class(cls: type[nn.Module]) -> Iterator[tuple[str, object, FunctionType | None, str | None]]:
+    """Each function of a class, its bases' included: (name, function, the method to be replaced by a rewritten one or
+    None, why that cannot be)."""
+    overridden: dict[str, list[FunctionType]] = {}
+    for base in cls.__mro__:
+        if not is_model_code(base.__module__):
+            continue
+        for name, value in vars(base).items():
+            if name in _NOT_FORWARD:
+                continue
+            for function, method, obstacle in _of_attribute(name, value):
+                above = overridden.setdefault(name, [])
+                if not above or base is cls or method is None:
+                    yield name, function, method, obstacle
+                elif any({"super", base.__name__} & all_names(one.__code__) for one in above):
+                    yield name, function, method, "super() reaches it, past anything that is bound on the module"
+            overridden.setdefault(name, []).extend(f for f, _, _ in _of_attribute(name, value))
+
+
+def _of_attribute(name: str, value: object) -> Iterator[tuple[FunctionType, FunctionType | None, str | None]]:
+    if isinstance(value, property):
+        value = value.fget
+        if isinstance(value, FunctionType):
+            yield value, value, "it is a property"
+    elif isinstance(value, (staticmethod, classmethod)):
+        if isinstance(value.__func__, FunctionType):
+            yield value.__func__, None, None
+    elif isinstance(value, FunctionType):
+        for layer in layers(value, name):
+            yield layer, layer, "it stands in a decorator"
+        inner, obstacle = undecorated(value, name)
+        if name.startswith("__") and name.endswith("__"):
+            obstacle = "it is looked up on the class, not on the module"
+        yield inner, value, obstacle
+    elif not isinstance(value, type) and hasattr(value, "__dict__"):  # a decorator that is an object
+        for held in (*vars(value).values(), getattr(value, "__wrapped__", None), getattr(value, "func", None)):
+            if isinstance(held, FunctionType) and held.__code__.co_varnames[:1] == ("self",):
+                yield held, held, OUT_OF_REACH
 
 
 _NOT_FORWARD = {"__init__", "_init_weights", "reset_parameters", "init_weights"}

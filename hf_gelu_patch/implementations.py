@@ -171,20 +171,30 @@ def _needs_gradient(x: Tensor) -> bool:
     return torch.is_grad_enabled() and x.requires_grad
 
 
+def _stays(*tensors: Tensor) -> bool:
+    """Whether nothing may be written over what was computed from these: autograd keeps it, or a transform (vmap, grad)
+    or a trace goes through here, which record each op."""
+    return (
+        any(map(_needs_gradient, tensors))
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._is_tracing()
+    )
+
+
 def _quick_gelu(x: Tensor) -> Tensor:
-    if _needs_gradient(x):
+    if _stays(x):
         return ACTIVATIONS["quick_gelu"].eager(x)
     return (1.702 * x).sigmoid_().mul_(x)
 
 
 def _relu_squared(x: Tensor) -> Tensor:
-    if _needs_gradient(x):
+    if _stays(x):
         return ACTIVATIONS["relu_squared"].eager(x)
     return F.relu(x).square_()
 
 
 def _gelu_clipped(x: Tensor, min: float, max: float) -> Tensor:
-    if _needs_gradient(x):
+    if _stays(x):
         return ACTIVATIONS["gelu_clipped"].eager(x, min, max)
     return F.gelu(x).clamp_(min, max)
 
@@ -239,13 +249,13 @@ def _gated(gate: Tensor, up: Tensor, *, activation: str, **parameters: float) ->
     """The product written over act(gate), a tensor made here. A new one of that size costs the CPU as much as the
     arithmetic: its pages are fetched from the system anew each time."""
     y: Tensor = _ATEN[activation](gate, **parameters)
-    return y * up if _needs_gradient(y) or _needs_gradient(up) else y.mul_(up)
+    return y * up if _stays(y, up) else y.mul_(up)
 
 
 def _after_linear(linear: nn.Module, x: Tensor, *, activation: str, **parameters: float) -> Tensor:
     """The activation written over the linear layer's output, which nobody else holds."""
     y: Tensor = linear(x)
-    fresh = type(y) is Tensor and not _needs_gradient(y)
+    fresh = type(y) is Tensor and not _stays(y)
     result: Tensor = (_IN_PLACE if fresh else _ATEN)[activation](y, **parameters)
     return result
 
@@ -256,7 +266,7 @@ def _in_epilogue(linear: nn.Module, x: Tensor, *, activation: str) -> Tensor:
     weight, bias = linear.weight, linear.bias
     if not isinstance(bias, Tensor) or not isinstance(weight, Tensor) or weight.dim() != 2:
         return _after_linear(linear, x, activation=activation)
-    if any(_needs_gradient(t) for t in (x, weight, bias)) or torch.is_autocast_enabled(x.device.type):
+    if _stays(x, weight, bias) or torch.is_autocast_enabled(x.device.type):
         return _after_linear(linear, x, activation=activation)
     matrix = weight.t() if isinstance(linear, nn.Linear) else weight  # transformers' Conv1D keeps it transposed
     y = torch._addmm_activation(bias, x.reshape(-1, x.shape[-1]), matrix, use_gelu=activation == "gelu_tanh")

@@ -41,6 +41,7 @@ from hf_gelu_patch.sites import (
     plan,
     walk,
 )
+from hf_gelu_patch.sources import lines_of
 from hf_gelu_patch.verification import drifts, exact_outputs, outputs
 
 __all__ = ["explain", "patch", "patched", "unpatch"]
@@ -228,18 +229,22 @@ def explain(model: nn.Module, *, color: bool | None = None) -> str:
     lines: list[str] = []
     for (name, where, before, after), count in seen.items():
         diff = difflib.unified_diff(
-            before.splitlines(),
-            after.splitlines(),
+            [line.removesuffix(chr(10)) for line in lines_of(before)],
+            [line.removesuffix(chr(10)) for line in lines_of(after)],
             fromfile=f"{name}  {where}",
             tofile=f"{name}  patched on {count} module{'s' if count > 1 else ''}",
             lineterm="",
         )
         first = int(where.rpartition(":")[2])
-        lines += [_HUNK.sub(lambda hunk, first=first: f"{hunk[1]}{int(hunk[2]) + first - 1}", line) for line in diff]
+        lines += [_moved_down(line, first - 1) for line in diff]
     return "\n".join(_colored(line) for line in lines) if color else "\n".join(lines)
 
 
-_HUNK = re.compile(r"((?:^@@ -|(?<=\d) \+))(\d+)")  # the line numbers of "@@ -1,6 +1,5 @@", to be the file's
+def _moved_down(line: str, by: int) -> str:
+    return _HUNK.sub(lambda hunk: f"{hunk[1]}{int(hunk[2]) + by}", line) if line.startswith("@@") else line
+
+
+_HUNK = re.compile(r"([-+])(\d+)")  # the line numbers of "@@ -1,6 +1,5 @@", to be the file's
 
 
 _COLORS = {"---": "1", "+++": "1", "@@": "36", "-": "31", "+": "32"}

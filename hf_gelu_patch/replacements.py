@@ -121,10 +121,15 @@ def plain(module: nn.Module) -> bool:
     return all(p is None or type(p) is nn.Parameter or type(p) is Tensor for p in module._parameters.values())
 
 
+def _recorded() -> bool:
+    """Whether torch.compile or torch.jit.trace goes through here: they are shown the plain ops."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
+
+
 def gated(act: Any, gate: Tensor, up: Tensor) -> Tensor:
     """act(gate) · up, fused where ``act`` is a patched activation without hooks and both are plain tensors of one shape
     and dtype."""
-    if torch.compiler.is_compiling():
+    if _recorded():
         product: Tensor = act(gate) * up
         return product
     fused = _fused(act)
@@ -144,7 +149,7 @@ def gated(act: Any, gate: Tensor, up: Tensor) -> Tensor:
 def linear_act(act: Any, linear: Callable[[Any], Any], x: Any) -> Any:
     """act(linear(x)), fused where ``act`` is a patched activation without hooks and ``linear`` a plain linear layer or
     convolution: never going around one that is quantized, sharded, parametrized, wrapped or hooked."""
-    if torch.compiler.is_compiling():
+    if _recorded():
         return act(linear(x))
     fused = _fused(act)
     if fused is not None and fused.linear is not None and isinstance(linear, nn.Module) and plain(linear):
@@ -155,7 +160,7 @@ def linear_act(act: Any, linear: Callable[[Any], Any], x: Any) -> Any:
 def steps(modules: Iterable[nn.Module]) -> list[Callable[[Any], Any]]:
     """The modules of a chain, each linear layer and the patched activation behind it as one ``linear_act``."""
     chain = list(modules)
-    if torch.compiler.is_compiling():
+    if _recorded():
         return list(chain)
     fused: list[Callable[[Any], Any]] = []
     for module in chain:

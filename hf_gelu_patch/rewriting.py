@@ -18,10 +18,20 @@ from typing import Any
 
 from torch import nn
 
+from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.forwards import Expression, Reading, Use
 from hf_gelu_patch.implementations import Fused
 from hf_gelu_patch.replacements import gated, linear_act, steps
-from hf_gelu_patch.sources import Source, all_names, class_attribute, compiled, source_of, undecorated
+from hf_gelu_patch.sources import (
+    Source,
+    class_attribute,
+    compiled,
+    identifiers,
+    lines_of,
+    parse,
+    source_of,
+    undecorated,
+)
 
 __all__ = ["PatchedMethods", "explained", "rewritten"]
 
@@ -56,7 +66,7 @@ class _Edits:
 
     def delete(self, statement: ast.stmt) -> None:
         """Leave out the lines of a statement, if nothing else stands on them."""
-        lines = self.source.text.splitlines()
+        lines = lines_of(self.source.text)
         assert statement.end_lineno is not None
         first, last = lines[statement.lineno - 1].encode(), lines[statement.end_lineno - 1].encode()
         rest = last[statement.end_col_offset :].strip()
@@ -99,6 +109,11 @@ def rewritten(
     for name, parts in methods.items():
         chosen = tuple(dict.fromkeys((use.expression, None if use.edge else fused) for use, fused in parts))
         text, helpers = _edited(parts[0][0].reading, chosen)
+        if parse(text) is None:
+            raise PatchError(
+                f"{cls.__qualname__}.{name} could not be rewritten: exclude={cls.__name__!r} leaves it alone. "
+                f"This is a fault of hf_gelu_patch; what it made of it is\n{text}"
+            )
         recipe = (text, helpers)
         result[name] = (compiled(cls, name, *recipe), recipe)
     return result
@@ -111,8 +126,7 @@ def _edited(
     """The edited source of a function, and the names it refers to beside its own. ``chosen``: the expressions to fuse,
     each with what computes it, None for an activation module, which says so itself."""
     assert reading.source is not None
-    taken = all_names(reading.function.__code__) | set(reading.function.__code__.co_varnames)
-    taken |= reading.function.__globals__.keys() | vars(builtins).keys() | set(reading.function.__code__.co_freevars)
+    taken = identifiers(reading.function.__code__) | reading.function.__globals__.keys() | vars(builtins).keys()
     helpers: dict[str, Any] = {}
     edits = _Edits(reading.source)
 
@@ -139,21 +153,21 @@ def _edit(edits: _Edits, expression: Expression, fused: Fused | None, helper: Ca
         left, right = factors
         name = helper("gated", gated)
         factor: ast.expr = core
-        gate: Callable[[], str] = lambda: edits.render(expression.argument)  # noqa: E731
+        gate: Callable[[], str] = lambda: _operand(edits, expression.argument)  # noqa: E731
         if moved is not None:
             assert isinstance(moved.targets[0], ast.Name)
             gate = moved.targets[0].id.__str__
             factor = next(side for side in factors if isinstance(side, ast.Name) and side.id == gate())
-            edits.at[core] = lambda: _one_expression(edits.render(expression.argument))
+            edits.at[core] = lambda: _operand(edits, expression.argument)
             if isinstance(expression.argument, ast.Name) and expression.argument.id == gate():
                 edits.delete(moved)
         if left is factor:
-            edits.at[product] = lambda: f"{name}({act}, {gate()}, {edits.render(right)})"
+            edits.at[product] = lambda: f"{name}({act}, {gate()}, {_operand(edits, right)})"
         else:  # evaluated in the order it is written
-            edits.at[product] = lambda: f"{name}({act}, up={edits.render(left)}, gate={gate()})"
+            edits.at[product] = lambda: f"{name}({act}, up={_operand(edits, left)}, gate={gate()})"
     elif linear is not None:
         name = helper("linear_act", linear_act)
-        fusion = lambda: f"{name}({act}, {edits.render(linear.func)}, {edits.render(linear.args[0])})"  # noqa: E731
+        fusion = lambda: f"{name}({act}, {edits.render(linear.func)}, {_operand(edits, linear.args[0])})"  # noqa: E731
         if moved is None:
             edits.at[core] = fusion
         else:
@@ -164,7 +178,7 @@ def _edit(edits: _Edits, expression: Expression, fused: Fused | None, helper: Ca
             if statement is not None and _names(statement.targets) == [expression.argument.id]:
                 edits.delete(statement)
     else:
-        edits.at[core] = lambda: f"{act}({edits.render(expression.argument)})"
+        edits.at[core] = lambda: f"{act}({_operand(edits, expression.argument)})"
 
 
 def _assignment_of(tree: ast.AST, value: ast.expr) -> ast.Assign | None:
@@ -175,8 +189,13 @@ def _names(targets: list[ast.expr]) -> list[str]:
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
-def _one_expression(text: str) -> str:
-    return f"({text})" if "\n" in text else text
+def _operand(edits: _Edits, node: ast.expr) -> str:
+    """The text of a node as it can stand alone or as an argument: its span leaves out the brackets around it."""
+    text = edits.render(node)
+    return f"({text})" if "\n" in text or isinstance(node, _NEED_BRACKETS) else text
+
+
+_NEED_BRACKETS = (ast.NamedExpr, ast.Lambda, ast.GeneratorExp, ast.IfExp, ast.Tuple)
 
 
 # ---- Binding

@@ -27,7 +27,7 @@ from hf_gelu_patch.errors import (
     NothingMatchedError,
     PatchError,
 )
-from hf_gelu_patch.forwards import Use, uses
+from hf_gelu_patch.forwards import Use, holds_activation, uses
 from hf_gelu_patch.implementations import IMPLEMENTATIONS, Fused, Implementation, choose, get_implementation
 from hf_gelu_patch.replacements import PatchedActivation, hooked, plain
 from hf_gelu_patch.rewriting import PatchedMethods
@@ -312,6 +312,7 @@ def places(model: nn.Module) -> Iterator[Place]:
     edges = [(edge, child) for edge, child in walk(model) if activation_of(child) is not None]
     holders = {id(edge.owner) for edge, _ in edges if isinstance(edge.owner, (nn.Sequential, nn.ModuleList))}
     names = frozenset(edge.key for edge, _ in edges) | {e.key for e, child in walk(model) if id(child) in holders}
+    names |= {name for _, owner in owners for name, value in vars(owner).items() if holds_activation(value)}
     by_edge: dict[tuple[int, str], list[tuple[str, Use]]] = {}
     calls: dict[int, list[Use]] = {}
     for path, owner in owners:
@@ -377,8 +378,7 @@ def _plan_place(place: Place, wanted: _Wanted, where: tuple[torch.device, torch.
         return left("torch's TransformerEncoderLayer goes around its activation module in inference")
     if target != source and not source.hidden and wanted.selection.include is None:
         return left(f"{source.name} is no hidden-layer activation: name it in include to swap it")
-    in_place = getattr(module, "inplace", False)
-    if target != source and in_place:
+    if getattr(module, "inplace", False):
         return left(IN_PLACE)
     asked = wanted.implementation
     if asked is not None and (obstacle := asked.obstacle(device, dtype)):
@@ -388,7 +388,7 @@ def _plan_place(place: Place, wanted: _Wanted, where: tuple[torch.device, torch.
             f"What can, on {device.type} in {site.dtype}: {', '.join(able)}."
         )
     name = "auto" if asked is None else asked.name
-    unfused = _why_not_fused(site.kind, module, use, in_place=in_place)
+    unfused = _why_not_fused(site.kind, module, use)
     chosen, reason = choose(name, "pointwise" if unfused else site.kind, current, target)
     if unfused:
         reason += f"; not fused: {unfused}"
@@ -409,14 +409,12 @@ def _plan_place(place: Place, wanted: _Wanted, where: tuple[torch.device, torch.
     return Plan(site, edge, use, taken.build(target))
 
 
-def _why_not_fused(kind: str, module: nn.Module | None, use: Use | None, *, in_place: bool) -> str | None:
+def _why_not_fused(kind: str, module: nn.Module | None, use: Use | None) -> str | None:
     """Why what surrounds an activation stays apart from it, or None where it can be fused."""
     if use is None or (kind == "pointwise" and use.edge is not None):
         return None
     if use.obstacle:
         return use.obstacle
-    if kind == "gated" and in_place:
-        return IN_PLACE
     if kind == "gated" and use.exposed:
         return "what stands between it and its product may write over its input"
     if module is not None and hooked(module):

@@ -7,7 +7,9 @@ import ast
 import copy
 import dis
 import functools
+import inspect
 import linecache
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +19,19 @@ from typing import Any
 from torch import nn
 
 __all__ = [
+    "OUT_OF_REACH",
     "Source",
     "all_names",
     "class_attribute",
     "compile_function",
     "compiled",
     "does_the_same",
+    "identifiers",
     "is_empty",
     "is_model_code",
+    "layers",
+    "lines_of",
+    "local_names",
     "source_of",
     "undecorated",
 ]
@@ -56,10 +63,15 @@ def source_of(function: FunctionType) -> Source | None:
         text = "".join(lines[first - 1 : end])
         if (tree := parse(text)) is not None:
             offsets = [0]
-            for line in text.splitlines(keepends=True):
+            for line in lines_of(text):
                 offsets.append(offsets[-1] + len(line.encode()))
             return Source(text, tree, tuple(offsets))
     return None
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text as Python counts them: at line feeds alone, which they keep."""
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
 def parse(text: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
@@ -84,6 +96,21 @@ def _last_line(code: CodeType) -> int:
 def all_names(code: CodeType) -> frozenset[str]:
     nested = (all_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
     return frozenset(code.co_names).union(*nested)
+
+
+@functools.lru_cache(maxsize=4096)
+def identifiers(code: CodeType) -> frozenset[str]:
+    """Every name that means something in a function or in one nested in it."""
+    nested = (identifiers(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    own = (*code.co_names, *code.co_varnames, *code.co_cellvars, *code.co_freevars)
+    return frozenset(own).union(*nested)
+
+
+@functools.lru_cache(maxsize=4096)
+def local_names(code: CodeType) -> frozenset[str]:
+    """Every name that is local to a function or to one nested in it."""
+    nested = (local_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return frozenset((*code.co_varnames, *code.co_cellvars)).union(*nested)
 
 
 def is_empty(cell: Any) -> bool:
@@ -115,27 +142,41 @@ def class_attribute(cls: type, name: str) -> object:
 def undecorated(function: FunctionType, name: str) -> tuple[FunctionType, str | None]:
     """The function below a method's decorators, and why a rewritten one could not take its place there, or None."""
     obstacle = None
-    while (cell := _decorated_cell(function, name)) is not None or hasattr(function, "__wrapped__"):
-        if cell is None:
-            wrapped = getattr(function, "__wrapped__", None)
-            if not isinstance(wrapped, FunctionType):
-                return function, "its decorator keeps the function where it cannot be replaced"
-            function, obstacle = wrapped, "its decorator keeps the function where it cannot be replaced"
-        else:
+    while True:
+        if (cell := _decorated_cell(function, name)) is not None:
             function = cell.cell_contents
-    return function, obstacle
+        elif isinstance(wrapped := getattr(function, "__wrapped__", None), FunctionType):
+            function, obstacle = wrapped, OUT_OF_REACH
+        else:
+            return function, obstacle
+
+
+OUT_OF_REACH = "its decorator keeps the function where it cannot be replaced"
+
+
+def layers(function: FunctionType, name: str) -> Iterator[FunctionType]:
+    """A method's decorators, as the functions that they made of it, outermost first; not the function below them."""
+    innermost, _ = undecorated(function, name)
+    while function is not innermost:
+        yield function
+        cell = _decorated_cell(function, name)
+        function = getattr(function, "__wrapped__", innermost) if cell is None else cell.cell_contents
 
 
 def _decorated_cell(function: FunctionType, name: str) -> Any:
     """The cell of a decorator's closure that holds the function it decorates."""
     wrapped = getattr(function, "__wrapped__", None)
-    for cell in function.__closure__ or ():
-        if is_empty(cell):
-            continue
-        value = cell.cell_contents
-        if isinstance(value, FunctionType) and (value is wrapped or (wrapped is None and value.__name__ == name)):
-            return cell
-    return None
+    cells = [cell for cell in function.__closure__ or () if not is_empty(cell)]
+    functions = [cell for cell in cells if isinstance(cell.cell_contents, FunctionType)]
+    if wrapped is not None:
+        return next((cell for cell in functions if cell.cell_contents is wrapped), None)
+    named = [cell for cell in functions if cell.cell_contents.__name__ == name]
+    if named:
+        return named[0]
+    # A decorator without functools.wraps: it takes whatever it is given, and hands that to one method.
+    takes_anything = function.__code__.co_flags & inspect.CO_VARARGS
+    methods = [cell for cell in functions if cell.cell_contents.__code__.co_varnames[:1] in (("self",), ("args",))]
+    return methods[0] if takes_anything and len(functions) == len(methods) == 1 else None
 
 
 # ---- Compiled again
@@ -158,7 +199,7 @@ def compiled(cls: type[nn.Module], name: str, text: str, helpers: tuple[tuple[st
     code = compile_function(text, inner, file, tuple(name for name, _ in helpers))
     cells = dict(zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True))
     cells.update((key, _cell(value)) for key, value in helpers)
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    linecache.cache[file] = (len(text), None, lines_of(text), file)
     return _redecorated(method, name, _like(inner, code, tuple(cells[free] for free in code.co_freevars)))
 
 

@@ -854,12 +854,13 @@ _WANTED = {
 # fmt: off
 _FEEDS_OF_TYPES: list[tuple[str, _Builders]] = [
     ("audio-spectrogram-transformer", {"input_values": lambda feed: torch.randn(1, 64, feed.mel())}),
-    ("blip_2_qformer dia_decoder t5gemma2_decoder", {"encoder_hidden_states": _BUILDERS["encoder_hidden_states"]}),
+    ("blip_2_qformer t5gemma2_decoder", {"encoder_hidden_states": _BUILDERS["encoder_hidden_states"]}),
     ("colqwen2", {"pixel_values": lambda feed: feed.patches()[None]}),
     ("csm_depth_decoder_model", {"input_ids": lambda feed: feed.ids(4)}),
     ("depth_pro", {"pixel_values": lambda _: torch.randn(1, 3, 224, 224)}),
     ("dia", {"decoder_input_ids": lambda feed: feed.ids(5)[..., None].expand(1, 5, 9)}),
-    ("dia_decoder", {"input_ids": lambda feed: feed.ids()[..., None].expand(1, _TEXT_LENGTH, 9)}),
+    ("dia_decoder", {"input_ids": lambda feed: feed.ids()[..., None].expand(1, _TEXT_LENGTH, 9),
+                     "encoder_hidden_states": _BUILDERS["encoder_hidden_states"]}),
     ("florence_vision", {"hidden_states": lambda feed: feed.image()}),
     ("fun_asr_nano fun_asr_nano_encoder",
      {"input_features": lambda feed: torch.randn(1, feed.frames(), feed.audio.input_size)}),
@@ -907,10 +908,7 @@ _FEEDS_OF_TYPES: list[tuple[str, _Builders]] = [
     ("xclip_vision_model", {"pixel_values": lambda feed: torch.randn(feed.config.num_frames, 3, *feed.size())}),
 ]
 # fmt: on
-_FEEDS: dict[str, _Builders] = {}
-for _types, _builders in _FEEDS_OF_TYPES:
-    for _type in _types.split():
-        _FEEDS.setdefault(_type, {}).update(_builders)
+_FEEDS = {model_type: builders for types, builders in _FEEDS_OF_TYPES for model_type in types.split()}
 
 
 # Surroundings

@@ -107,11 +107,11 @@ def test_the_seed_sets_the_weights() -> None:
 
 
 def test_what_draws_at_random_draws_the_same_each_time() -> None:
-    reformer = tiny_model("reformer")  # its hashes are random
+    vits = tiny_model("vits")  # speaks with noise
     torch.manual_seed(1)
-    one = output_tensors(reformer.run())
+    one = output_tensors(vits.run())
     torch.manual_seed(2)
-    assert same(one, output_tensors(reformer.run()))
+    assert same(one, output_tensors(vits.run()))
 
 
 def test_weights_that_a_class_leaves_unset_are_set(monkeypatch: pytest.MonkeyPatch) -> None:

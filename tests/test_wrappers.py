@@ -1,0 +1,1332 @@
+"""What others wrap around a patched model, and what it goes through: hooks, offloading, adapters, parametrizations,
+checkpointing, transforms, tracing, copies, other processes, verification, torch.compile."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import json
+import pickle
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from accelerate import cpu_offload, dispatch_model
+from accelerate.hooks import remove_hook_from_module
+from conftest import FAMILIES
+from peft import LoraConfig, get_peft_model
+from test_models import same_state, state
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.utils import parametrizations
+
+from hf_gelu_patch import (
+    IMPLEMENTATIONS,
+    Implementation,
+    PatchError,
+    Report,
+    VerificationError,
+    find_sites,
+    patch,
+    patched,
+    register_implementation,
+    unpatch,
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one family's first feed-forward is.
+
+    ``before``: the linear layers that the activation's site computes with: act(before[0](x)), and of a gated product
+    · before[1](x). ``identical``: whether a patch keeps the bits.
+    """
+
+    family: str
+    owner: str
+    before: tuple[str, ...]
+    act: str
+    identical: bool
+
+    def build(self, **dropout: float) -> transformers.PreTrainedModel:
+        if not dropout:
+            return FAMILIES[self.family].build()
+        config = FAMILIES[self.family].config()
+        for key in vars(config):
+            if key in ("dropout_rate", "dropout", "resid_pdrop") or key.endswith("dropout_prob"):
+                setattr(config, key, dropout["dropout"])
+        torch.manual_seed(0)
+        return getattr(transformers, FAMILIES[self.family].model)(config)
+
+    def run(self, model: nn.Module) -> Tensor:
+        return FAMILIES[self.family].run(model)
+
+    def out(self, model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return self.run(model)
+
+    def mlp(self, model: nn.Module) -> nn.Module:
+        return model.get_submodule(self.owner)
+
+    @property
+    def gated(self) -> bool:
+        return len(self.before) == 2
+
+    @property
+    def paths(self) -> dict[str, str]:
+        return {
+            "owner": self.owner,
+            "act": f"{self.owner}.{self.act}",
+            **{name: f"{self.owner}.{name}" for name in self.before},
+        }
+
+    def close(self, new: Tensor, own: Tensor) -> None:
+        """Same bits, or as near as another formula of the same function comes."""
+        if self.identical:
+            assert torch.equal(new, own)
+        else:
+            torch.testing.assert_close(new, own, rtol=1e-3, atol=1e-4 * max(1.0, float(own.abs().max())))
+
+
+PLACES = [
+    Place("bert", "bert.encoder.layer.0.intermediate", ("dense",), "intermediate_act_fn", True),
+    Place("gpt2", "transformer.h.0.mlp", ("c_fc",), "act", False),
+    Place("t5-v1.1", "encoder.block.0.layer.1.DenseReluDense", ("wi_0", "wi_1"), "act", False),
+    Place("llama", "model.layers.0.mlp", ("gate_proj", "up_proj"), "act_fn", True),
+    Place("opt", "model.decoder.layers.0", ("fc1",), "activation_fn", True),
+]
+BERT, GPT2, T5, LLAMA, OPT = PLACES
+
+
+@pytest.fixture(params=PLACES, ids=lambda place: place.family)
+def place(request: pytest.FixtureRequest) -> Place:
+    return request.param
+
+
+@pytest.fixture
+def fused_calls() -> Iterator[list[str]]:
+    """An implementation "spy" that computes the models' own functions, and what it was asked for, call by call."""
+    calls: list[str] = []
+    own: dict[str, Callable[[Tensor], Tensor]] = {
+        "gelu": F.gelu,
+        "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+        "silu": F.silu,
+        "relu": F.relu,
+        "tanh": torch.tanh,
+    }
+
+    def pointwise(x: Tensor, *, act: Callable[[Tensor], Tensor]) -> Tensor:
+        calls.append("pointwise")
+        return act(x)
+
+    def gated(gate: Tensor, up: Tensor, *, act: Callable[[Tensor], Tensor]) -> Tensor:
+        calls.append("gated")
+        return act(gate) * up
+
+    def linear(layer: nn.Module, x: Tensor, *, act: Callable[[Tensor], Tensor]) -> Tensor:
+        calls.append("linear")
+        return act(layer(x))
+
+    def each(function: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor]]:
+        return {name: functools.partial(function, act=act) for name, act in own.items()}
+
+    register_implementation(Implementation("spy", each(pointwise), gated=each(gated), linear=each(linear)))
+    try:
+        yield calls
+    finally:
+        del IMPLEMENTATIONS["spy"]
+
+
+def gradients(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> dict[str, Tensor]:
+    model.zero_grad()
+    run(model).square().mean().backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def close_gradients(new: Mapping[str, Tensor], own: Mapping[str, Tensor], *, identical: bool) -> None:
+    assert new.keys() == own.keys()
+    assert own
+    largest = max(float(gradient.abs().max()) for gradient in own.values())
+    for name, gradient in own.items():
+        if identical:
+            assert torch.equal(new[name], gradient), name
+        torch.testing.assert_close(new[name], gradient, rtol=1e-3, atol=1e-5 * largest, msg=name)
+
+
+# The user's hooks
+
+
+class Recorder:
+    """Hooks of every sort on chosen modules, or on all; each firing noted with the values it was given."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str, list[Tensor]]] = []  # sort, module, values as they were
+        self.kept: list[Tensor] = []  # the very tensors
+        self.handles: list[Any] = []
+
+    def note(self, sort: str, name: str, *values: Any) -> None:
+        tensors = [tensor for value in values for tensor in torch.utils._pytree.tree_leaves(value)]
+        tensors = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+        self.events.append((sort, name, [tensor.detach().clone() for tensor in tensors]))
+        self.kept.extend(tensors)
+
+    def on(self, name: str, module: nn.Module) -> None:
+        self.handles += [
+            module.register_forward_pre_hook(lambda _, args: self.note("pre", name, args)),
+            module.register_forward_hook(lambda _, args, out: self.note("forward", name, args, out)),
+            module.register_full_backward_pre_hook(lambda _, grad: self.note("backward pre", name, grad)),
+            module.register_full_backward_hook(lambda _, *grads: self.note("backward", name, *grads)),
+        ]
+
+    def on_all(self, model: nn.Module) -> None:
+        def name(module: nn.Module) -> str:  # by identity, when it fires: whatever stands there then
+            return next((path for path, one in model.named_modules() if one is module), "?")
+
+        self.handles += [
+            torch_module.register_module_forward_pre_hook(lambda m, args: self.note("pre", name(m), args)),
+            torch_module.register_module_forward_hook(lambda m, args, out: self.note("forward", name(m), args, out)),
+            torch_module.register_module_full_backward_pre_hook(lambda m, g: self.note("backward pre", name(m), g)),
+            torch_module.register_module_full_backward_hook(lambda m, *g: self.note("backward", name(m), *g)),
+        ]
+
+    def taken(self) -> list[tuple[str, str, list[Tensor]]]:
+        events = self.events.copy()
+        self.events.clear()
+        return events
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+
+def same_events(
+    place: Place,
+    new: list[tuple[str, str, list[Tensor]]],
+    own: list[tuple[str, str, list[Tensor]]],
+    *,
+    reordered: bool = False,
+) -> None:
+    """The same firings with the same values, in the same order. ``reordered``: the order is each module's own only. A
+    gated product computes act(gate) behind up instead of ahead of it, forward and backward."""
+    names = [(sort, name) for sort, name, _ in own]
+    if reordered:
+        assert Counter((sort, name) for sort, name, _ in new) == Counter(names)
+        for name in {name for _, name in names}:
+            assert [event[0] for event in new if event[1] == name] == [sort for sort, one in names if one == name]
+        new, own = (sorted(events, key=lambda event: event[:2]) for events in (new, own))
+    else:
+        assert [(sort, name) for sort, name, _ in new] == names
+    for (_, _, values), (_, _, expected) in zip(new, own, strict=True):
+        assert len(values) == len(expected)
+        for value, one in zip(values, expected, strict=True):
+            place.close(value, one)
+
+
+def forward_and_backward(place: Place, model: nn.Module) -> None:
+    model.zero_grad()
+    place.run(model).square().mean().backward()
+
+
+@pytest.mark.parametrize("where", ["act", "linear", "owner", "everywhere"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_users_hooks_fire_as_before_and_can_be_removed(place: Place, when: str, where: str) -> None:
+    model = place.build()
+    recorder = Recorder()
+
+    def register() -> None:
+        for name, path in place.paths.items():
+            if where == "everywhere" or name == where or (where == "linear" and name in place.before):
+                recorder.on(name, model.get_submodule(path))
+
+    register()
+    place.out(model)
+    forward_and_backward(place, model)
+    own = recorder.taken()
+    assert own
+    if when == "after":
+        recorder.remove()
+        before = state(model)
+    patch(model)
+    if when == "after":
+        register()
+    place.out(model)
+    forward_and_backward(place, model)
+    # Hooked beforehand, the activation is computed where it was, and the order is as it was; with hooks that came
+    # after the patch, the forward that was rewritten for the product stays, and up comes ahead of act(gate).
+    reordered = place.gated and where == "everywhere" and when == "after"
+    same_events(place, recorder.taken(), own, reordered=reordered)
+    if when == "after":
+        recorder.remove()
+        place.out(model)
+        unpatch(model)
+        # torch leaves this flag set where a full backward hook once was, on any module.
+        for module in model.modules():
+            module._is_full_backward_hook = None
+        assert same_state(before, model)
+    else:
+        unpatch(model)
+        place.out(model)
+        forward_and_backward(place, model)
+        new = recorder.taken()
+        same_events(place, new, own)
+        recorder.remove()
+    forward_and_backward(place, model)
+    assert recorder.events == []
+    assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
+
+
+def test_a_users_hook_on_the_activation_makes_its_site_pointwise_with_the_reason(
+    place: Place, fused_calls: list[str]
+) -> None:
+    model = place.build()
+    path = place.paths["act"]
+    kind = "gated" if place.gated else "linear"
+    handle = model.get_submodule(path).register_forward_hook(lambda *_: None)
+    (site,) = (one for one in patch(model, implementation="spy").sites if one.path == path)
+    assert (site.kind, site.fused) == (kind, False)
+    assert "not fused: its hooks must run" in site.reason
+    place.out(model)
+    assert fused_calls.count("pointwise") == 1
+    assert set(fused_calls) == {"pointwise", kind, "linear"} - ({"linear"} if place.family in ("t5-v1.1", "llama") else set())
+    unpatch(model)
+    handle.remove()
+    (site,) = (one for one in patch(model, implementation="spy").sites if one.path == path)
+    assert site.fused
+    fused_calls.clear()
+    place.out(model)
+    assert "pointwise" not in fused_calls
+    late = model.get_submodule(path).register_forward_hook(lambda *_: None)  # seen when it is called
+    fused_calls.clear()
+    place.out(model)
+    assert fused_calls.count("pointwise") == 1
+    late.remove()
+    fused_calls.clear()
+    place.out(model)
+    assert "pointwise" not in fused_calls
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("place", [BERT, GPT2, OPT], ids=lambda place: place.family)
+def test_a_hooked_linear_layer_is_not_gone_around(place: Place, when: str, fused_calls: list[str]) -> None:
+    model = place.build()
+    linear = model.get_submodule(place.paths[place.before[0]])
+    sort = {BERT: "register_forward_hook", GPT2: "register_forward_pre_hook", OPT: "register_full_backward_hook"}[place]
+    if when == "before":
+        getattr(linear, sort)(lambda *_: None)
+    (site,) = (one for one in patch(model, implementation="spy").sites if one.path == place.paths["act"])
+    assert site.fused == (when == "after")
+    assert ("its linear layer is hooked" in site.reason) == (when == "before")
+    if when == "after":
+        getattr(linear, sort)(lambda *_: None)
+    place.out(model)
+    assert fused_calls.count("pointwise") == 1
+
+
+def test_hooks_of_all_modules_fire_as_before(place: Place) -> None:
+    model = place.build()
+    recorder = Recorder()
+    recorder.on_all(model)
+    try:
+        place.out(model)
+        forward_and_backward(place, model)
+        own = recorder.taken()
+        report = patch(model)
+        assert not any(site.fused for site in report.sites)
+        assert all("hooks must run" in site.reason for site in report.changed)
+        place.out(model)
+        forward_and_backward(place, model)
+        same_events(place, recorder.taken(), own)
+        unpatch(model)
+        recorder.remove()
+        patch(model)
+        recorder.on_all(model)
+        place.out(model)
+        forward_and_backward(place, model)
+        same_events(place, recorder.taken(), own, reordered=place.gated)
+    finally:
+        recorder.remove()
+    place.out(model)
+    assert recorder.events == []
+
+
+def test_what_a_hook_keeps_is_not_written_over_later(place: Place) -> None:
+    model = place.build()
+    patch(model)
+    for where in ((*place.before,), ("act",), (*place.before, "act", "owner")):
+        recorder = Recorder()
+        for name in where:
+            recorder.on(name, model.get_submodule(place.paths[name]))
+        place.out(model)
+        place.out(model)
+        then = [value for _, _, values in recorder.taken() for value in values]
+        assert len(then) >= 2 * 2 * len(where)
+        assert all(torch.equal(kept, value) for kept, value in zip(recorder.kept, then, strict=True))
+        recorder.remove()
+
+
+def test_a_hook_that_changes_the_output_is_heeded(place: Place) -> None:
+    model = place.build()
+    twin = copy.deepcopy(model)
+    patch(model)
+    for name in (*place.before, "act", "owner"):
+        path = place.paths[name]
+        for one in (model, twin):
+            one.get_submodule(path).register_forward_hook(
+                lambda _, __, out: (out[0] * 1.5, *out[1:]) if isinstance(out, tuple) else out * 1.5
+            )
+    place.close(place.out(model), place.out(twin))
+
+
+def test_hidden_states_and_attentions_are_recorded_as_before(place: Place) -> None:
+    """transformers collects them by hooks of its own."""
+    model = place.build()
+
+    def outputs() -> list[Tensor]:
+        with torch.no_grad():
+            output = model(**FAMILIES[place.family].inputs(), output_hidden_states=True, return_dict=True)
+        names = [name for name in output if "hidden_states" in name]
+        assert names
+        return [tensor for name in names for tensor in output[name]]
+
+    own = outputs()
+    patch(model)
+    for new, one in zip(outputs(), own, strict=True):
+        place.close(new, one)
+
+
+# accelerate
+
+
+def device_map(model: nn.Module, *, disk: tuple[str, ...]) -> dict[str, str]:
+    """Each module at or below ``disk`` there, everything else on the CPU."""
+    placed: dict[str, str] = {}
+
+    def cover(prefix: str, module: nn.Module) -> None:
+        if prefix in disk:
+            placed[prefix] = "disk"
+        elif prefix and not any(path.startswith(prefix + ".") for path in disk):
+            placed[prefix] = "cpu"
+        else:
+            for name, child in module.named_children():
+                cover(f"{prefix}.{name}" if prefix else name, child)
+
+    cover("", model)
+    return placed
+
+
+def dispatched(place: Place, model: nn.Module, folder: Path) -> nn.Module:
+    disk = tuple(place.paths[name] for name in place.before)
+    placed = device_map(model, disk=disk)
+    assert set(placed.values()) == {"cpu", "disk"}
+    return dispatch_model(model, placed, main_device="cpu", offload_dir=folder, force_hooks=True)
+
+
+def offloaded(place: Place, model: nn.Module, _: Path) -> nn.Module:
+    return cpu_offload(model, execution_device=torch.device("cpu"))
+
+
+def offloaded_by_owner(place: Place, model: nn.Module, _: Path) -> nn.Module:
+    """The hook is the owner's alone, and brings its linear layers' weights: they look plain when they are called."""
+    return cpu_offload(
+        model,
+        execution_device=torch.device("cpu"),
+        preload_module_classes=[type(place.mlp(model)).__name__],
+    )
+
+
+@pytest.mark.parametrize("taken_off", ["before unpatch", "after unpatch", "never"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("wrap", [dispatched, offloaded, offloaded_by_owner])
+def test_accelerates_hooks(
+    place: Place, wrap: Callable[..., nn.Module], when: str, taken_off: str, tmp_path: Path
+) -> None:  # trap 5
+    model = place.build()
+    own = place.out(model)
+    untouched = copy.deepcopy(model)
+    before = state(model)
+    if when == "after":
+        patch(model)
+    wrap(place, model, tmp_path)
+    hooks = {path: one._hf_hook for path, one in model.named_modules() if "_hf_hook" in vars(one)}
+    assert any(path.startswith(place.owner) for path in hooks)
+    if when == "before":
+        assert {site.device for site in patch(model).sites} == {"cpu"}
+    for _ in range(2):
+        place.close(place.out(model), own)
+    assert {path: one._hf_hook for path, one in model.named_modules() if "_hf_hook" in vars(one)} == hooks
+    if taken_off == "before unpatch":
+        remove_hook_from_module(model, recurse=True)
+        place.close(place.out(model), own)
+    unpatch(model)
+    assert torch.equal(place.out(model), own)
+    if taken_off == "never":
+        assert {path: one._hf_hook for path, one in model.named_modules() if "_hf_hook" in vars(one)} == hooks
+    else:
+        remove_hook_from_module(model, recurse=True)
+    assert torch.equal(place.out(model), own)
+    assert not any("_hf_gelu_patch" in vars(one) for one in model.modules())
+    # accelerate leaves a forward behind where its hook was, which is the class's own.
+    for path, one in model.named_modules():
+        assert one is dict((p, m) for p, m in model.named_modules())[path]
+        for slot in ("forward", "_old_forward"):
+            if slot in vars(one) and taken_off != "never":
+                assert vars(one)[slot].__func__ is type(one).forward, path
+    assert [(path, identity) for path, identity, _ in before] == [(path, identity) for path, identity, _ in state(model)]
+    assert [type(one) for one in model.modules()] == [type(one) for one in untouched.modules()]
+
+
+# PEFT
+
+
+def with_lora(place: Place, model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        targets = [*place.before, *(["c_proj"] if place is GPT2 else [])]
+        torch.manual_seed(1)
+        wrapped = get_peft_model(model, LoraConfig(target_modules=targets, r=2, init_lora_weights=False))
+    return wrapped.eval()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_lora(place: Place, when: str) -> None:
+    plain = place.build()
+    own = place.out(plain)
+    expected = with_lora(place, copy.deepcopy(plain))
+    model = copy.deepcopy(plain)
+    if when == "after":
+        patch(model)
+    wrapped = with_lora(place, model)
+    if when == "before":
+        patch(wrapped)
+    assert not torch.allclose(place.out(expected), own)
+    place.close(place.out(wrapped), place.out(expected))
+    wanted = gradients(expected, place.run)
+    assert all("lora" in name for name in wanted)
+    assert all(bool(gradient.any()) for gradient in wanted.values())
+    new = {name: grad for name, grad in gradients(wrapped, place.run).items()}
+    close_gradients(new, wanted, identical=place.identical)
+    with wrapped.disable_adapter():
+        place.close(place.out(wrapped), own)
+    wrapped.merge_adapter()
+    expected.merge_adapter()
+    place.close(place.out(wrapped), place.out(expected))
+    wrapped.unmerge_adapter()
+    expected.unmerge_adapter()
+    merged = wrapped.merge_and_unload()
+    place.close(place.out(merged), place.out(expected))
+    assert not any("lora" in type(one).__name__.lower() for one in merged.modules())
+    unpatch(merged)
+    torch.testing.assert_close(place.out(merged), place.out(expected), rtol=1e-3, atol=1e-4)
+    assert torch.equal(place.out(merged), place.out(expected.merge_and_unload()))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_lora_unloaded_leaves_the_patched_model_as_it_was(place: Place, when: str) -> None:
+    model = place.build()
+    before = state(model)
+    own = place.out(model)
+    if when == "after":
+        patch(model)
+        again = with_lora(place, model).unload()
+        place.close(place.out(again), own)
+        unpatch(again)
+    else:
+        wrapped = with_lora(place, model)
+        patch(wrapped)
+        unpatch(wrapped)
+        again = wrapped.unload()
+    assert again is model
+    assert torch.equal(place.out(model), own)
+    linears = set(place.before)
+    for (path, identity, old), (_, now, new) in zip(before, state(model), strict=True):
+        assert identity == now or path.rpartition(".")[2] in linears, path
+        assert set(old) - {"training"} <= set(new) | {"training"}, path
+        assert "_hf_gelu_patch" not in new
+
+
+# Linear layers that are not plain
+
+
+class Doubling(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2.0 * super().forward(input)
+
+
+class Counted(Tensor):
+    """A tensor subclass as quantized weights are: torch's functions are its own to compute."""
+
+    calls: list[str] = []  # noqa: RUF012
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.calls.append(getattr(func, "__name__", str(func)))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+def make_weight_norm(linear: nn.Module) -> nn.Module:
+    return parametrizations.weight_norm(linear)
+
+
+def make_spectral_norm(linear: nn.Module) -> nn.Module:
+    return parametrizations.spectral_norm(linear)
+
+
+def make_orthogonal_bias_free(linear: nn.Module) -> nn.Module:
+    class Scaled(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 0.5 * weight
+
+    torch.nn.utils.parametrize.register_parametrization(linear, "weight", Scaled())
+    return linear
+
+
+def make_pruned(linear: nn.Module) -> nn.Module:
+    return torch.nn.utils.prune.l1_unstructured(linear, "weight", amount=0.3)
+
+
+def make_subclass(linear: nn.Module) -> nn.Module:
+    linear.__class__ = Doubling
+    return linear
+
+
+def make_own_forward(linear: nn.Module) -> nn.Module:
+    forward = linear.forward
+    linear.forward = lambda x: 3.0 * forward(x)
+    return linear
+
+
+def make_tensor_subclass(linear: nn.Module) -> nn.Module:
+    linear.weight = nn.Parameter(linear.weight.detach().as_subclass(Counted))
+    return linear
+
+
+NOT_PLAIN = [
+    make_weight_norm,
+    make_spectral_norm,
+    make_orthogonal_bias_free,
+    make_pruned,
+    make_subclass,
+    make_own_forward,
+    make_tensor_subclass,
+]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("change", NOT_PLAIN)
+@pytest.mark.parametrize("place", [BERT, OPT, LLAMA], ids=lambda place: place.family)
+def test_linear_layers_that_are_not_plain_are_called_as_they_are(
+    place: Place, change: Callable[[nn.Module], nn.Module], when: str, fused_calls: list[str]
+) -> None:  # trap 11
+    if place.gated and change is make_tensor_subclass:
+        change_to = (place.before[1],)
+    else:
+        change_to = place.before
+    model = place.build()
+    model.eval()
+
+    def changed(one: nn.Module) -> None:
+        for name in change_to:
+            torch.manual_seed(2)
+            change(one.get_submodule(place.paths[name]))
+
+    expected = copy.deepcopy(model)
+    changed(expected)
+    own = place.out(expected)
+    wanted = gradients(expected, place.run)
+    assert not torch.allclose(own, place.out(model)) or change in (make_weight_norm, make_tensor_subclass)
+    if when == "before":
+        changed(model)
+    (site,) = (one for one in patch(model, implementation="spy").sites if one.path == place.paths["act"])
+    if when == "after":
+        changed(model)
+    elif not place.gated:
+        assert not site.fused
+        assert "its linear layer is hooked, wrapped or holds no plain weights" in site.reason or change is make_subclass
+    Counted.calls.clear()
+    fused_calls.clear()
+    assert torch.equal(place.out(model), own)
+    if change is make_tensor_subclass:
+        assert "linear" in Counted.calls
+    if place.gated:
+        assert fused_calls.count("pointwise") == 0 or "gated" not in fused_calls
+    else:
+        assert fused_calls.count("pointwise") == 1
+    close_gradients(gradients(model, place.run), wanted, identical=True)
+    unpatch(model)
+    with patched(model):  # the real one
+        assert torch.equal(place.out(model), own)
+        close_gradients(gradients(model, place.run), wanted, identical=True)
+
+
+def test_a_gated_product_of_tensor_subclasses_is_left_to_them(fused_calls: list[str]) -> None:
+    """A subclass may have its own product; DTensors and jagged tensors do."""
+
+    class Kept(Tensor):
+        pass
+
+    model = LLAMA.build()
+    patch(model, implementation="spy")
+    x = torch.randn(2, 3, 32)
+    mlp = LLAMA.mlp(model)
+    own = mlp(x)
+    assert fused_calls == ["gated"]
+    fused_calls.clear()
+    y = mlp(x.as_subclass(Kept))
+    assert fused_calls == ["pointwise"]
+    assert type(y) is Kept
+    assert torch.equal(y.as_subclass(Tensor), own)
+
+
+@pytest.fixture
+def one_process() -> Iterator[Any]:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        pytest.skip("a process group is there already")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            yield dist.init_device_mesh("cpu", (1,))
+        finally:
+            dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_tensor_parallel_linears_are_not_gone_around(one_process: Any, when: str, fused_calls: list[str]) -> None:
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    model = OPT.build()
+    own = OPT.out(model)
+    wanted = gradients(model, OPT.run)
+    if when == "after":
+        patch(model, implementation="spy")
+    plan = {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parallelize_module(OPT.mlp(model), one_process, plan)
+    assert isinstance(OPT.mlp(model).fc1.weight, DTensor)
+    if when == "before":
+        patch(model, implementation="spy")
+    torch.testing.assert_close(OPT.out(model), own)
+    assert fused_calls.count("pointwise") == 1
+    unpatch(model)
+    with patched(model):
+        torch.testing.assert_close(OPT.out(model), own)
+        new = {name: getattr(g, "_local_tensor", g) for name, g in gradients(model, OPT.run).items()}
+    close_gradients(new, wanted, identical=False)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("place", [GPT2, LLAMA], ids=lambda place: place.family)
+def test_fully_sharded(one_process: Any, place: Place, when: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    model = place.build()
+    own = place.out(model)
+    wanted = gradients(model, place.run)
+    if when == "after":
+        patch(model)
+    layers = model.transformer.h if place is GPT2 else model.model.layers
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for layer in layers:
+            fully_shard(layer, mesh=one_process)
+        fully_shard(model, mesh=one_process)
+        if when == "before":
+            patch(model)
+        place.close(place.out(model), own)
+        new = {name: getattr(g, "_local_tensor", g) for name, g in gradients(model, place.run).items()}
+    close_gradients(new, wanted, identical=place.identical)
+    unpatch(model)
+
+
+def test_torchao_quantized() -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    for place in (BERT, LLAMA):
+        for when in ("before", "after"):
+            model = place.build()
+            if when == "after":
+                patch(model)
+            quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+            if when == "before":
+                patch(model)
+            new = place.out(model)
+            unpatch(model)
+            assert torch.equal(place.out(model), new)
+
+
+def test_bitsandbytes_quantized() -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    for place in (BERT, LLAMA):
+        model = place.build()
+        for name in place.before:
+            linear = model.get_submodule(place.paths[name])
+            quantized = bnb.nn.Linear8bitLt(
+                linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False
+            )
+            quantized.load_state_dict(linear.state_dict())
+            setattr(place.mlp(model), name, quantized)
+        own = place.out(model)
+        with patched(model):
+            torch.testing.assert_close(place.out(model), own)
+
+
+# Training and inference modes
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing(place: Place, use_reentrant: bool) -> None:
+    model = place.build().train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for config in (model.config,):
+        for key in vars(config):
+            if "dropout" in key and isinstance(getattr(config, key), float):
+                setattr(config, key, 0.0)
+    for module in model.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    model.config.use_cache = False
+    own = gradients(model, place.run)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    checkpointed = gradients(model, place.run)
+    with patched(model):
+        new = gradients(model, place.run)
+    close_gradients(new, checkpointed, identical=place.identical)
+    close_gradients(new, own, identical=False)
+
+
+def test_autocast(place: Place) -> None:
+    model = place.build()
+    patch_too = copy.deepcopy(model)
+    patch(patch_too)
+
+    def run(one: nn.Module) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return place.run(one)
+
+    with torch.no_grad():
+        own, new = run(model), run(patch_too)
+    assert own.dtype == new.dtype
+    wanted, got = gradients(model, run), gradients(patch_too, run)
+    if place.identical:
+        assert torch.equal(new, own)
+        close_gradients(got, wanted, identical=True)
+    else:
+        slack = 16 * torch.finfo(torch.bfloat16).eps
+        assert float((new - own).abs().max()) <= slack * float(own.abs().max())
+        largest = max(float(gradient.abs().max()) for gradient in wanted.values())
+        assert all(float((got[name] - one).abs().max()) <= slack * largest for name, one in wanted.items())
+
+
+def test_inference_mode(place: Place) -> None:
+    model = place.build()
+    with torch.inference_mode():
+        own = place.run(model)
+    with patched(model), torch.inference_mode():
+        new = place.run(model)
+        assert new.is_inference()
+        place.close(new, own)
+        place.close(place.run(model), own)
+    with patched(model):
+        place.close(place.out(model), own.clone())  # no inference tensor is left anywhere
+        forward_and_backward(place, model)
+
+
+def test_the_models_inputs_are_not_written_over(place: Place) -> None:
+    model = place.build()
+    patch(model)
+    mlp = place.mlp(model)
+    if place is OPT:
+        return
+    x = torch.randn(2, 3, 32)
+    kept = x.clone()
+    with torch.no_grad():
+        first = mlp(x)
+        second = mlp(x)
+    assert torch.equal(x, kept)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("place", [GPT2, LLAMA, BERT], ids=lambda place: place.family)
+def test_functional_transforms(place: Place) -> None:
+    from torch.func import functional_call, grad, jvp, vmap
+
+    model = place.build()
+    own = copy.deepcopy(place.mlp(model))
+    patch(model)
+    new = place.mlp(model)
+    parameters = {name: weight.detach() for name, weight in own.named_parameters()}
+    x = torch.randn(3, 5, 32)
+
+    def loss(mlp: nn.Module) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+        return lambda weights, x: functional_call(mlp, weights, (x,)).square().mean()
+
+    def each(mlp: nn.Module) -> dict[str, Tensor]:
+        return vmap(grad(loss(mlp)), in_dims=(None, 0))(parameters, x)
+
+    close_gradients(each(new), each(own), identical=False)
+    for mode in (torch.enable_grad(), torch.no_grad()):
+        with mode:
+            torch.testing.assert_close(vmap(new)(x), vmap(own)(x), rtol=1e-4, atol=1e-4)
+            for name, weight in parameters.items():
+
+                def ensemble(mlp: nn.Module, weights: Tensor, name: str = name) -> Tensor:
+                    return vmap(lambda one: functional_call(mlp, {**parameters, name: one}, (x,)))(weights)
+
+                def tangent(mlp: nn.Module, weight: Tensor, name: str = name) -> tuple[Tensor, Tensor]:
+                    call = lambda one: functional_call(mlp, {**parameters, name: one}, (x,))  # noqa: E731
+                    return jvp(call, (weight,), (torch.ones_like(weight),))
+
+                stacked = torch.stack([weight, 2 * weight])
+                torch.testing.assert_close(ensemble(new, stacked), ensemble(own, stacked), rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(tangent(new, weight), tangent(own, weight), rtol=1e-4, atol=1e-4)
+
+
+# Tracing and exporting
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("grad_mode", [False, True])
+@pytest.mark.parametrize("place", [GPT2, LLAMA, BERT, T5], ids=lambda place: place.family)
+def test_traced(place: Place, grad_mode: bool) -> None:
+    model = place.build()
+    own = copy.deepcopy(place.mlp(model)).eval()
+    patch(model)
+    with torch.set_grad_enabled(grad_mode):
+        traced = torch.jit.trace(place.mlp(model), (torch.randn(2, 5, 32),))
+    x = torch.randn(3, 7, 32)
+    place.close(traced(x).detach(), own(x).detach())
+    new = torch.autograd.grad(traced(x).square().sum(), list(traced.parameters()))
+    wanted = torch.autograd.grad(own(x).square().sum(), list(own.parameters()))
+    for one, expected in zip(new, wanted, strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("place", [GPT2, LLAMA], ids=lambda place: place.family)
+def test_exported(place: Place, strict: bool) -> None:
+    model = place.build()
+    own = copy.deepcopy(place.mlp(model))
+    patch(model)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with torch.no_grad():
+        program = torch.export.export(
+            place.mlp(model), (torch.randn(2, 5, 32),), dynamic_shapes=({0: batch},), strict=strict
+        )
+        x = torch.randn(3, 5, 32)
+        place.close(program.module()(x), own(x))
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert not any("hf_gelu_patch" in target or target.endswith(("gelu_.default", "mul_.Tensor")) for target in targets)
+
+
+# Copies, files, processes
+
+
+def test_classes_stay_so_that_wrap_policies_by_class_go_on_matching(place: Place) -> None:
+    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+    model = place.build()
+    classes = {path: type(module) for path, module in model.named_modules() if path != place.paths["act"]}
+    owner = type(place.mlp(model))
+    layers = set(model._no_split_modules or ())
+    policy = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={owner})
+    report = patch(model)
+    replaced = {site.path for site in report.changed}
+    after = {path: type(module) for path, module in model.named_modules()}
+    assert all(after[path] is cls for path, cls in classes.items() if path not in replaced)
+    assert policy(place.mlp(model), recurse=False, nonwrapped_numel=0)
+    assert isinstance(place.mlp(model), owner)
+    assert set(model._no_split_modules or ()) == layers
+    assert place.mlp(model).forward.__qualname__ == f"{owner.__name__}.forward"
+
+
+def test_a_deep_copy_is_unpatched_alone(place: Place) -> None:
+    model = place.build()
+    own = place.out(model)
+    patch(model)
+    patched_state = state(model)
+    new = place.out(model)
+    twin = copy.deepcopy(model)
+    assert torch.equal(place.out(twin), new)
+    assert place.mlp(twin).forward.__self__ is place.mlp(twin)
+    for weight in twin.parameters():
+        weight.data.mul_(1.1)
+    assert not torch.equal(place.out(twin), new)  # its forwards are bound to its own modules
+    assert torch.equal(place.out(model), new)
+    for weight, one in zip(twin.parameters(), model.parameters(), strict=True):
+        weight.data.copy_(one)
+    unpatch(twin)
+    assert torch.equal(place.out(twin), own)
+    assert not any({"forward", "_hf_gelu_patch"} & vars(module).keys() for module in twin.modules())
+    assert same_state(patched_state, model)
+    assert torch.equal(place.out(model), new)
+    unpatch(model)
+    assert torch.equal(place.out(model), own)
+
+
+def saved_and_loaded(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def pickled(model: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize("through", [saved_and_loaded, pickled, lambda model: pickled(copy.deepcopy(pickled(model)))])
+@pytest.mark.parametrize("activation", [None, "mish"])
+def test_a_round_trip_through_a_file(
+    place: Place, through: Callable[[nn.Module], nn.Module], activation: str | None
+) -> None:
+    model = place.build()
+    own = place.out(model)
+    config = model.config.to_dict()
+    report = patch(model, activation=activation)
+    again = through(model)
+    assert torch.equal(place.out(again), place.out(model))
+    assert place.mlp(again).forward.__self__ is place.mlp(again)
+    assert "hf_gelu_patch" in place.mlp(again).forward.__func__.__code__.co_filename
+    unpatch(again)
+    assert torch.equal(place.out(again), own)
+    assert not any({"forward", "_hf_gelu_patch"} & vars(module).keys() for module in again.modules())
+    assert again.config.to_dict() == config
+    assert {site.path for site in find_sites(again).changed} >= {site.path for site in report.changed}
+
+
+def _in_another_process(model: nn.Module, family: str, connection: Any) -> None:
+    place = next(one for one in PLACES if one.family == family)
+    torch.set_num_threads(1)
+    new = place.out(model)
+    rewritten = "forward" in vars(place.mlp(model))
+    unpatch(model)
+    connection.send((rewritten, new.tolist(), place.out(model).tolist()))
+    connection.close()
+
+
+def test_in_a_spawned_process() -> None:
+    import torch.multiprocessing
+
+    context = torch.multiprocessing.get_context("spawn")
+    model = LLAMA.build()
+    own = LLAMA.out(model)
+    patch(model, activation="relu")
+    new = LLAMA.out(model)
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_in_another_process, args=(model, "llama", there))
+    process.start()
+    there.close()
+    try:
+        rewritten, its_new, its_own = here.recv()
+    finally:
+        process.join(60)
+    assert process.exitcode == 0
+    assert rewritten
+    assert torch.equal(torch.tensor(its_new), new)
+    assert torch.equal(torch.tensor(its_own), own)
+    assert torch.equal(LLAMA.out(model), new)
+
+
+# verify=
+
+
+def test_verified(place: Place) -> None:
+    model = place.build()
+    own = place.out(model)
+    report = patch(model, verify=FAMILIES[place.family].inputs())
+    assert report.drift
+    assert all(not drift.exceeded for drift in report.drift)
+    logits = next(drift for drift in report.drift if drift.output == "logits")
+    assert logits.scale == pytest.approx(float(own.abs().max()))
+    assert logits.margin == pytest.approx(3.45e-4, rel=0.01)
+    assert logits.largest == pytest.approx(float((place.out(model) - own).abs().max()))
+    assert (logits.largest == 0.0) == place.identical
+    exact = place.out(copy.deepcopy(model).double())
+    assert logits.error_before == pytest.approx(float((own.double() - exact).abs().max()), rel=0.2)
+    assert logits.error_after is not None
+    assert f"verified: logits: max |Δ| {logits.largest:.2g} (of {logits.scale:.3g}, margin 0.00035 of that)" in str(report)
+    assert "error against float64" in str(report)
+    drift = json.loads(json.dumps(report.to_dict(), allow_nan=False))["drift"]
+    assert {one["output"] for one in drift} == {one.output for one in report.drift}
+    unpatch(model)
+    assert torch.equal(place.out(model), own)
+
+
+def test_every_output_is_verified() -> None:
+    model = GPT2.build()
+    batch = {**FAMILIES["gpt2"].inputs(), "output_hidden_states": True}
+    names = {drift.output for drift in patch(model, verify=batch).drift}
+    assert {"logits", "hidden_states.0", "hidden_states.1", "hidden_states.2"} <= names
+
+
+@pytest.mark.parametrize("batch", ["mapping", "tuple", "tensor"])
+def test_a_batch_is_given_as_the_model_takes_it(batch: str) -> None:
+    ids = FAMILIES["gpt2"].inputs()["input_ids"]
+    given = {"mapping": {"input_ids": ids}, "tuple": (ids,), "tensor": ids}[batch]
+    assert [d.output for d in patch(GPT2.build(), verify=given).drift][:1] == ["logits"]
+
+
+def test_a_swap_beyond_the_margin_is_rolled_back(place: Place) -> None:  # trap 15
+    model = place.build()
+    own = place.out(model)
+    before = state(model)
+    config = model.config.to_dict()
+    batch = FAMILIES[place.family].inputs()
+    with pytest.raises(VerificationError, match=r"undone again: .*logits: max \|Δ\| .*exclude=.*margin="):
+        patch(model, activation="quick_gelu", verify=batch)
+    assert same_state(before, model)
+    assert model.config.to_dict() == config
+    assert torch.equal(place.out(model), own)
+    report = patch(model, activation="quick_gelu", verify=batch, margin=10.0)
+    assert max(drift.largest for drift in report.drift) > 0
+    assert not any(drift.exceeded for drift in report.drift)
+    unpatch(model)
+    assert same_state(before, model)
+
+
+def test_a_margin_of_nothing_holds_a_patch_to_the_bits() -> None:
+    assert patch(LLAMA.build(), verify=FAMILIES["llama"].inputs(), margin=0.0).drift
+    model = GPT2.build()
+    before = state(model)
+    with pytest.raises(VerificationError, match="margin 0 of that"):
+        patch(model, verify=FAMILIES["gpt2"].inputs(), margin=0.0)
+    assert same_state(before, model)
+
+
+def test_a_margin_without_a_batch_is_refused(gpt2: nn.Module) -> None:
+    before = state(gpt2)
+    with pytest.raises(PatchError, match="verify="):
+        patch(gpt2, margin=0.1)
+    assert same_state(before, gpt2)
+
+
+def test_a_model_that_fails_on_the_batch_is_left_as_it_was(gpt2: nn.Module) -> None:
+    before = state(gpt2)
+    with pytest.raises(IndexError):
+        patch(gpt2, activation="silu", verify={"input_ids": torch.tensor([[1000]])})  # before the patch
+    assert same_state(before, gpt2)
+    assert gpt2.config.activation_function == "gelu_new"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_model_that_fails_once_patched_is_left_as_it_was(gpt2: nn.Module, error: type[BaseException]) -> None:
+    def only_once(x: Tensor) -> Tensor:
+        raise error("no more")
+
+    before = state(gpt2)
+    register_implementation(Implementation("failing", {"gelu_tanh": only_once}))
+    try:
+        with pytest.raises(error, match="no more"):
+            patch(gpt2, implementation="failing", verify=FAMILIES["gpt2"].inputs())
+    finally:
+        del IMPLEMENTATIONS["failing"]
+    assert same_state(before, gpt2)
+
+
+@pytest.mark.parametrize("place", [BERT, LLAMA, T5, GPT2], ids=lambda place: place.family)
+def test_verified_in_training_mode_with_dropout(place: Place) -> None:
+    """The same random numbers are drawn before and after, and the user's are left alone."""
+    model = place.build(dropout=0.3).train()
+    generator = torch.get_rng_state()
+    report = patch(model, verify=FAMILIES[place.family].inputs())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert model.training
+    logits = next(drift for drift in report.drift if drift.output == "logits")
+    assert logits.largest <= (0.0 if place.identical else 1e-4 * logits.scale)
+    first, second = place.out(model), place.out(model)
+    assert place is LLAMA or not torch.equal(first, second)  # there was some to draw
+
+
+def test_patched_verifies_too(gpt2: nn.Module) -> None:
+    before = state(gpt2)
+    with patched(gpt2, verify=FAMILIES["gpt2"].inputs()) as report:
+        assert report.drift
+    with (
+        pytest.raises(VerificationError),
+        patched(gpt2, activation="relu", verify=FAMILIES["gpt2"].inputs(), margin=1e-6),
+    ):
+        raise AssertionError("never reached")
+    assert same_state(before, gpt2)
+
+
+# torch.compile
+
+
+def _one_layer(family: str) -> Callable[[], transformers.PreTrainedModel]:
+    def build() -> transformers.PreTrainedModel:
+        config = FAMILIES[family].config()
+        for part in (config, *(getattr(config, name, None) for name in ("text_config", "vision_config"))):
+            for name in ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers"):
+                if part is not None and name in vars(part):
+                    setattr(part, name, 1)
+        return getattr(transformers, FAMILIES[family].model)(config)
+
+    return build
+
+
+_TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+_SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 64, "num_hidden_layers": 1}
+_DECODER = {**_SMALL, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 32, **_TOKENS}
+_T = transformers
+COMPILED: dict[str, Callable[[], transformers.PreTrainedModel]] = {
+    **{name: _one_layer(name) for name in ("bert", "gpt2", "t5-v1.1", "vit", "llama", "mistral", "opt", "clip")},
+    "gemma2": lambda: _T.Gemma2ForCausalLM(_T.Gemma2Config(**_DECODER)),
+    "modernbert": lambda: _T.ModernBertForMaskedLM(
+        _T.ModernBertConfig(**_SMALL, max_position_embeddings=32, cls_token_id=0, sep_token_id=1, **_TOKENS)
+    ),
+    "phi3": lambda: _T.Phi3ForCausalLM(_T.Phi3Config(**_DECODER)),
+    "whisper": lambda: _T.WhisperForConditionalGeneration(
+        _T.WhisperConfig(
+            d_model=32,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=48,
+            vocab_size=64,
+            num_mel_bins=8,
+            max_source_positions=10,
+            max_target_positions=16,
+            decoder_start_token_id=3,
+            **_TOKENS,
+        )
+    ),
+    "mixtral": lambda: _T.MixtralForCausalLM(
+        _T.MixtralConfig(**_DECODER, num_local_experts=2, num_experts_per_tok=1)
+    ),
+}
+
+
+def batch_for(model: nn.Module, size: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(size)
+    ids = torch.randint(3, 64, (size, 9), generator=generator)
+    image = torch.randn(size, 3, 16, 16, generator=generator)
+    inputs = {
+        "WhisperForConditionalGeneration": {
+            "input_features": torch.randn(size, 8, 20, generator=generator),
+            "decoder_input_ids": ids[:, :5],
+        },
+        "ViTForImageClassification": {"pixel_values": image},
+        "CLIPModel": {"input_ids": ids, "pixel_values": image},
+        "T5ForConditionalGeneration": {"input_ids": ids, "decoder_input_ids": ids[:, :5]},
+    }
+    return inputs.get(type(model).__name__, {"input_ids": ids})
+
+
+@contextmanager
+def counted_compiles() -> Iterator[Counter[str]]:
+    """How many graphs Dynamo makes, graph breaks and frames it gives up on, from nothing."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    counts: Counter[str] = Counter()
+    yield counts
+    counts["graphs"] = counters["stats"]["unique_graphs"]
+    counts["breaks"] = sum(counters["graph_break"].values())
+    counts["failed"] = counters["frames"]["total"] - counters["frames"]["ok"]
+    torch._dynamo.reset()
+
+
+def _first(output: Any) -> Tensor:
+    return output.logits_per_image if hasattr(output, "logits_per_image") else output[0]
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_with_no_more_graphs_breaks_or_recompiles(name: str) -> None:
+    torch.manual_seed(0)
+    model = COMPILED[name]().eval()
+    batches = [batch_for(model, size) for size in (2, 3, 5)]
+
+    def run() -> tuple[Counter[str], list[Tensor]]:
+        with counted_compiles() as counts, torch.no_grad():
+            compiled = torch.compile(model, fullgraph=True, backend="eager")
+            outputs = [_first(compiled(**batch)) for batch in batches]
+        return counts, outputs
+
+    own_counts, own = run()
+    report = patch(model)
+    assert all(site.fused for site in report.changed if site.kind != "pointwise")
+    assert any(site.fused for site in report.changed) or name == "mixtral"
+    counts, new = run()
+    assert counts == own_counts
+    assert counts["graphs"] == 2  # one for the first batch, one for any other size
+    for one, expected in zip(new, own, strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-3, atol=1e-4)
+    unpatch(model)
+
+
+@pytest.mark.parametrize("place", [GPT2, LLAMA], ids=lambda place: place.family)
+def test_layers_compiled_one_by_one(place: Place) -> None:
+    """Each layer's forward is bound on the layer: Dynamo must not take each for new code."""
+    config = FAMILIES[place.family].config()
+    setattr(config, "n_layer" if place is GPT2 else "num_hidden_layers", 10)  # beyond Dynamo's limit of recompiles
+    torch.manual_seed(0)
+    model = getattr(transformers, FAMILIES[place.family].model)(config).eval()
+
+    def run() -> tuple[Counter[str], list[Tensor], dict[str, Tensor]]:
+        layers = model.transformer.h if place is GPT2 else model.model.layers
+        with counted_compiles() as counts:
+            for layer in layers:
+                layer.compile(fullgraph=True, backend="eager")
+            with torch.no_grad():
+                outputs = [_first(model(**batch_for(model, size))) for size in (2, 3)]
+            found = gradients(model, place.run)
+        for layer in layers:
+            layer._compiled_call_impl = None
+        return counts, outputs, found
+
+    own_counts, own, wanted = run()
+    patch(model)
+    counts, new, got = run()
+    assert counts == own_counts
+    assert counts["graphs"] < 10
+    for one, expected in zip(new, own, strict=True):
+        place.close(one, expected)
+    close_gradients(got, wanted, identical=False)
+
+
+@pytest.mark.parametrize("place", [BERT, T5], ids=lambda place: place.family)
+def test_compiled_training(place: Place) -> None:
+    model = _one_layer(place.family)().eval()
+    torch._dynamo.reset()
+    own = gradients(model, place.run)
+    with patched(model):
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        new = gradients(model, lambda _: place.run(compiled))
+    close_gradients(new, own, identical=False)
+    torch._dynamo.reset()
+
+
+def test_compiled_before_it_is_patched_and_patched_while_compiled() -> None:
+    model = _one_layer("llama")().eval()
+    with counted_compiles() as counts:
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        own = LLAMA.out(compiled)
+        with patched(model):
+            assert torch.equal(LLAMA.out(compiled), own)
+        with patched(model, activation="relu"):
+            assert not torch.equal(LLAMA.out(compiled), own)
+            assert torch.equal(LLAMA.out(compiled), LLAMA.out(model))
+        assert torch.equal(LLAMA.out(compiled), own)
+        with patched(model):
+            assert torch.equal(LLAMA.out(compiled), own)
+    assert counts["graphs"] <= 4  # each state once; the last two are known
