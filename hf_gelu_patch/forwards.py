@@ -13,7 +13,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ from hf_gelu_patch.sources import (
     undecorated,
 )
 
-__all__ = ["Expression", "Reading", "Use", "holds_activation", "read", "uses"]
+__all__ = ["Expression", "Reading", "Use", "holds_activation", "methods_of", "read", "uses"]
 
 Resolve = Callable[[nn.Module], "Resolved | Unresolved | None"]
 """``activations.resolve``, or a lookup of what it has said."""
@@ -118,9 +118,13 @@ class Reading:
     obstacle: str | None = None
 
 
-@functools.lru_cache(maxsize=4096)
 def read(function: FunctionType) -> Reading:
     """The activation expressions of one function, from its source."""
+    return _read(function, function.__code__)  # which a reload replaces
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(function: FunctionType, _: CodeType) -> Reading:
     source = source_of(function)
     if source is None:
         return Reading(function, None, (), "its source is not available")
@@ -639,9 +643,13 @@ def _torch(value: Any) -> bool:
     )
 
 
-@functools.lru_cache(maxsize=4096)
 def _formula_of(function: FunctionType) -> Resolved | None:
     """The activation that a helper of the model's code computes, where its body is one formula of its argument."""
+    return _formula_in(function, function.__code__)
+
+
+@functools.lru_cache(maxsize=4096)
+def _formula_in(function: FunctionType, _: CodeType) -> Resolved | None:
     if not is_model_code(function.__module__ or "") or not all_names(function.__code__) & _NAMES:
         return None
     source = source_of(function)
@@ -752,48 +760,53 @@ class Use:
         return ast.unparse(self.expression.callee.node)
 
 
-def uses(owner: nn.Module, attributes: frozenset[str], activation_of: Resolve) -> Iterator[Use]:
+def uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve) -> Iterator[Use]:
     """Every activation expression in the methods of a module, and in the helper functions that those call.
 
     Args:
         owner: the module.
-        attributes: the names under which modules of the whole model hold activations.
+        methods: ``methods_of`` its class.
         activation_of: ``resolve``, or a lookup of what it has said.
     """
     if activation_of(owner) is not None:
         return
-    cls: Any = type(owner)
-    methods = _methods(cls, attributes)
-    helpers = tuple(
-        (name, None, value, None)
-        for name, value in vars(owner).items()
-        if type(value) is FunctionType and is_model_code(value.__module__) and _mentions_an_activation(value)
-        if _formula_of(value) is None
-    )
-    for name, function, inner, obstacle in (*methods, *helpers) if helpers else methods:
+    for name, function, inner, obstacle in (*methods, *_bound_on(owner)):
         reading = read(inner)
         method = name if function is not None else inner.__qualname__
         if function is None:
             obstacle = f"it stands in {inner.__qualname__}, a function that the forward calls"
+        if reading.source is None or _unfaithful(reading):
+            for named in _named_in(inner):
+                core = ast.Name("?")
+                unread = Expression(Callee("function", core), core, core, line=inner.__code__.co_firstlineno)
+                yield Use(owner, method, reading, unread, named, None, obstacle)
+            continue
+        mine = function is not None or "." not in inner.__qualname__  # its "self" is this module
         pending = list(reading.expressions)
         while pending:
             expression = pending.pop(0)
             if expression.callee.how == "chain":
-                for key, current in _chain(expression, owner, activation_of):
-                    yield Use(owner, method, reading, expression, current, key, obstacle)
+                for edge, current in _chain(expression, owner, activation_of):
+                    yield Use(owner, method, reading, expression, current, edge, obstacle)
                 continue
-            mine = function is not None or "." not in inner.__qualname__  # its "self" is this module
             found = _find(expression, owner if mine else _NOBODY, inner, activation_of)
             if found is None:
                 pending[:0] = expression.fallback
                 continue
-            current, edge = found
-            yield Use(owner, method, reading, expression, current, edge, obstacle)
-        if reading.source is None:
-            for current in _named_in(inner):
-                core = ast.Name("?")
-                unread = Expression(Callee("function", core), core, core, line=inner.__code__.co_firstlineno)
-                yield Use(owner, method, reading, unread, current, None, reading.obstacle)
+            yield Use(owner, method, reading, expression, *found, obstacle)
+
+
+def _bound_on(owner: nn.Module) -> Iterator[Method]:
+    """Functions and methods that a module carries as attributes of its own."""
+    for name, value in vars(owner).items():
+        function = value.__func__ if type(value) is MethodType else value
+        if type(function) is not FunctionType or not is_model_code(function.__module__ or ""):
+            continue
+        if function is value:
+            if _mentions_an_activation(function) and _formula_of(function) is None:
+                yield name, None, function, None
+        elif function is not getattr(type(owner), name, None):
+            yield name, function, function, "it is bound on this module alone"
 
 
 # Modules whose output may be their input.
@@ -1068,17 +1081,35 @@ def _applies_an_activation(value: object) -> bool:
     return isinstance(value, nn.Module) or (callable(value) and is_function(value))
 
 
-_Method = tuple[str, "FunctionType | None", FunctionType, "str | None"]
+Method = tuple[str, "FunctionType | None", FunctionType, "str | None"]
+
+
+def methods_of(cls: type[nn.Module], attributes: frozenset[str]) -> tuple[Method, ...]:
+    """The methods of a class that mention an activation, and such of the helper functions that its methods call.
+
+    Args:
+        cls: the class.
+        attributes: the names under which modules of the whole model hold activations.
+
+    Returns:
+        (name, the method as the class has it (None for a helper), the function below its decorators, why it cannot be
+        rewritten) of each.
+    """
+    now = tuple(
+        (value, value.__code__) if isinstance(value, FunctionType) else id(value)
+        for base in cls.__mro__
+        if is_model_code(base.__module__)
+        for value in vars(base).values()
+    )
+    key: Any = cls
+    return _methods_of(key, attributes, now)
 
 
 @functools.lru_cache(maxsize=4096)
-def _methods(cls: type[nn.Module], attributes: frozenset[str]) -> tuple[_Method, ...]:
-    """The methods of a class that mention an activation, and such of the helper functions that its methods call: (name,
-    the method as the class has it (None for a helper), the function below its decorators, why it cannot be rewritten).
-    """
+def _methods_of(cls: type[nn.Module], attributes: frozenset[str], _: tuple[object, ...]) -> tuple[Method, ...]:
     own = {name for base in cls.__mro__ if is_model_code(base.__module__) for name in vars(base)}
     attributes |= {name for name in own if is_function(getattr(cls, name, None))}
-    found: dict[FunctionType, _Method] = {}
+    found: dict[FunctionType, Method] = {}
     seen: set[FunctionType] = set()
     pending: list[tuple[str, object, FunctionType | None, str | None]] = [*_of_class(cls)]
     while pending:

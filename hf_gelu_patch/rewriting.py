@@ -24,13 +24,10 @@ from hf_gelu_patch.implementations import Fused
 from hf_gelu_patch.replacements import gated, linear_act, steps
 from hf_gelu_patch.sources import (
     Source,
-    class_attribute,
     compiled,
     identifiers,
     lines_of,
     parse,
-    source_of,
-    undecorated,
 )
 
 __all__ = ["PatchedMethods", "explained", "rewritten"]
@@ -93,13 +90,32 @@ class _Edits:
         return b"".join([*pieces, data[start:]]).decode()
 
 
-def rewritten(
-    uses: list[tuple[Use, Fused]],
-) -> dict[str, tuple[FunctionType, tuple[Any, ...]]]:
-    """The methods of one module, rewritten to fuse some of its uses: name → (function, recipe to make it again).
+@dataclass(frozen=True)
+class Rewriting:
+    """One method of a class, rewritten.
+
+    Attributes:
+        function: the new method.
+        text, helpers: what it is compiled from: its source, and the names it refers to beside its class's own.
+        name, where, before: of the function that the text was made of: qualified name, ``file:line``, source.
+    """
+
+    function: FunctionType
+    text: str
+    helpers: tuple[tuple[str, Any], ...]
+    name: str
+    where: str
+    before: str
+
+
+def rewritten(uses: list[tuple[Use, Fused]]) -> dict[str, Rewriting]:
+    """The methods of one module, rewritten to fuse some of its uses, by name.
 
     Args:
         uses: of one owner, none with an obstacle, each with what computes it.
+
+    Raises:
+        PatchError: what was made of a method is no Python.
     """
     methods: dict[str, list[tuple[Use, Fused]]] = {}
     for use, fused in uses:
@@ -108,14 +124,23 @@ def rewritten(
     cls: Any = type(uses[0][0].owner)
     for name, parts in methods.items():
         chosen = tuple(dict.fromkeys((use.expression, None if use.edge else fused) for use, fused in parts))
-        text, helpers = _edited(parts[0][0].reading, chosen)
+        reading = parts[0][0].reading
+        text, helpers = _edited(reading, chosen)
         if parse(text) is None:
             raise PatchError(
                 f"{cls.__qualname__}.{name} could not be rewritten: exclude={cls.__name__!r} leaves it alone. "
                 f"This is a fault of hf_gelu_patch; what it made of it is\n{text}"
             )
-        recipe = (text, helpers)
-        result[name] = (compiled(cls, name, *recipe), recipe)
+        assert reading.source is not None
+        code = reading.function.__code__
+        result[name] = Rewriting(
+            compiled(cls, name, text, helpers),
+            text,
+            helpers,
+            reading.function.__qualname__,
+            f"{code.co_filename}:{code.co_firstlineno}",
+            reading.source.text,
+        )
     return result
 
 
@@ -214,16 +239,11 @@ class PatchedMethods:
 
     Attributes:
         module: whose methods these are.
-        methods: name → the rewritten function, and the recipe to compile it again.
+        methods: by name.
         config_changes: as ``PatchedActivation`` has them.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        methods: dict[str, tuple[FunctionType, tuple[Any, ...]]],
-        config_changes: list[Any],
-    ) -> None:
+    def __init__(self, module: nn.Module, methods: dict[str, Rewriting], config_changes: list[Any]) -> None:
         self.module = module
         self.methods = methods
         self.config_changes = config_changes
@@ -239,18 +259,18 @@ class PatchedMethods:
         """Put the methods in place."""
         state = self.module.__dict__
         state[_RECORD] = self
-        for name, (function, _) in self.methods.items():
+        for name, rewriting in self.methods.items():
             slot = "_old_forward" if name == "forward" and "_old_forward" in state else name
             if slot in state:
                 self.replaced[name] = state[slot]
-            state[slot] = MethodType(function, self.module)
+            state[slot] = MethodType(rewriting.function, self.module)
 
     def unbind(self) -> None:
         """Take the methods off again, wherever accelerate has put them by now, and leave what it had done."""
         state = self.module.__dict__
-        for name, (function, _) in self.methods.items():
+        for name, rewriting in self.methods.items():
             for slot in _SLOTS if name == "forward" else (name,):
-                if getattr(state.get(slot), "__func__", None) is not function:
+                if getattr(state.get(slot), "__func__", None) is not rewriting.function:
                     continue
                 if name in self.replaced:
                     state[slot] = self.replaced[name]
@@ -274,25 +294,27 @@ class PatchedMethods:
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        recipes = {name: recipe for name, (_, recipe) in self.methods.items()}
-        return _read_back, (self.module, recipes, self.config_changes)
+        methods = {name: (one.text, one.helpers, one.name, one.where, one.before) for name, one in self.methods.items()}
+        return _read_back, (self.module, methods, self.config_changes)
 
 
-def _read_back(module: nn.Module, recipes: dict[str, tuple[Any, ...]], config_changes: list[Any]) -> PatchedMethods:
+def _read_back(
+    module: nn.Module, methods: dict[str, tuple[str, tuple[tuple[str, Any], ...], str, str, str]], config: list[Any]
+) -> PatchedMethods:
     cls: Any = type(module)
-    methods = {name: (compiled(cls, name, *recipe), recipe) for name, recipe in recipes.items()}
-    record = PatchedMethods(module, methods, config_changes)
+    record = PatchedMethods(
+        module,
+        {
+            name: Rewriting(compiled(cls, name, text, helpers), text, helpers, *rest)
+            for name, (text, helpers, *rest) in methods.items()
+        },
+        config,
+    )
     record.bind()
     return record
 
 
 def explained(record: PatchedMethods) -> Iterator[tuple[str, str, str, str]]:
-    """(class, where, the source before, the source after) of each method of a record."""
-    for name, (_, (text, _)) in record.methods.items():
-        method = class_attribute(type(record.module), name)
-        assert isinstance(method, FunctionType)
-        inner, _ = undecorated(method, name)
-        source = source_of(inner)
-        assert source is not None
-        where = f"{inner.__code__.co_filename}:{inner.__code__.co_firstlineno}"
-        yield inner.__qualname__, where, textwrap.dedent(source.text), textwrap.dedent(text)
+    """(function, where, its source before, its source after) of each method of a record."""
+    for one in record.methods.values():
+        yield one.name, one.where, textwrap.dedent(one.before), textwrap.dedent(one.text)

@@ -27,7 +27,7 @@ from hf_gelu_patch.errors import (
     NothingMatchedError,
     PatchError,
 )
-from hf_gelu_patch.forwards import Use, holds_activation, uses
+from hf_gelu_patch.forwards import Use, holds_activation, methods_of, uses
 from hf_gelu_patch.implementations import IMPLEMENTATIONS, Fused, Implementation, choose, get_implementation
 from hf_gelu_patch.replacements import PatchedActivation, hooked, plain
 from hf_gelu_patch.rewriting import PatchedMethods
@@ -315,8 +315,9 @@ def places(model: nn.Module) -> Iterator[Place]:
     names |= {name for _, owner in owners for name, value in vars(owner).items() if holds_activation(value)}
     by_edge: dict[tuple[int, str], list[tuple[str, Use]]] = {}
     calls: dict[int, list[Use]] = {}
+    methods = {cls: methods_of(cls, names) for cls in {type(owner) for _, owner in owners}}
     for path, owner in owners:
-        for use in uses(owner, names, activation_of):
+        for use in uses(owner, methods[type(owner)], activation_of):
             if use.edge is None:
                 calls.setdefault(id(owner), []).append(use)
             else:

@@ -57,6 +57,7 @@ class Source:
 def source_of(function: FunctionType) -> Source | None:
     """The source of a function, or None where there is none, or it is not what runs."""
     code = function.__code__
+    linecache.checkcache(code.co_filename)
     lines = linecache.getlines(code.co_filename, function.__globals__)
     first, last = code.co_firstlineno, _last_line(code)
     for end in range(last, min(last + 12, len(lines)) + 1):  # a call's closing brackets run no code of their own
@@ -168,6 +169,7 @@ def _decorated_cell(function: FunctionType, name: str) -> Any:
     wrapped = getattr(function, "__wrapped__", None)
     cells = [cell for cell in function.__closure__ or () if not is_empty(cell)]
     functions = [cell for cell in cells if isinstance(cell.cell_contents, FunctionType)]
+    functions = [cell for cell in functions if cell.cell_contents is not function]  # one that refers to itself
     if wrapped is not None:
         return next((cell for cell in functions if cell.cell_contents is wrapped), None)
     named = [cell for cell in functions if cell.cell_contents.__name__ == name]
@@ -186,18 +188,29 @@ _FLAGS = functools.reduce(
 )
 
 
-@functools.lru_cache(maxsize=4096)
 def compiled(cls: type[nn.Module], name: str, text: str, helpers: tuple[tuple[str, Any], ...]) -> FunctionType:
     """``text`` compiled in the place of a class's method: with its globals, its closure, its defaults, and below its
-    decorators; ``helpers`` are further names of its closure. Its source is registered with ``linecache``, so that
-    tracebacks and debuggers show it.
+    decorators; ``helpers`` are further names of its closure. The same function for the same method. Its source is
+    registered with ``linecache``, so that tracebacks and debuggers show it.
     """
     method = class_attribute(cls, name)
     assert isinstance(method, FunctionType)
     inner, _ = undecorated(method, name)
+    return _compiled(method, name, inner, inner.__code__, text, helpers)
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled(
+    method: FunctionType,
+    name: str,
+    inner: FunctionType,
+    was: CodeType,
+    text: str,
+    helpers: tuple[tuple[str, Any], ...],
+) -> FunctionType:
     file = f"<hf_gelu_patch {inner.__module__}.{inner.__qualname__} {zlib.crc32(text.encode()):08x}>"
     code = compile_function(text, inner, file, tuple(name for name, _ in helpers))
-    cells = dict(zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True))
+    cells = dict(zip(was.co_freevars, inner.__closure__ or (), strict=True))
     cells.update((key, _cell(value)) for key, value in helpers)
     linecache.cache[file] = (len(text), None, lines_of(text), file)
     return _redecorated(method, name, _like(inner, code, tuple(cells[free] for free in code.co_freevars)))

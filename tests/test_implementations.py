@@ -257,7 +257,14 @@ def test_the_epilogue_takes_strided_inputs(gemms: list[bool]) -> None:
 @pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
 @pytest.mark.parametrize(
     "case",
-    ["no bias", "convolution", "input needs a gradient", "weight needs a gradient", "bias needs a gradient", "autocast"],
+    [
+        "no bias",
+        "convolution",
+        "input needs a gradient",
+        "weight needs a gradient",
+        "bias needs a gradient",
+        "autocast",
+    ],
 )
 def test_where_the_epilogue_cannot_be_the_two_ops_run(gemms: list[bool], case: str, activation: str) -> None:
     name = {"no bias": "Linear without bias", "convolution": "Conv1d"}.get(case, "Linear")
@@ -413,7 +420,9 @@ def test_the_kernels_refuse_float64() -> None:
 
 
 def test_an_unknown_implementation_lists_the_valid_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"Did you mean 'triton'\? Valid names: aten, auto, eager, epilogue, triton"):
+    with pytest.raises(
+        UnknownNameError, match=r"Did you mean 'triton'\? Valid names: aten, auto, eager, epilogue, triton"
+    ):
         get_implementation("tritn")
 
 
@@ -426,7 +435,9 @@ def test_a_name_is_registered_once_and_only_for_known_activations() -> None:
         register_implementation(Implementation("mine", {"gelu_newest": F.gelu}))
     for kind in ("gated", "linear"):  # what runs where the fused form cannot has to be there too
         with pytest.raises(PatchError, match=r"'mine' fuses silu without computing it by itself: add it to functions"):
-            register_implementation(Implementation("mine", {"gelu": F.gelu}, **{kind: {"gelu": F.gelu, "silu": F.silu}}))
+            register_implementation(
+                Implementation("mine", {"gelu": F.gelu}, **{kind: {"gelu": F.gelu, "silu": F.silu}})
+            )
         with pytest.raises((PatchError, UnknownNameError)):
             register_implementation(Implementation("mine", {"gelu": F.gelu}, **{kind: {"gelu_newest": F.gelu}}))
     assert "mine" not in IMPLEMENTATIONS

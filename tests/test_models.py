@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from conftest import Family
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from hf_gelu_patch import IMPLEMENTATIONS, NothingPatchedWarning, Site, find_sites, patch, patched, unpatch
 
-ON_THE_CPU = [
-    name for name, it in IMPLEMENTATIONS.items() if it.obstacle(torch.device("cpu"), torch.float32) is None
-]
+ON_THE_CPU = [name for name, it in IMPLEMENTATIONS.items() if it.obstacle(torch.device("cpu"), torch.float32) is None]
 CHOICES = ["auto", *ON_THE_CPU]
 GATED = {"t5-v1.1", "llama", "mistral", "gemma"}
 ONE_OP = {"gelu", "silu", "relu", "tanh", "gelu_pytorch_tanh"}  # as transformers has them
@@ -132,21 +133,69 @@ def test_gradients_are_those_of_the_model(family: Family, implementation: str) -
         torch.testing.assert_close(new[name], gradient, rtol=1e-3, atol=1e-5 * largest)
 
 
+def with_layers(family: Family, layers: int) -> Family:
+    """The same family with another number of layers."""
+
+    def config() -> transformers.PretrainedConfig:
+        made = family.config()
+        for part in (made, *(getattr(made, name, None) for name in ("text_config", "vision_config"))):
+            for name in ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers"):
+                if part is not None and name in vars(part):
+                    setattr(part, name, layers)
+        return made
+
+    return replace(family, config=config)
+
+
+@contextmanager
+def counted_compiles() -> Iterator[Callable[[], dict[str, int]]]:
+    """What Dynamo has made so far, from nothing: graphs, graph breaks, frames it gave up on."""
+    torch._dynamo.reset()
+    counters.clear()
+
+    def so_far() -> dict[str, int]:
+        made = {
+            "graphs": counters["stats"]["unique_graphs"],
+            "graph breaks": sum(counters["graph_break"].values()),
+            "given up": counters["frames"]["total"] - counters["frames"]["ok"],
+        }
+        return {key: count for key, count in made.items() if count}
+
+    yield so_far
+    torch._dynamo.reset()
+
+
 def test_compiled_whole_with_each_implementation_in_turn(family: Family) -> None:
-    model = family.build()
+    """No graph break, and one recompilation for each change of the model, whatever the batch's size."""
+    model = with_layers(family, 1).build()
     exact = family.run(copy.deepcopy(model).double()).detach()
     slack = 4 * torch.finfo(torch.float32).eps * float(exact.abs().max())
-    torch._dynamo.reset()
-    # What Dynamo traces is the same with either; tracing the backward too is slow, and done for one of each kind.
+    # What Dynamo traces is the same with either; tracing it through autograd too is slow, and done for one of each kind.
     backend = "aot_eager" if family.name in ("bert", "gpt2", "llama", "clip") else "eager"
-    compiled = torch.compile(model, fullgraph=True, backend=backend)
-    with torch.no_grad():
-        own = family.run(compiled)
+
+    with counted_compiles() as counts, torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend=backend)
+
+        def run() -> tuple[Tensor, Tensor]:
+            return family.run(compiled), compiled(**{key: twice(value) for key, value in family.inputs().items()})[0]
+
+        own, own_twice = run()
+        assert counts() == {"graphs": 2}  # one for the first size, one for any
         for implementation in CHOICES:
-            with possibly_nothing(), patched(model, implementation=implementation):
-                out = family.run(compiled)
+            before = counts()["graphs"]
+            with possibly_nothing(), patched(model, implementation=implementation) as report:
+                out, out_twice = run()
+            assert counts() == {"graphs": counts()["graphs"]}
+            assert counts()["graphs"] - before <= (1 if report.changed else 0), implementation
             assert float((out - exact).abs().max()) <= float((own - exact).abs().max()) + slack, implementation
-            assert torch.equal(family.run(compiled), own), implementation
+            torch.testing.assert_close(out_twice, own_twice, rtol=1e-3, atol=1e-4 * max(1.0, float(own.abs().max())))
+            again, again_twice = run()
+            assert torch.equal(again, own), implementation
+            assert torch.equal(again_twice, own_twice), implementation
+
+
+def twice(batch: Tensor) -> Tensor:
+    return torch.cat([batch, batch])
 
 
 @pytest.mark.parametrize("implementation", ["aten", "triton"])

@@ -11,7 +11,6 @@ import pickle
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,17 @@ from accelerate import cpu_offload, dispatch_model
 from accelerate.hooks import remove_hook_from_module
 from conftest import FAMILIES
 from peft import LoraConfig, get_peft_model
-from test_models import same_state, state
+from test_models import counted_compiles, same_state, state, with_layers
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from hf_gelu_patch import (
     IMPLEMENTATIONS,
     Implementation,
     PatchError,
-    Report,
     VerificationError,
+    explain,
     find_sites,
     patch,
     patched,
@@ -297,7 +296,9 @@ def test_a_users_hook_on_the_activation_makes_its_site_pointwise_with_the_reason
     assert "not fused: its hooks must run" in site.reason
     place.out(model)
     assert fused_calls.count("pointwise") == 1
-    assert set(fused_calls) == {"pointwise", kind, "linear"} - ({"linear"} if place.family in ("t5-v1.1", "llama") else set())
+    assert set(fused_calls) == {"pointwise", kind, "linear"} - (
+        {"linear"} if place.family in ("t5-v1.1", "llama") else set()
+    )
     unpatch(model)
     handle.remove()
     (site,) = (one for one in patch(model, implementation="spy").sites if one.path == path)
@@ -332,6 +333,7 @@ def test_a_hooked_linear_layer_is_not_gone_around(place: Place, when: str, fused
     assert fused_calls.count("pointwise") == 1
 
 
+@pytest.mark.filterwarnings("ignore:For backward hooks to be called")  # of modules that return no tensor
 def test_hooks_of_all_modules_fire_as_before(place: Place) -> None:
     model = place.build()
     recorder = Recorder()
@@ -448,7 +450,12 @@ def offloaded_by_owner(place: Place, model: nn.Module, _: Path) -> nn.Module:
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("wrap", [dispatched, offloaded, offloaded_by_owner])
 def test_accelerates_hooks(
-    place: Place, wrap: Callable[..., nn.Module], when: str, taken_off: str, tmp_path: Path
+    place: Place,
+    wrap: Callable[..., nn.Module],
+    when: str,
+    taken_off: str,
+    tmp_path: Path,
+    fused_calls: list[str],
 ) -> None:  # trap 5
     model = place.build()
     own = place.out(model)
@@ -460,7 +467,13 @@ def test_accelerates_hooks(
     hooks = {path: one._hf_hook for path, one in model.named_modules() if "_hf_hook" in vars(one)}
     assert any(path.startswith(place.owner) for path in hooks)
     if when == "before":
-        assert {site.device for site in patch(model).sites} == {"cpu"}
+        report = patch(
+            model, implementation="spy" if place in (BERT, OPT) else "auto"
+        )  # auto has nothing to gain there
+        assert {site.device for site in report.sites} == {"cpu"}
+        (site,) = (one for one in report.sites if one.path == place.paths["act"])
+        assert site.fused == (place.gated or wrap is offloaded_by_owner)
+        assert site.fused or "not fused: its linear layer is hooked" in site.reason
     for _ in range(2):
         place.close(place.out(model), own)
     assert {path: one._hf_hook for path, one in model.named_modules() if "_hf_hook" in vars(one)} == hooks
@@ -481,7 +494,9 @@ def test_accelerates_hooks(
         for slot in ("forward", "_old_forward"):
             if slot in vars(one) and taken_off != "never":
                 assert vars(one)[slot].__func__ is type(one).forward, path
-    assert [(path, identity) for path, identity, _ in before] == [(path, identity) for path, identity, _ in state(model)]
+    assert [(path, identity) for path, identity, _ in before] == [
+        (path, identity) for path, identity, _ in state(model)
+    ]
     assert [type(one) for one in model.modules()] == [type(one) for one in untouched.modules()]
 
 
@@ -498,7 +513,7 @@ def with_lora(place: Place, model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_lora(place: Place, when: str) -> None:
+def test_lora(place: Place, when: str, fused_calls: list[str]) -> None:
     plain = place.build()
     own = place.out(plain)
     expected = with_lora(place, copy.deepcopy(plain))
@@ -507,14 +522,15 @@ def test_lora(place: Place, when: str) -> None:
         patch(model)
     wrapped = with_lora(place, model)
     if when == "before":
-        patch(wrapped)
+        report = patch(wrapped, implementation="spy" if place in (BERT, OPT) else "auto")
+        (site,) = (one for one in report.sites if one.path.endswith(place.paths["act"]))
+        assert site.fused == place.gated
     assert not torch.allclose(place.out(expected), own)
     place.close(place.out(wrapped), place.out(expected))
     wanted = gradients(expected, place.run)
     assert all("lora" in name for name in wanted)
     assert all(bool(gradient.any()) for gradient in wanted.values())
-    new = {name: grad for name, grad in gradients(wrapped, place.run).items()}
-    close_gradients(new, wanted, identical=place.identical)
+    close_gradients(gradients(wrapped, place.run), wanted, identical=place.identical)
     with wrapped.disable_adapter():
         place.close(place.out(wrapped), own)
     wrapped.merge_adapter()
@@ -522,16 +538,15 @@ def test_lora(place: Place, when: str) -> None:
     place.close(place.out(wrapped), place.out(expected))
     wrapped.unmerge_adapter()
     expected.unmerge_adapter()
-    merged = wrapped.merge_and_unload()
+    merged, expected = wrapped.merge_and_unload(), expected.merge_and_unload()
+    assert not any("lora" in type(one).__module__ for one in merged.modules())
     place.close(place.out(merged), place.out(expected))
-    assert not any("lora" in type(one).__name__.lower() for one in merged.modules())
     unpatch(merged)
-    torch.testing.assert_close(place.out(merged), place.out(expected), rtol=1e-3, atol=1e-4)
-    assert torch.equal(place.out(merged), place.out(expected.merge_and_unload()))
+    assert torch.equal(place.out(merged), place.out(expected))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_lora_unloaded_leaves_the_patched_model_as_it_was(place: Place, when: str) -> None:
+def test_lora_unloaded_leaves_the_model_as_it_was(place: Place, when: str, fused_calls: list[str]) -> None:
     model = place.build()
     before = state(model)
     own = place.out(model)
@@ -542,16 +557,15 @@ def test_lora_unloaded_leaves_the_patched_model_as_it_was(place: Place, when: st
         unpatch(again)
     else:
         wrapped = with_lora(place, model)
-        patch(wrapped)
+        patch(wrapped, implementation="spy")
+        assert fused_calls == []
+        place.out(wrapped)
+        assert fused_calls
         unpatch(wrapped)
         again = wrapped.unload()
     assert again is model
     assert torch.equal(place.out(model), own)
-    linears = set(place.before)
-    for (path, identity, old), (_, now, new) in zip(before, state(model), strict=True):
-        assert identity == now or path.rpartition(".")[2] in linears, path
-        assert set(old) - {"training"} <= set(new) | {"training"}, path
-        assert "_hf_gelu_patch" not in new
+    assert same_state(before, model)
 
 
 # Linear layers that are not plain
@@ -571,7 +585,8 @@ class Counted(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         cls.calls.append(getattr(func, "__name__", str(func)))
         with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
+        return result.as_subclass(cls) if func is Tensor.detach else result
 
 
 def make_weight_norm(linear: nn.Module) -> nn.Module:
@@ -582,7 +597,7 @@ def make_spectral_norm(linear: nn.Module) -> nn.Module:
     return parametrizations.spectral_norm(linear)
 
 
-def make_orthogonal_bias_free(linear: nn.Module) -> nn.Module:
+def make_own_parametrization(linear: nn.Module) -> nn.Module:
     class Scaled(nn.Module):
         def forward(self, weight: Tensor) -> Tensor:
             return 0.5 * weight
@@ -592,7 +607,7 @@ def make_orthogonal_bias_free(linear: nn.Module) -> nn.Module:
 
 
 def make_pruned(linear: nn.Module) -> nn.Module:
-    return torch.nn.utils.prune.l1_unstructured(linear, "weight", amount=0.3)
+    return prune.l1_unstructured(linear, "weight", amount=0.3)
 
 
 def make_subclass(linear: nn.Module) -> nn.Module:
@@ -614,7 +629,7 @@ def make_tensor_subclass(linear: nn.Module) -> nn.Module:
 NOT_PLAIN = [
     make_weight_norm,
     make_spectral_norm,
-    make_orthogonal_bias_free,
+    make_own_parametrization,
     make_pruned,
     make_subclass,
     make_own_forward,
@@ -628,15 +643,10 @@ NOT_PLAIN = [
 def test_linear_layers_that_are_not_plain_are_called_as_they_are(
     place: Place, change: Callable[[nn.Module], nn.Module], when: str, fused_calls: list[str]
 ) -> None:  # trap 11
-    if place.gated and change is make_tensor_subclass:
-        change_to = (place.before[1],)
-    else:
-        change_to = place.before
     model = place.build()
-    model.eval()
 
     def changed(one: nn.Module) -> None:
-        for name in change_to:
+        for name in place.before:
             torch.manual_seed(2)
             change(one.get_submodule(place.paths[name]))
 
@@ -651,17 +661,14 @@ def test_linear_layers_that_are_not_plain_are_called_as_they_are(
     if when == "after":
         changed(model)
     elif not place.gated:
-        assert not site.fused
-        assert "its linear layer is hooked, wrapped or holds no plain weights" in site.reason or change is make_subclass
+        assert not site.fused  # a parametrization makes a class of its own
+        assert site.kind == "pointwise" or "its linear layer is hooked, wrapped or holds no plain" in site.reason
     Counted.calls.clear()
     fused_calls.clear()
     assert torch.equal(place.out(model), own)
     if change is make_tensor_subclass:
         assert "linear" in Counted.calls
-    if place.gated:
-        assert fused_calls.count("pointwise") == 0 or "gated" not in fused_calls
-    else:
-        assert fused_calls.count("pointwise") == 1
+    assert fused_calls.count("pointwise") == (0 if place.gated else 1)
     close_gradients(gradients(model, place.run), wanted, identical=True)
     unpatch(model)
     with patched(model):  # the real one
@@ -790,20 +797,12 @@ def test_bitsandbytes_quantized() -> None:
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing(place: Place, use_reentrant: bool) -> None:
-    model = place.build().train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    for config in (model.config,):
-        for key in vars(config):
-            if "dropout" in key and isinstance(getattr(config, key), float):
-                setattr(config, key, 0.0)
-    for module in model.modules():
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
+    model = place.build(dropout=0.0).train()
     model.config.use_cache = False
     own = gradients(model, place.run)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the older name of the method, which transformers 5.0 has
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
     checkpointed = gradients(model, place.run)
     with patched(model):
         new = gradients(model, place.run)
@@ -1003,7 +1002,7 @@ def test_a_round_trip_through_a_file(
     again = through(model)
     assert torch.equal(place.out(again), place.out(model))
     assert place.mlp(again).forward.__self__ is place.mlp(again)
-    assert "hf_gelu_patch" in place.mlp(again).forward.__func__.__code__.co_filename
+    assert explain(again) == explain(model)
     unpatch(again)
     assert torch.equal(place.out(again), own)
     assert not any({"forward", "_hf_gelu_patch"} & vars(module).keys() for module in again.modules())
@@ -1011,36 +1010,19 @@ def test_a_round_trip_through_a_file(
     assert {site.path for site in find_sites(again).changed} >= {site.path for site in report.changed}
 
 
-def _in_another_process(model: nn.Module, family: str, connection: Any) -> None:
-    place = next(one for one in PLACES if one.family == family)
-    torch.set_num_threads(1)
-    new = place.out(model)
-    rewritten = "forward" in vars(place.mlp(model))
-    unpatch(model)
-    connection.send((rewritten, new.tolist(), place.out(model).tolist()))
-    connection.close()
-
-
-def test_in_a_spawned_process() -> None:
-    import torch.multiprocessing
-
-    context = torch.multiprocessing.get_context("spawn")
-    model = LLAMA.build()
+def test_in_spawned_processes() -> None:
+    model = LLAMA.build().requires_grad_(False)
     own = LLAMA.out(model)
     patch(model, activation="relu")
     new = LLAMA.out(model)
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_in_another_process, args=(model, "llama", there))
-    process.start()
-    there.close()
-    try:
-        rewritten, its_new, its_own = here.recv()
-    finally:
-        process.join(60)
-    assert process.exitcode == 0
-    assert rewritten
-    assert torch.equal(torch.tensor(its_new), new)
-    assert torch.equal(torch.tensor(its_own), own)
+    inputs = {**FAMILIES["llama"].inputs(), "return_dict": False, "use_cache": False}
+    with torch.multiprocessing.get_context("spawn").Pool(1) as pool:
+        (there,) = pool.apply(model, kwds=inputs)
+        again = pool.apply(copy.deepcopy, (model,))  # there and back
+    assert torch.equal(there, new)
+    assert torch.equal(LLAMA.out(again), new)
+    unpatch(again)
+    assert torch.equal(LLAMA.out(again), own)
     assert torch.equal(LLAMA.out(model), new)
 
 
@@ -1061,7 +1043,9 @@ def test_verified(place: Place) -> None:
     exact = place.out(copy.deepcopy(model).double())
     assert logits.error_before == pytest.approx(float((own.double() - exact).abs().max()), rel=0.2)
     assert logits.error_after is not None
-    assert f"verified: logits: max |Δ| {logits.largest:.2g} (of {logits.scale:.3g}, margin 0.00035 of that)" in str(report)
+    assert f"verified: logits: max |Δ| {logits.largest:.2g} (of {logits.scale:.3g}, margin 0.00035 of that)" in str(
+        report
+    )
     assert "error against float64" in str(report)
     drift = json.loads(json.dumps(report.to_dict(), allow_nan=False))["drift"]
     assert {one["output"] for one in drift} == {one.output for one in report.drift}
@@ -1169,24 +1153,17 @@ def test_patched_verifies_too(gpt2: nn.Module) -> None:
 # torch.compile
 
 
-def _one_layer(family: str) -> Callable[[], transformers.PreTrainedModel]:
-    def build() -> transformers.PreTrainedModel:
-        config = FAMILIES[family].config()
-        for part in (config, *(getattr(config, name, None) for name in ("text_config", "vision_config"))):
-            for name in ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers"):
-                if part is not None and name in vars(part):
-                    setattr(part, name, 1)
-        return getattr(transformers, FAMILIES[family].model)(config)
-
-    return build
-
-
 _TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-_SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 64, "num_hidden_layers": 1}
+_SMALL = {
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 64,
+    "num_hidden_layers": 1,
+}
 _DECODER = {**_SMALL, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 32, **_TOKENS}
 _T = transformers
 COMPILED: dict[str, Callable[[], transformers.PreTrainedModel]] = {
-    **{name: _one_layer(name) for name in ("bert", "gpt2", "t5-v1.1", "vit", "llama", "mistral", "opt", "clip")},
     "gemma2": lambda: _T.Gemma2ForCausalLM(_T.Gemma2Config(**_DECODER)),
     "modernbert": lambda: _T.ModernBertForMaskedLM(
         _T.ModernBertConfig(**_SMALL, max_position_embeddings=32, cls_token_id=0, sep_token_id=1, **_TOKENS)
@@ -1209,115 +1186,79 @@ COMPILED: dict[str, Callable[[], transformers.PreTrainedModel]] = {
             **_TOKENS,
         )
     ),
-    "mixtral": lambda: _T.MixtralForCausalLM(
-        _T.MixtralConfig(**_DECODER, num_local_experts=2, num_experts_per_tok=1)
-    ),
+    "mixtral": lambda: _T.MixtralForCausalLM(_T.MixtralConfig(**_DECODER, num_local_experts=2, num_experts_per_tok=1)),
 }
 
 
 def batch_for(model: nn.Module, size: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(size)
     ids = torch.randint(3, 64, (size, 9), generator=generator)
-    image = torch.randn(size, 3, 16, 16, generator=generator)
-    inputs = {
-        "WhisperForConditionalGeneration": {
-            "input_features": torch.randn(size, 8, 20, generator=generator),
-            "decoder_input_ids": ids[:, :5],
-        },
-        "ViTForImageClassification": {"pixel_values": image},
-        "CLIPModel": {"input_ids": ids, "pixel_values": image},
-        "T5ForConditionalGeneration": {"input_ids": ids, "decoder_input_ids": ids[:, :5]},
-    }
-    return inputs.get(type(model).__name__, {"input_ids": ids})
-
-
-@contextmanager
-def counted_compiles() -> Iterator[Counter[str]]:
-    """How many graphs Dynamo makes, graph breaks and frames it gives up on, from nothing."""
-    from torch._dynamo.utils import counters
-
-    torch._dynamo.reset()
-    counters.clear()
-    counts: Counter[str] = Counter()
-    yield counts
-    counts["graphs"] = counters["stats"]["unique_graphs"]
-    counts["breaks"] = sum(counters["graph_break"].values())
-    counts["failed"] = counters["frames"]["total"] - counters["frames"]["ok"]
-    torch._dynamo.reset()
-
-
-def _first(output: Any) -> Tensor:
-    return output.logits_per_image if hasattr(output, "logits_per_image") else output[0]
+    if isinstance(model, transformers.WhisperForConditionalGeneration):
+        return {"input_features": torch.randn(size, 8, 20, generator=generator), "decoder_input_ids": ids[:, :5]}
+    return {"input_ids": ids}
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_with_no_more_graphs_breaks_or_recompiles(name: str) -> None:
+def test_compiled_without_graph_breaks_or_more_recompiles(name: str) -> None:
+    """Beside the families of test_models."""
     torch.manual_seed(0)
     model = COMPILED[name]().eval()
     batches = [batch_for(model, size) for size in (2, 3, 5)]
-
-    def run() -> tuple[Counter[str], list[Tensor]]:
-        with counted_compiles() as counts, torch.no_grad():
-            compiled = torch.compile(model, fullgraph=True, backend="eager")
-            outputs = [_first(compiled(**batch)) for batch in batches]
-        return counts, outputs
-
-    own_counts, own = run()
-    report = patch(model)
-    assert all(site.fused for site in report.changed if site.kind != "pointwise")
-    assert any(site.fused for site in report.changed) or name == "mixtral"
-    counts, new = run()
-    assert counts == own_counts
-    assert counts["graphs"] == 2  # one for the first batch, one for any other size
+    with counted_compiles() as counts, torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        own = [compiled(**batch)[0] for batch in batches]
+        assert counts() == {"graphs": 2}  # one for the first size, one for any
+        report = patch(model)
+        assert report.changed
+        assert all(site.fused for site in report.changed if site.kind != "pointwise")
+        new = [compiled(**batch)[0] for batch in batches]
+        assert counts() == {"graphs": 3}
     for one, expected in zip(new, own, strict=True):
         torch.testing.assert_close(one, expected, rtol=1e-3, atol=1e-4)
-    unpatch(model)
 
 
 @pytest.mark.parametrize("place", [GPT2, LLAMA], ids=lambda place: place.family)
 def test_layers_compiled_one_by_one(place: Place) -> None:
     """Each layer's forward is bound on the layer: Dynamo must not take each for new code."""
-    config = FAMILIES[place.family].config()
-    setattr(config, "n_layer" if place is GPT2 else "num_hidden_layers", 10)  # beyond Dynamo's limit of recompiles
-    torch.manual_seed(0)
-    model = getattr(transformers, FAMILIES[place.family].model)(config).eval()
+    model = with_layers(FAMILIES[place.family], 10).build()  # beyond Dynamo's limit of recompiles
+    layers = model.transformer.h if place is GPT2 else model.model.layers
 
-    def run() -> tuple[Counter[str], list[Tensor], dict[str, Tensor]]:
-        layers = model.transformer.h if place is GPT2 else model.model.layers
+    def run(model: nn.Module) -> Tensor:
+        return model(**FAMILIES[place.family].inputs(), use_cache=False)[0]
+
+    def outcome() -> tuple[dict[str, int], Tensor, dict[str, Tensor]]:
         with counted_compiles() as counts:
             for layer in layers:
                 layer.compile(fullgraph=True, backend="eager")
             with torch.no_grad():
-                outputs = [_first(model(**batch_for(model, size))) for size in (2, 3)]
-            found = gradients(model, place.run)
+                output = run(model)
+            found = gradients(model, run)
+            made = counts()
         for layer in layers:
             layer._compiled_call_impl = None
-        return counts, outputs, found
+        return made, output, found
 
-    own_counts, own, wanted = run()
+    own_made, own, wanted = outcome()
     patch(model)
-    counts, new, got = run()
-    assert counts == own_counts
-    assert counts["graphs"] < 10
-    for one, expected in zip(new, own, strict=True):
-        place.close(one, expected)
+    made, new, got = outcome()
+    assert made == own_made
+    assert made["graphs"] <= 2  # without gradients, and with
+    place.close(new, own)
     close_gradients(got, wanted, identical=False)
 
 
-@pytest.mark.parametrize("place", [BERT, T5], ids=lambda place: place.family)
+@pytest.mark.parametrize("place", [BERT, LLAMA], ids=lambda place: place.family)
 def test_compiled_training(place: Place) -> None:
-    model = _one_layer(place.family)().eval()
-    torch._dynamo.reset()
+    model = with_layers(FAMILIES[place.family], 1).build()
     own = gradients(model, place.run)
-    with patched(model):
+    with counted_compiles(), patched(model):
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         new = gradients(model, lambda _: place.run(compiled))
     close_gradients(new, own, identical=False)
-    torch._dynamo.reset()
 
 
-def test_compiled_before_it_is_patched_and_patched_while_compiled() -> None:
-    model = _one_layer("llama")().eval()
+def test_patched_and_unpatched_while_compiled() -> None:
+    model = with_layers(FAMILIES["llama"], 1).build()
     with counted_compiles() as counts:
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         own = LLAMA.out(compiled)
@@ -1329,4 +1270,4 @@ def test_compiled_before_it_is_patched_and_patched_while_compiled() -> None:
         assert torch.equal(LLAMA.out(compiled), own)
         with patched(model):
             assert torch.equal(LLAMA.out(compiled), own)
-    assert counts["graphs"] <= 4  # each state once; the last two are known
+        assert counts()["graphs"] <= 4  # each state once, or a known one anew

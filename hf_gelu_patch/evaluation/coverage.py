@@ -168,6 +168,7 @@ _OTHER = "something else"
 class _Tracer(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.overwritten: Tensor | None = None  # what a product in place was made of
         self.paths = {id(module): path for path, module in model.named_modules()}
         self.alive: list[object] = []  # so that no id is given twice
         self.functions: dict[int, str | None] = {}
@@ -257,10 +258,13 @@ class _Tracer(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "mul_" and not self.inside:  # x *= torch.sigmoid(x)
+            self.overwritten = args[0].detach().clone()
         result = func(*args, **kwargs)
         if not self.inside:
-            name = getattr(func, "__name__", "")
             self.saw(name if name.startswith("__") else name.removesuffix("_"), args, kwargs, result)
+        self.overwritten = None
         return result
 
     def saw(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -295,7 +299,7 @@ class _Tracer(TorchFunctionMode):
         may be the gate of the other."""
         if form is not None and len(form.calls) == 1 and not form.calls[0].gated:
             (record,) = form.calls
-            written = _written_out(record.function, form.root, made)
+            written = _written_out(record.function, form.root if self.overwritten is None else self.overwritten, made)
             if written is not None:
                 self.read(given, _PART)
                 record.function, record.written_out = written, True
@@ -313,7 +317,7 @@ class _Tracer(TorchFunctionMode):
 
     def common_form(self, name: str, given: list[Tensor], made: list[Tensor]) -> _Form | None:
         """The form of an elementwise function's result, if all that it was given are functions of the same tensor."""
-        if name not in _ELEMENTWISE or len(made) != 1 or made[0] is given[0]:
+        if name not in _ELEMENTWISE or len(made) != 1 or (made[0] is given[0] and self.overwritten is None):
             return None
         forms = [self.form(tensor) for tensor in given]
         if any(form.root is not forms[0].root for form in forms):

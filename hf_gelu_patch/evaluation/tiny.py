@@ -408,7 +408,7 @@ def _shrink_rope(config: Any, entries: Mapping[str, Any]) -> None:
 _SERIES = {"context_length": 16, "num_time_features": 1, "feature_size": 10}
 # fmt: off
 _OVERRIDES: dict[str, dict[str, Any]] = {
-    "": {"rope_theta": 10000.0},  # DBRX's attention, a part that has no type
+    "": {"rope_theta": 10000.0, "clip_qkv": 8.0},  # DBRX's attention, a part that has no type
     "align_vision_model": {"width_coefficient": 0.2, "depth_coefficient": 1.0, "hidden_dim": 256},
     "aria": {"projector_patch_to_query_dict": {16: 4}},
     "audio-spectrogram-transformer": {"max_length": 64},

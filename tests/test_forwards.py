@@ -1,0 +1,822 @@
+"""Forwards read and rewritten: what they compute stays, whatever way they are written; what cannot be told is left."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import importlib.util
+import inspect
+import json
+import linecache
+import signal
+import sys
+import textwrap
+import traceback
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from conftest import printed_by
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from test_models import same_state, state
+from torch import Tensor, nn
+
+from hf_gelu_patch import (
+    NoSitesError,
+    NothingPatchedWarning,
+    Report,
+    Site,
+    explain,
+    find_sites,
+    patch,
+    patched,
+    unpatch,
+)
+
+HEADER = """\
+import functools
+import math
+import types
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+from torch.nn.functional import silu as swish
+from transformers.activations import ACT2FN
+"""
+INIT = """
+class M(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.fc2 = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.act, self.act2 = nn.SiLU(), nn.GELU()
+        self.config = types.SimpleNamespace(hidden_act="gelu", slope=0.2, approximate="tanh")
+        self.alpha, self.beta = 1.702, 2.0
+        self.log = []
+
+    def note(self, name, x):
+        self.log.append(name)
+        return x
+"""
+
+Write = Callable[..., ModuleType]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Source text, written to a file and imported."""
+    count = iter(range(10_000))
+
+    def written(source: str, header: str = HEADER) -> ModuleType:
+        name = f"written_{tmp_path.name}_{next(count)}"
+        path = tmp_path / f"{name}.py"
+        path.write_bytes((header + textwrap.dedent(source)).encode())
+        return imported(name, path, monkeypatch)
+
+    return written
+
+
+def imported(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def methods(body: str) -> str:
+    """The class M with further methods."""
+    return INIT + "\n" + textwrap.indent(textwrap.dedent(body), "    ")
+
+
+def expression(text: str) -> str:
+    """The class M with a forward that returns ``text``."""
+    return methods(f"def forward(self, x):\n    return {text}\n")
+
+
+def build(module: ModuleType) -> nn.Module:
+    torch.manual_seed(0)
+    return module.M()
+
+
+def inputs() -> Tensor:
+    return 3.0 * torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+
+
+def tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for part in value for tensor in tensors(part)] if isinstance(value, (list, tuple)) else []
+
+
+@dataclass
+class Outcome:
+    """What one call of a model gives, and what it does to its input; the gradients apart."""
+
+    values: list[Tensor]
+    log: list[object]
+    gradients: list[Tensor | None]
+    raised: str
+
+
+def outcome(model: nn.Module, *arguments: object, gradient: bool) -> Outcome:
+    model.zero_grad(set_to_none=True)
+    x = inputs().to(next(model.parameters(), torch.empty(0)).dtype).requires_grad_(gradient)
+    log: list[object] = []
+    if hasattr(model, "log"):
+        model.log = log
+    values: list[Tensor] = []
+    gradients: list[Tensor | None] = []
+    raised = ""
+    try:
+        with torch.set_grad_enabled(gradient):
+            values = tensors(model(x, *arguments))
+        if gradient:
+            torch.stack([value.sum() for value in values if value.requires_grad]).sum().backward()
+            gradients = [x.grad, *(parameter.grad for parameter in model.parameters())]
+    except Exception as error:
+        raised = type(error).__name__
+    return Outcome([value.detach().clone() for value in (*values, x)], log, gradients, raised)
+
+
+def same(a: Tensor | None, b: Tensor | None, tolerance: float = 0.0) -> bool:
+    if a is None or b is None:
+        return a is b
+    scale = max([1.0, *a[a.isfinite()].abs().flatten().tolist()])
+    equal = torch.equal if not tolerance else functools.partial(torch.allclose, rtol=tolerance, atol=tolerance * scale)
+    return a.shape == b.shape and a.stride() == b.stride() and equal(a.nan_to_num(nan=0.5), b.nan_to_num(nan=0.5))
+
+
+def assert_same(before: Outcome, after: Outcome, tolerance: float = 0.0) -> None:
+    assert after.raised == before.raised
+    assert all(same(a, b, tolerance) for a, b in zip(before.values, after.values, strict=True))
+    # The other factor is evaluated before the activation: gradients of one tensor are added in another order.
+    assert all(same(a, b, max(tolerance, 1e-5)) for a, b in zip(before.gradients, after.gradients, strict=True))
+    assert len(before.log) == len(after.log)
+    for one, other in zip(before.log, after.log, strict=True):
+        if isinstance(one, Tensor):
+            assert isinstance(other, Tensor)
+            assert same(one, other, tolerance)
+        else:
+            assert one == other
+
+
+@dataclass
+class Checked:
+    report: Report
+    diff: str
+
+    @property
+    def site(self) -> Site:
+        """The one call, or the one module that a forward is said to apply."""
+        (site,) = [site for site in self.report.sites if site.line]
+        return site
+
+    def added(self) -> list[str]:
+        return self._lines("+")
+
+    def removed(self) -> list[str]:
+        return self._lines("-")
+
+    def _lines(self, sign: str) -> list[str]:
+        return [
+            line[1:].strip()
+            for line in self.diff.splitlines()
+            if line.startswith(sign) and not line.startswith(sign * 3)
+        ]
+
+
+def checked(model: nn.Module, *arguments: object, tolerance: float = 0.0, **options: Any) -> Checked:
+    """Patch a model, hold what it computes against what it computed, with and without gradients, and undo it."""
+    before = [outcome(model, *arguments, gradient=gradient) for gradient in (False, True)]
+    untouched = state(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingPatchedWarning)
+        report = patch(model, **{"implementation": "aten", **options})
+    diff = explain(model) if report.changed else ""
+    for gradient in (False, True):
+        assert_same(before[gradient], outcome(model, *arguments, gradient=gradient), tolerance)
+    if report.changed:
+        unpatch(model)
+    model.zero_grad(set_to_none=True)
+    assert same_state(untouched, model)
+    return Checked(report, diff)
+
+
+# Spellings: each is found, is the function it says, and is what a swap replaces.
+
+SPELLINGS = {
+    "F.gelu": ("F.gelu({})", "gelu"),
+    "nn.functional": ("nn.functional.silu({})", "silu"),
+    "torch.nn.functional": ("torch.nn.functional.gelu({})", "gelu"),
+    "imported under another name": ("swish({})", "silu"),
+    "torch.relu": ("torch.relu({})", "relu"),
+    "torch.sigmoid": ("torch.sigmoid({})", "sigmoid"),
+    "special": ("torch.special.expit({})", "sigmoid"),
+    "F.hardswish": ("F.hardswish({})", "hardswish"),
+    "F.mish": ("F.mish({})", "mish"),
+    "method sigmoid": ("({}).sigmoid()", "sigmoid"),
+    "method tanh": ("({}).tanh()", "tanh"),
+    "method relu": ("({}).relu()", "relu"),
+    "module singleton": ("transformers.activations.gelu({})", "gelu"),
+    "table": ('ACT2FN["gelu"]({})', "gelu"),
+    "table, by the config": ("ACT2FN[self.config.hidden_act]({})", "gelu"),
+    "built at call time": ("nn.GELU()({})", "gelu"),
+    "built at call time, with arguments": ('nn.GELU(approximate="tanh")({})', "gelu_tanh"),
+    "keyword": ('F.gelu({}, approximate="tanh")', "gelu_tanh"),
+    "keyword from the config": ("F.gelu({}, approximate=self.config.approximate)", "gelu_tanh"),
+    "input by keyword": ("F.silu(input={})", "silu"),
+    "keywords in another order": ('F.gelu(approximate="tanh", input={})', "gelu_tanh"),
+    "slope from the config": ("F.leaky_relu({}, negative_slope=self.config.slope)", "leaky_relu(negative_slope=0.2)"),
+    "slope by position": ("F.leaky_relu({}, 0.3)", "leaky_relu(negative_slope=0.3)"),
+    "not in place": ("F.silu({}, inplace=False)", "silu"),
+    "attribute": ("self.act({})", "silu"),
+    "attribute that is a function": ("self.silu_fn({})", "silu"),
+    "attribute that is a function, of any name": ("self.s({})", "silu"),
+    "attribute that is a partial": ("self.partial({})", "gelu_tanh"),
+    "attribute of the class": ("self.of_class({})", "relu"),
+    "static attribute of the class": ("self.static({})", "gelu"),
+    "helper": ("gelu({})", "gelu"),
+    "helper of any name": ("mine({})", "quick_gelu"),
+    "helper of another module": ("helpers.mine({})", "quick_gelu"),
+}
+SPELLINGS_HEADER = (
+    HEADER
+    + '''
+def gelu(x):
+    """Exact."""
+    return x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0)))
+
+def mine(x):
+    return x * torch.sigmoid(1.702 * x)
+
+helpers = types.ModuleType("helpers")
+helpers.mine = mine
+'''
+)
+ATTRIBUTES = """
+    of_class = torch.relu
+    static = staticmethod(F.gelu)
+"""
+
+
+@pytest.mark.parametrize(("call", "activation"), SPELLINGS.values(), ids=SPELLINGS)
+def test_every_spelling_of_a_call(call: str, activation: str, write: Write) -> None:
+    body = ATTRIBUTES + f"""
+    def forward(self, x):
+        return {call.format("self.fc(x)")}
+"""
+    model = build(write(INIT + body, SPELLINGS_HEADER))
+    model.silu_fn = model.s = F.silu
+    model.partial = functools.partial(F.gelu, approximate="tanh")
+    found = checked(model, tolerance=1e-5 if "gelu(" in call or "mine(" in call else 0.0)
+    site = found.site
+    assert site.activation.removesuffix(" written out") == activation
+    assert (site.kind, site.changed) == ("linear", True)
+    assert "self.fc" in "".join(found.added())
+    with patched(model, implementation="aten", activation="relu6", include="*"):
+        assert torch.equal(model(inputs()), F.relu6(model.fc(inputs())))
+
+
+FORMULAS = {
+    "quick": ("x * torch.sigmoid(1.702 * x)", "quick_gelu"),
+    "quick, reversed": ("torch.sigmoid(1.702 * x) * x", "quick_gelu"),
+    "quick, by a number of the module": ("x * torch.sigmoid(x * self.alpha)", "quick_gelu"),
+    "erf": ("x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0)))", "gelu"),
+    "erf, as a method": ("0.5 * x * (1 + (x / 1.4142135623730951).erf())", "gelu"),
+    "tanh": (
+        "0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))",
+        "gelu_tanh",
+    ),
+    "tanh, across lines": (
+        "0.5 * x * (\n        1.0  # one\n        + torch.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x))\n    )",
+        "gelu_tanh",
+    ),
+    "silu": ("x * torch.sigmoid(x)", "silu"),
+    "silu, by the exponential": ("x / (1 + torch.exp(-x))", "silu"),
+    "sigmoid, by the exponential": ("1 / (1 + torch.exp(-x))", "sigmoid"),
+    "mish": ("x * torch.tanh(F.softplus(x))", "mish"),
+    "relu squared": ("torch.relu(x) ** 2", "relu_squared"),
+    "hardswish": ("x * F.relu6(x + 3) / 6", "hardswish"),
+}
+
+
+@pytest.mark.parametrize(("formula", "activation"), FORMULAS.values(), ids=FORMULAS)
+def test_formulas_written_out(formula: str, activation: str, write: Write) -> None:
+    found = checked(build(write(expression(formula))), tolerance=1e-5)
+    assert found.site.activation == f"{activation} written out"
+    assert (found.site.kind, found.site.changed) == ("pointwise", True)
+    assert found.added()[-1] == f"return patched_{activation}(x)"
+    swapped = build(write(expression(formula)))
+    with patched(swapped, implementation="aten", activation="relu6", include="*"):
+        assert torch.equal(swapped(inputs()), F.relu6(inputs()))
+
+
+NO_FORMULAS = {  # near one, and not it
+    "another alpha": "x * torch.sigmoid(x * self.beta)",
+    "relu clipped far out": "torch.relu(x) - torch.relu(x - 10)",
+    "silu clipped far out": "x.clamp(max=10.0) * torch.sigmoid(x)",
+    "sigmoid of a clipped": "x * torch.sigmoid(x.clamp(-9.0, 9.0))",
+    "a factor": "2 * torch.sigmoid(x)",
+    "a little more": "x * torch.sigmoid(1.7021 * x)",
+    "other constant": "0.5 * x * (1.0 + torch.tanh(0.7978845608 * (x + 0.0447 * x * x * x)))",
+}
+
+
+@pytest.mark.parametrize("formula", NO_FORMULAS.values(), ids=NO_FORMULAS)
+def test_what_is_nearly_a_formula_is_not_taken_for_it(formula: str, write: Write) -> None:
+    body = f"def forward(self, x):\n    x = 10 * x\n    return {formula}\n"
+    found = checked(build(write(methods(body))))
+    assert not any(site.activation.endswith("written out") for site in found.report.sites)
+
+
+def test_quick_gelu_with_another_alpha_is_a_gated_sigmoid(write: Write) -> None:
+    model = build(write(expression("x * torch.sigmoid(x * self.beta)")))
+    found = checked(model)
+    assert found.added() == ["return gated(patched_sigmoid, up=x, gate=x * self.beta)"]
+    with patched(model, implementation="aten"):
+        model.beta = 3.0  # read when it runs, as before
+        assert torch.equal(model(inputs()), inputs() * torch.sigmoid(inputs() * 3.0))
+
+
+ALIASES = {
+    "a module": ("act = self.act", "silu"),
+    "from the table": ('act = ACT2FN["gelu"]', "gelu"),
+    "a function": ("act = F.relu", "relu"),
+    "built": ("act = nn.GELU()", "gelu"),
+}
+
+
+@pytest.mark.parametrize(("alias", "activation"), ALIASES.values(), ids=ALIASES)
+def test_a_local_name_for_the_activation(alias: str, activation: str, write: Write) -> None:
+    found = checked(build(write(methods(f"def forward(self, x):\n    {alias}\n    return act(self.fc(x)) * x\n"))))
+    assert (found.site.activation, found.site.kind, found.site.fused) == (activation, "gated", True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "def forward(self, x, act=F.relu):\n    if act is None:\n        act = F.gelu\n    return act(self.fc(x)) * x",
+        "def forward(self, x):\n    act = F.relu\n    if x.sum() < 1e9:\n        act = F.gelu\n    return act(self.fc(x)) * x",
+        "def forward(self, x):\n    for act in (F.relu, F.gelu):\n        x = act(self.fc(x)) * x\n    return x",
+        "def forward(self, x):\n    act, _ = F.relu, F.gelu\n    return act(self.fc(x)) * x",
+        "def forward(self, x):\n    act = self.act if x.sum() < 1e9 else self.act2\n    return act(self.fc(x)) * x",
+        "def forward(self, x, silu=torch.relu):\n    return silu(self.fc(x)) * x",
+        "def forward(self, x):\n    F = types.SimpleNamespace(silu=torch.tanh)\n    return F.silu(self.fc(x)) * x",
+        "def forward(self, x):\n    from math import pi as swish\n    return x * swish",
+        "def forward(self, x):\n    self = types.SimpleNamespace(fc=self.fc, act=torch.tanh)\n    return self.act(self.fc(x)) * x",
+    ],
+)
+def test_a_name_that_may_mean_something_else_is_not_followed(body: str, write: Write) -> None:
+    found = checked(build(write(methods(body), HEADER + "from torch.nn.functional import silu\n")))
+    assert not any(site.fused and site.written for site in found.report.sites)
+
+
+def test_a_local_name_is_not_taken_for_the_global_of_that_name(write: Write) -> None:
+    header = HEADER + 'slope = 0.5\nname = "relu"\n'
+    for body in (
+        "def forward(self, x, slope=0.1):\n    return F.leaky_relu(self.fc(x), slope)",
+        'def forward(self, x, name="gelu"):\n    return ACT2FN[name](self.fc(x))',
+        'def forward(self, x):\n    name = "gelu" if x.sum() < 1e9 else "silu"\n    return ACT2FN[name](self.fc(x))',
+        "def forward(self, x):\n    return [F.leaky_relu(self.fc(x), slope) for slope in (0.1, 0.2)]",
+        "def forward(self, x):\n    def inner(slope):\n        return F.leaky_relu(self.fc(x), slope)\n    return inner(0.1)",
+    ):
+        found = checked(build(write(methods(body), header)))
+        assert "known" in found.site.reason
+        assert not found.site.changed
+    found = checked(build(write(expression("F.leaky_relu(self.fc(x), slope) + ACT2FN[name](self.fc2(x))"), header)))
+    assert [site.activation for site in found.report.changed] == ["leaky_relu(negative_slope=0.5)", "relu"]
+
+
+def test_a_constant_of_an_enclosing_function(write: Write) -> None:
+    source = """
+    def make(slope, act):
+        class M(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc = nn.Linear(4, 4)
+            def forward(self, x):
+                return F.leaky_relu(self.fc(x), slope) * x + act(self.fc(x))
+        return M
+    M = make(0.1, F.gelu)
+    """
+    found = checked(build(write(source, HEADER + "slope = 0.5\n")))
+    assert {site.activation for site in found.report.sites} & {"gelu"}
+    assert "leaky_relu(negative_slope=0.5)" not in {site.activation for site in found.report.sites}
+
+
+IN_PLACE = {
+    "function": "F.silu(x, inplace=True) * self.fc(x) + x",
+    "method": "x.relu_() * self.fc(x) + x",
+    "torch": "torch.relu_(x) * self.fc(x) + x",
+    "built at call time": "nn.SiLU(inplace=True)(x) * self.fc(x) + x",
+    "global": "GLOBAL(x) * self.fc(x) + x",
+    "attribute": "self.inplace(x) * self.fc(x) + x",
+    "attribute, twice": "self.inplace(self.fc(x)) + self.inplace(x) + x",
+}
+
+
+@pytest.mark.parametrize("call", IN_PLACE.values(), ids=IN_PLACE)
+@pytest.mark.parametrize("activation", [None, "hardswish"])
+def test_what_works_in_place_is_left_alone(call: str, activation: str | None, write: Write) -> None:
+    body = f"def forward(self, x):\n    x = x * 1\n    return {call}\n"
+    model = build(write(methods(body), HEADER + "GLOBAL = nn.SiLU(inplace=True)\n"))
+    model.act = model.act2 = nn.Identity()
+    model.inplace = nn.ReLU(inplace=True)
+    if activation is not None and "attribute" not in call:
+        del model.inplace
+    before = outcome(model, gradient=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingPatchedWarning)
+        report = patch(model, implementation="aten", activation=activation)
+    assert_same(before, outcome(model, gradient=False))
+    assert all("in place" in site.reason for site in report.unchanged)
+    assert report.unchanged
+
+
+# Gated
+
+GATED = {  # what stands in the forward: what stands there afterwards
+    "two projections": (
+        "return self.act(self.fc(x)) * self.fc2(x)",
+        ["return gated(self.act, self.fc(x), self.fc2(x))"],
+    ),
+    "reversed": (
+        "return self.fc2(x) * self.act(self.fc(x))",
+        ["return gated(self.act, up=self.fc2(x), gate=self.fc(x))"],
+    ),
+    "torch.mul": ("return torch.mul(F.silu(x), self.fc(x))", ["return gated(patched_silu, x, self.fc(x))"]),
+    "chunked": (
+        "gate, up = x.chunk(2, dim=-1)\nreturn F.silu(gate) * up",
+        ["return gated(patched_silu, gate, up)"],
+    ),
+    "split": ("gate, up = x.split(2, -1)\nreturn up * F.silu(gate)", ["return gated(patched_silu, up=up, gate=gate)"]),
+    "interleaved": (
+        "gate, up = x[..., ::2], x[..., 1::2]\nreturn F.gelu(gate) * up",
+        ["return gated(patched_gelu, gate, up)"],
+    ),
+    "T5, two steps": (
+        "hidden_gelu = self.act(self.fc(x))\nhidden_linear = self.fc2(x)\nhidden = hidden_gelu * hidden_linear\nreturn hidden",
+        ["hidden_gelu = self.fc(x)", "hidden = gated(self.act, hidden_gelu, hidden_linear)"],
+    ),
+    "gpt_oss": (
+        "gate, up = x[..., ::2], x[..., 1::2]\ngate = gate.clamp(max=7.0)\nglu = gate * torch.sigmoid(gate * self.beta)\nreturn (up + 1) * glu",
+        ["glu = gated(patched_sigmoid, up=gate, gate=gate * self.beta)"],
+    ),
+    "a formula": (
+        "glu = x * torch.sigmoid(x * self.alpha)\nreturn (self.fc(x) + 1) * glu",
+        ["glu = x", "return gated(patched_quick_gelu, up=self.fc(x) + 1, gate=glu)"],
+    ),
+    "of the same name": ("g = self.fc(x)\ng = self.act(g)\nreturn g * x", ["return gated(self.act, g, x)"]),
+    "a comment on the line": (
+        "g = self.fc(x)\ng = self.act(g)  # gone\nreturn g * x",
+        ["return gated(self.act, g, x)"],
+    ),
+    "three factors": ("return self.act(x) * x * self.fc(x)", ["return gated(self.act, x, x) * self.fc(x)"]),
+    "three factors, last": ("return x * self.fc(x) * self.act(x)", ["return gated(self.act, up=x * self.fc(x), gate=x)"]),
+    "sigmoid · tanh": (
+        "return torch.sigmoid(self.fc(x)) * torch.tanh(self.fc2(x))",
+        ["return gated(patched_sigmoid, self.fc(x), linear_act(patched_tanh, self.fc2, x))"],
+    ),
+    "nested": (
+        "return self.act(self.act2(x) * self.fc(x)) * self.fc2(x)",
+        ["return gated(self.act, gated(self.act2, x, self.fc(x)), self.fc2(x))"],
+    ),
+    "in parentheses": (
+        "return ((self.act)((self.fc)((x)))) * ((x))",
+        None,
+    ),
+    "walrus as gate": ("return self.fc(x) * F.silu(g := self.fc2(x)) + g", None),
+    "walrus as up": ("return (u := self.fc(x)) * self.act(self.fc2(x)) + u", None),
+    "walrus, two steps": ("g = self.act(u := self.fc2(x))\nreturn g * self.fc(x) + u", None),
+    "conditional": ("return (x if x.sum() > 0 else -x) * self.act(x if x.sum() < 0 else -x)", None),
+    "lambda": ("return (lambda g: F.silu(g) * self.fc(g))(x)", ["return (lambda g: gated(patched_silu, g, self.fc(g)))(x)"]),
+    "comprehension": (
+        "return [F.silu(g) * self.fc(g) for g in (x, x + 1)]",
+        ["return [gated(patched_silu, g, self.fc(g)) for g in (x, x + 1)]"],
+    ),
+    "a number": ("return self.act(x) * 2", []),
+    "a number of the module": ("return self.act(x) * self.beta", None),
+    "broadcast": ("return self.act(x) * self.fc(x)[:, :1]", ["return gated(self.act, x, self.fc(x)[:, :1])"]),
+    "another dtype": ("return self.act(x) * self.fc(x).double()", ["return gated(self.act, x, self.fc(x).double())"]),
+    "transposed": ("return self.act(x.T.contiguous().T) * self.fc(x)", None),
+    "transposed up": ("return self.act(x) * self.fc(x).T.contiguous().T", None),
+    "gate is up": ("return self.act(x) * x", ["return gated(self.act, x, x)"]),
+    "branch": (
+        "if x.sum() < 1e9:\n    g = self.act(self.fc(x))\n    y = g * x\nelse:\n    y = x\nreturn y",
+        ["g = self.fc(x)", "y = gated(self.act, g, x)"],
+    ),
+    "loop over experts": (
+        "y = torch.zeros_like(x)\nfor i in range(3):\n    gate, up = (self.fc(x) * i).chunk(2, -1)\n"
+        "    h = self.act(gate) * up\n    y[:, i:i + 2] += h[:, : y[:, i:i + 2].shape[1]]\nreturn y",
+        ["h = gated(self.act, gate, up)"],
+    ),
+    "one line": ("g = self.act(x); u = self.fc(x); return g * u", None),
+    "continued": ("g = \\\n    self.act(\n        x)\nreturn g \\\n    * x", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "expected"), GATED.values(), ids=GATED)
+def test_gated(body: str, expected: list[str] | None, write: Write) -> None:
+    source = "def forward(self, x):\n" + textwrap.indent(body, "    ")
+    found = checked(build(write(methods(source))), tolerance=1e-5 if "self.alpha" in body else 0.0)
+    if expected is not None:
+        assert found.added() == expected
+    else:
+        assert "gated(" in found.diff
+    assert any(site.kind == "gated" and site.fused for site in found.report.sites) == (expected != [])
+
+
+NOT_FUSED = {  # two steps that must stay two
+    "used twice": "g = F.silu(x)\nreturn g * g",
+    "read later": "g = F.silu(x)\ny = g * self.fc(x)\nreturn y + g",
+    "kept in an attribute": "g = F.silu(x)\nself.kept = g\nreturn g * self.fc(x)",
+    "kept in a list": "kept = []\ng = F.silu(x)\nkept.append(g)\nreturn g * self.fc(x), kept",
+    "captured by a lambda": "g = F.silu(x)\nf = lambda: g\ny = g * self.fc(x)\nreturn y, f()",
+    "read by a lambda only": "g = F.silu(x)\nf = lambda u: g * u\nreturn f(x)",
+    "captured by a comprehension": "g = F.silu(x)\nreturn [g * u for u in (x, self.fc(x))]",
+    "in a function": "g = F.silu(x)\ndef inner():\n    return g\nu = self.fc(x)\nreturn g * u, inner()",
+    "next round": "g = x\nfor _ in range(2):\n    y = g * 2\n    g = F.silu(x)\n    x = g * x\nreturn x + y",
+    "next round of a while": "g = x\nn = 0\nwhile g.sum() < 1e9 and n < 3:\n    n += 1\n    g = F.silu(x)\n    x = g * x\nreturn x",
+    "outside the loop": "g = F.silu(x)\nfor _ in range(2):\n    x = g * x\nreturn x",
+    "one branch": "g = F.silu(x)\nif x.sum() < 1e9:\n    x = g * x\nreturn x",
+    "in a branch": "g = x\nif x.sum() < 1e9:\n    g = F.silu(x)\nreturn g * self.fc(x)",
+    "if expression": "g = F.silu(x)\nreturn g * x if x.sum() > 1e9 else x",
+    "try": "try:\n    g = F.silu(x)\n    y = g * self.missing\nexcept AttributeError:\n    y = g\nreturn y",
+    "added to": "g = F.silu(x)\ng += 1\nreturn g * self.fc(x)",
+    "written to": "g = F.silu(x)\ng[:, 0] = 1\nreturn g * self.fc(x)",
+    "gate written to": "g = F.silu(x)\nx[:, 0] = 0\nreturn g * self.fc(x)",
+    "gate written to by a method": "g = F.silu(x)\ny = x.mul_(2)\nreturn g * self.fc(y)",
+    "gate written to by out=": "g = F.silu(x)\ny = torch.add(x, 1, out=x)\nreturn g * self.fc(y)",
+    "gate written to in place": "g = F.silu(x)\ny = F.relu(x, inplace=True)\nreturn g * self.fc(y)",
+    "gate written to under another name": "y = x\ng = F.silu(x)\nz = y.mul_(2)\nreturn g * self.fc(z)",
+    "gate written to by the other factor": "return F.silu(x) * x.mul_(2)",
+    "gate written to by the other factor's out=": "return F.silu(x) * torch.mul(x, 2, out=x)",
+    "bound again by a walrus": "g = F.silu(x)\nreturn (g := self.fc(x)) * g",
+    "global": "global g\ng = F.silu(x)\ny = g * self.fc(x)\nreturn y, globals()['g']",
+    "nonlocal": "def bump():\n    nonlocal g\n    g = 100 * x\n    return x\ng = F.silu(x)\nu = bump()\nreturn g * u",
+    "deleted": "g = F.silu(x)\ny = self.fc(x)\ndel g\ng = x\nreturn g * y",
+    "two targets": "g = h = F.silu(x)\nreturn g * self.fc(x), h",
+    "unpacked": "g, h = F.silu(x), x\nreturn g * self.fc(h)",
+    "yielded between": "def inner():\n    g = F.silu(x)\n    yield g\n    yield g * self.fc(x)\nreturn list(inner())",
+}
+
+
+@pytest.mark.parametrize("body", NOT_FUSED.values(), ids=NOT_FUSED)
+def test_steps_that_are_not_one(body: str, write: Write) -> None:
+    source = "def forward(self, x):\n    x = x * 1\n" + textwrap.indent(body, "    ")
+    found = checked(build(write(methods(source))))
+    assert "gated(patched_silu" not in found.diff
+    with patched(build(write(methods(source))), implementation="aten", activation="relu6") as report:
+        assert any(site.written and site.activation == "silu" for site in report.changed)
+
+
+TWO_FACTORS = {
+    "both before": "g = F.silu(self.fc(x))\nu = torch.sigmoid(self.fc2(x))\nreturn g * u",
+    "one before": "g = F.silu(self.fc(x))\nreturn g * torch.sigmoid(self.fc2(x))",
+    "other before": "g = torch.sigmoid(self.fc(x))\nreturn F.silu(self.fc2(x)) * g",
+    "modules": "g = self.act(self.fc(x))\nreturn g * self.act2(self.fc2(x))",
+    "modules, both before": "g = self.act(self.fc(x))\nu = self.act2(self.fc2(x))\nreturn u * g",
+    "one expression": "return F.silu(self.fc(x)) * F.gelu(self.fc2(x))",
+    "with a formula": "g = x * torch.sigmoid(x)\nreturn g * F.gelu(self.fc(x))",
+    "twice the same": "g = F.gelu(x)\ny = g * F.gelu(self.fc(x))\nreturn y * F.gelu(y)",
+}
+
+
+@pytest.mark.parametrize("body", TWO_FACTORS.values(), ids=TWO_FACTORS)
+def test_two_activations_in_one_product(body: str, write: Write) -> None:
+    source = write(methods("def forward(self, x):\n" + textwrap.indent(body, "    ")))
+    found = checked(build(source), tolerance=1e-5 if "formula" in body or "x * torch" in body else 0.0)
+    assert sum(site.kind == "gated" and site.fused for site in found.report.sites if site.line) >= 1
+    model = build(source)
+    x = inputs()
+    a, b = F.relu6(model.fc(x)), F.relu6(model.fc2(x))
+    with patched(model, implementation="aten", activation="relu6", include="*"):
+        if "self.fc2" in body:  # a swap reaches both
+            assert torch.equal(model(x), a * b)
+
+
+def test_the_order_of_side_effects_is_kept(write: Write) -> None:
+    for text in (
+        "self.act(self.note('gate', x)) * self.note('up', x)",
+        "self.note('up', x) * self.act(self.note('gate', x))",
+        "(self.note('up', x) + self.note('more', x)) * F.silu(self.note('gate', self.fc(x)))",
+        "self.act(self.note('linear', self.fc)(self.note('x', x))) * self.note('up', x)",
+        "self.note('act', F.relu)(x) + F.relu(self.note('linear', self.fc)(self.note('x', x)))",
+    ):
+        checked(build(write(expression(text))))
+
+
+def test_what_is_mixed_in_dtype_or_shape_promotes_as_written(write: Write) -> None:
+    model = build(write(expression("self.act(x.to(torch.bfloat16)) * self.fc(x)")))
+    checked(model)
+    with patched(model, implementation="aten"):
+        assert model(inputs()).dtype == torch.float32
+    broadcast = build(write(expression("self.act(x[:1]) * self.fc(x)")))
+    checked(broadcast)
+
+
+def test_other_objects_with_such_a_method_are_asked_themselves(write: Write) -> None:
+    source = """
+    class Wrapped:
+        def __init__(self, x):
+            self.x = x
+        def sigmoid(self):
+            return self.x * 7
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+        def forward(self, x):
+            return Wrapped(x).sigmoid() * self.fc(x)
+    """
+    checked(build(write(source)))
+
+
+# Behind a linear layer
+
+LINEAR = {
+    "one expression": ("return F.gelu(self.fc(x))", ["return linear_act(patched_gelu, self.fc, x)"]),
+    "module": ("return self.act(self.fc(x))", ["return linear_act(self.act, self.fc, x)"]),
+    "two steps": ("h = self.fc(x)\nh = self.act(h)\nreturn self.fc2(h)", ["h = linear_act(self.act, self.fc, x)"]),
+    "two steps, two names": (
+        "h = self.fc(x)\ny = self.act(h)\nreturn self.fc2(y)",
+        ["h = linear_act(self.act, self.fc, x)", "y = h"],
+    ),
+    "comment on the deleted line": (
+        "h = self.fc(x)  # kept\nh = self.act(h)  # gone: é\nreturn self.fc2(h)",
+        ["h = linear_act(self.act, self.fc, x)  # kept"],
+    ),
+    "one line": ("h = self.fc(x); h = self.act(h); return h", ["h = linear_act(self.act, self.fc, x); h = h; return h"]),
+    "inside out": (
+        "return self.fc2(self.act(self.fc(self.act2(self.fc2(x)))))",
+        ["return self.fc2(linear_act(self.act, self.fc, linear_act(self.act2, self.fc2, x)))"],
+    ),
+    "loop with a choice": (
+        "layers = [self.fc, self.fc2]\nfor i, layer in enumerate(layers):\n    x = F.relu(layer(x)) if i < 1 else layer(x)\nreturn x",
+        ["x = linear_act(patched_relu, layer, x) if i < 1 else layer(x)"],
+    ),
+    "read again": ("h = self.fc(x)\ny = F.gelu(h)\nreturn y + h", []),
+    "returned": ("h = self.fc(x)\ny = F.gelu(h)\nreturn y, h", []),
+    "kept": ("h = self.fc(x)\nself.kept = h\ny = F.gelu(h)\nreturn y + self.kept", []),
+    "twice": ("h = self.fc(x)\nreturn F.gelu(h) + F.relu(h)", []),
+    "two targets": ("h = k = self.fc(x)\nreturn F.gelu(h) + k", []),
+    "walrus": ("return F.gelu(h := self.fc(x)) + h", []),
+    "bound again by a walrus": ("h = self.fc(x)\nreturn (h := x * 1) + F.gelu(h)", []),
+    "captured": ("h = self.fc(x)\nf = lambda: h\ny = F.gelu(h)\nreturn y + f()", []),
+    "a view of it": ("h = self.fc(x)\nv = h[:, :2]\ny = F.gelu(h)\nreturn y, v", []),
+    "no module": ("return F.gelu(self.note('x', x))", []),
+    "next round": ("h = x\nfor _ in range(2):\n    z = h\n    h = self.fc(x)\n    x = F.gelu(h)\nreturn x + z", []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "expected"), LINEAR.values(), ids=LINEAR)
+def test_linear(body: str, expected: list[str], write: Write) -> None:
+    found = checked(build(write(methods("def forward(self, x):\n" + textwrap.indent(body, "    ")))))
+    assert found.added() == expected
+    assert all(site.fused == bool(expected) for site in found.report.sites if site.line)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(3, 4, 3), (2, 3, 8)),
+        (nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), (2, 3, 8, 8)),
+        (nn.ConvTranspose2d(3, 4, 2), (2, 3, 4, 4)),
+        (nn.Linear(3, 4, bias=False), (2, 5, 3)),
+        (transformers.pytorch_utils.Conv1D(4, 3), (2, 5, 3)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+@pytest.mark.parametrize("container", [nn.Sequential, nn.ModuleList])
+def test_a_chain_of_modules(layer: nn.Module, shape: tuple[int, ...], container: Any, write: Write) -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = container([layer, nn.GELU()]) if container is nn.ModuleList else container(layer, nn.GELU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            for one in self.layers:
+                x = one(x)
+            return x
+
+    class Calling(Loop):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)
+
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    for cls in (Loop, Calling) if container is nn.Sequential else (Loop,):
+        model = cls()
+        with torch.no_grad():
+            before = model(x)
+        untouched = state(model)
+        seen: list[Tensor] = []
+        with patched(model) as report:
+            assert [(site.kind, site.fused) for site in report.sites] == [("linear", True)]
+            with torch.no_grad():
+                after = model(x)
+            assert torch.equal(after, before)
+            assert after.stride() == before.stride()
+            with layer.register_forward_hook(lambda module, args, output: seen.append(output)):  # noqa: ARG005
+                with torch.no_grad():
+                    assert torch.equal(model(x), before)
+                    kept = nn.Sequential.forward(nn.Sequential(layer), x)
+                assert torch.equal(seen[0], kept)  # not written over
+        assert same_state(untouched, model)
+
+
+def test_what_a_loop_over_layers_leaves_in_its_name(write: Write) -> None:
+    init = """
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(4, 4), nn.GELU()])
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x * len(layer.extra_repr())
+    """
+    checked(build(write(init)))
+
+
+def test_a_linear_layers_output_that_is_not_new_is_not_written_over() -> None:
+    class Cached(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.cached = super().forward(x) if not hasattr(self, "cached") else self.cached
+            return self.cached
+
+    class View(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[..., :4]
+
+    for linear in (Cached(4, 4), View(4, 4)):
+        model = Owner(linear)
+        with torch.no_grad():
+            before, kept = model(inputs()), inputs()
+            with patched(model, implementation="aten", strict=False) if True else None as report:
+                again = [model(kept), model(kept)]
+        assert torch.equal(again[0], before)
+        assert torch.equal(again[1], before)
+        assert torch.equal(kept, inputs())
+        assert [site.kind for site in report.sites if site.line] == ["pointwise"]
+
+
+class Owner(nn.Module):
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear, self.act = linear, nn.Mish()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.linear(x))
+
+
+def test_gpt2_and_opt_read_as_one() -> None:
+    gpt2 = transformers.GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=8)
+    with patched(transformers.GPT2Model(gpt2)) as report:
+        assert [(site.kind, site.fused) for site in report.sites] == [("linear", True)]
+    opt = transformers.OPTConfig(
+        hidden_size=8, num_attention_heads=2, ffn_dim=8, num_hidden_layers=1, vocab_size=8, word_embed_proj_dim=8
+    )
+    model = transformers.OPTModel(opt)
+    patch(model)
+    assert "linear_act(self.activation_fn, self.fc1, hidden_states)" in explain(model)
+
+
+@pytest.mark.parametrize("experts", ["eager", "batched_mm", "grouped_mm"])
+def test_experts_that_are_dispatched_to_another_implementation(experts: str) -> None:
+    config = transformers.MixtralConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        vocab_size=64,
+        experts_implementation=experts,
+    )
+    torch.manual_seed(0)
+    model = transformers.MixtralForCausalLM(config).eval()
+    ids = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = model(ids).logits
+        untouched = state(model)
+        with patched(model) as report:
+            assert {(site.kind, site.fused) for site in report.changed} == {("gated", True)}
+            assert len(report.changed) == 2
+            assert torch.equal(model(ids).logits, before)
+        assert same_state(untouched, model)
+        with patched(model, activation="relu"):
+            assert not torch.allclose(model(ids).logits, before)
