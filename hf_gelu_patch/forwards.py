@@ -202,8 +202,7 @@ class _Finder:
         """The expressions at or below a node, a formula's parts being its fallback."""
         if isinstance(node, ast.BinOp) and (variable := self.formula_variable(node)) is not None:
             inner = tuple(expression for child in ast.iter_child_nodes(node) for expression in self.within(child))
-            if inner:
-                yield self.placed(Callee("formula", node, self.formula_operations(node)), node, variable, (), inner)
+            yield self.placed(Callee("formula", node, self.formula_operations(node)), node, variable, (), inner)
             return
         if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Mult) and isinstance(node.target, ast.Name):
             name = ast.copy_location(ast.Name(node.target.id, ast.Load()), node.target)
@@ -885,8 +884,7 @@ def _find(
     if callee.how == "object":
         return (callee.value, None) if isinstance(callee.value, Resolved) else _of_module(callee.value, activation_of)
     if callee.how in ("formula", "in place"):
-        formula = _evaluated(callee.node, expression.argument, owner, function)
-        written = None if formula is None else recognise(formula, callee.value)
+        written = _written_out(expression, owner, function)
         if written is None:
             return None
         return (written if callee.how == "formula" else Unresolved(IN_PLACE, written.spelling)), None
@@ -1013,28 +1011,37 @@ def _built(callee: Callee, owner: nn.Module, function: FunctionType) -> Any:
     return module
 
 
-def _evaluated(
-    node: ast.expr, variable: ast.expr, owner: nn.Module, function: FunctionType
-) -> Callable[[Any], Any] | None:
-    """A formula as a function of its one name, the module's numbers filled in."""
+def _written_out(expression: Expression, owner: nn.Module, function: FunctionType) -> Resolved | None:
+    """The activation that a formula is, the module's numbers filled in; None if it is none."""
+    node, variable = expression.callee.node, expression.argument
     assert isinstance(variable, ast.Name)
-    for part in ast.walk(node):
-        if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Load):
-            at: ast.AST = part
-            while isinstance(at, ast.Attribute):
-                at = at.value
-            outermost = not any(isinstance(p, ast.Attribute) and p.value is part for p in ast.walk(node))
-            mine = isinstance(at, ast.Name) and at.id == "self" and outermost
-            if mine and not isinstance(_constant(part, owner, function), (int, float)):
-                return None
-    code = compile(ast.Expression(node), "<formula>", "eval")
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    scope = {name: cell.cell_contents for name, cell in cells if not is_empty(cell)}
+    inner = {part.value for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+    chains = [part for part in ast.walk(node) if isinstance(part, ast.Attribute) and part not in inner]
+    mine = [part for part in chains if _root(part) == "self"]
+    numbers = tuple(_constant(part, owner, function) for part in mine)
+    if not all(isinstance(number, (int, float)) for number in numbers):
+        return None
+    key = (expression, numbers)
+    if key not in _FORMULAS:
+        code = compile(ast.Expression(node), "<formula>", "eval")
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        scope = {name: cell.cell_contents for name, cell in cells if not is_empty(cell)}
 
-    def formula(x: Any) -> Any:
-        return eval(code, function.__globals__, {**scope, "self": owner, variable.id: x})
+        def formula(x: Any) -> Any:
+            return eval(code, function.__globals__, {**scope, "self": owner, variable.id: x})
 
-    return formula
+        _FORMULAS[key] = recognise(formula, expression.callee.value)
+    return _FORMULAS[key]
+
+
+_FORMULAS: dict[tuple[Expression, tuple[float, ...]], Resolved | None] = {}
+
+
+def _root(node: ast.AST) -> str | None:
+    """The first name of a dotted one."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
 
 
 def _named_in(function: FunctionType) -> Iterator[Resolved]:

@@ -6,13 +6,13 @@ import copy
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Drift", "drifts", "exact_outputs", "output_tensors", "outputs"]
+__all__ = ["Drift", "drifts", "exact_outputs", "largest_difference", "output_tensors", "outputs"]
 
 
 @dataclass(frozen=True)
@@ -67,26 +67,25 @@ def outputs(model: nn.Module, batch: object) -> dict[str, Tensor]:
 
 
 def output_tensors(output: object) -> dict[str, Tensor]:
-    """The floating-point tensors in whatever a model returns, by name: ``logits``, ``hidden_states.0``."""
+    """The floating-point tensors in whatever a model returns, caches included, by name: ``hidden_states.0``."""
     return dict(_named("", output))
 
 
 def _named(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
-    parts: Iterator[tuple[object, object]]
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield name or "output", value
         return
-    if isinstance(value, Mapping):
-        parts = iter(value.items())
-    elif isinstance(value, (tuple, list)):
-        parts = iter(enumerate(value))
-    elif is_dataclass(value):
-        parts = ((one.name, getattr(value, one.name)) for one in fields(value))
-    else:
-        return
-    for key, part in parts:
+    if isinstance(value, (tuple, list)):
+        value = dict(enumerate(value))
+    elif not isinstance(value, Mapping) and (is_dataclass(value) or _is_of_transformers(value)):
+        value = vars(value)
+    for key, part in value.items() if isinstance(value, Mapping) else ():
         yield from _named(f"{name}.{key}" if name else str(key), part)
+
+
+def _is_of_transformers(value: object) -> bool:
+    return type(value).__module__.startswith("transformers.") and hasattr(value, "__dict__")
 
 
 def exact_outputs(model: nn.Module, batch: object) -> dict[str, Tensor] | None:

@@ -166,7 +166,7 @@ def counted_compiles() -> Iterator[Callable[[], dict[str, int]]]:
 
 
 def test_compiled_whole_with_each_implementation_in_turn(family: Family) -> None:
-    """No graph break, and one recompilation for each change of the model, whatever the batch's size."""
+    """No graph break, and no more graphs than the model as it was: one for the first size, one for any."""
     model = with_layers(family, 1).build()
     exact = family.run(copy.deepcopy(model).double()).detach()
     slack = 4 * torch.finfo(torch.float32).eps * float(exact.abs().max())
@@ -186,7 +186,7 @@ def test_compiled_whole_with_each_implementation_in_turn(family: Family) -> None
             with possibly_nothing(), patched(model, implementation=implementation) as report:
                 out, out_twice = run()
             assert counts() == {"graphs": counts()["graphs"]}
-            assert counts()["graphs"] - before <= (1 if report.changed else 0), implementation
+            assert counts()["graphs"] - before <= (2 if report.changed else 0), implementation  # at most the same again
             assert float((out - exact).abs().max()) <= float((own - exact).abs().max()) + slack, implementation
             torch.testing.assert_close(out_twice, own_twice, rtol=1e-3, atol=1e-4 * max(1.0, float(own.abs().max())))
             again, again_twice = run()

@@ -24,10 +24,11 @@ from torch.overrides import TorchFunctionMode
 
 from hf_gelu_patch.activations import ACTIVATIONS, Resolved, resolve
 from hf_gelu_patch.errors import NothingPatchedWarning
-from hf_gelu_patch.evaluation.tiny import TinyModel, TinyModelError, output_tensors, tiny_model
+from hf_gelu_patch.evaluation.tiny import TinyModel, TinyModelError, tiny_model
 from hf_gelu_patch.patching import patch, unpatch
 from hf_gelu_patch.replacements import PatchedActivation
 from hf_gelu_patch.sites import Report, Site, find_sites
+from hf_gelu_patch.verification import largest_difference, output_tensors
 
 __all__ = ["LARGEST_DRIFT", "Coverage", "Execution", "cover", "table", "totals", "trace"]
 
@@ -688,16 +689,10 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def _drift(own: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> float:
-    if own.keys() != new.keys() or any(own[name].shape != new[name].shape for name in own):
+    if own.keys() != new.keys():
         return float("inf")
-    worst = 0.0
-    for name, y in own.items():
-        a, b = y.double(), new[name].double()
-        same = (a == b) | (a.isnan() & b.isnan())
-        difference = torch.where(same, 0.0, (a - b).abs()).nan_to_num(nan=float("inf"), posinf=float("inf"))
-        if difference.numel():
-            worst = max(worst, float(difference.max()) / max(_scale(y), _SMALLEST_SCALE))
-    return worst
+    differences = (largest_difference(new[name], y) / max(_scale(y), _SMALLEST_SCALE) for name, y in own.items())
+    return max(differences, default=0.0)
 
 
 def totals(rows: Sequence[Coverage]) -> str:

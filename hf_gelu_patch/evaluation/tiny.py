@@ -33,7 +33,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-__all__ = ["TinyModel", "TinyModelError", "model_types", "output_tensors", "tiny_model"]
+__all__ = ["TinyModel", "TinyModelError", "model_types", "tiny_model"]
 
 _WIDTH = 64
 _HEADS = 4
@@ -98,27 +98,6 @@ def tiny_model(model_type: str, *, seed: int = 0) -> TinyModel:
     if not errors:
         raise TinyModelError(f"{model_type}: no model class")
     raise TinyModelError(f"{model_type}: {_said(errors[0])}") from errors[0]
-
-
-def output_tensors(output: Any) -> dict[str, Tensor]:
-    """The floating-point tensors in a model's output by name: ``logits``, ``hidden_states.0``, …"""
-    found: dict[str, Tensor] = {}
-
-    def visit(name: str, value: Any) -> None:
-        if isinstance(value, Tensor):
-            if value.is_floating_point():
-                found[name] = value
-            return
-        if isinstance(value, (list, tuple)):
-            value = dict(enumerate(value))
-        elif type(value).__module__.startswith("transformers.") and not isinstance(value, Mapping):  # caches
-            value = getattr(value, "__dict__", {})
-        if isinstance(value, Mapping):
-            for key, item in value.items():
-                visit(f"{name}.{key}" if name else str(key), item)
-
-    visit("", output)
-    return found
 
 
 # Which class

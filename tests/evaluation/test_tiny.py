@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2CLS
 
 from hf_gelu_patch.evaluation import tiny
-from hf_gelu_patch.evaluation.tiny import TinyModel, TinyModelError, model_types, output_tensors, tiny_model
+from hf_gelu_patch.evaluation.tiny import TinyModel, TinyModelError, model_types, tiny_model
+from hf_gelu_patch.verification import output_tensors
 
 # One of each kind, and the towers whose activations the inputs have to reach.
 TOWERS = {
