@@ -12,7 +12,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -66,6 +66,11 @@ class Callee:
     value: Any = None
     movable: bool = True
 
+    @property
+    def is_method(self) -> bool:
+        """Whether it is written as a tensor's method: ``x.sigmoid()``."""
+        return isinstance(self.node, ast.Attribute) and METHODS.get(self.node.attr) is self.value is not None
+
 
 @dataclass(frozen=True, eq=False)
 class Expression:
@@ -84,6 +89,7 @@ class Expression:
             of which the source alone does not say that they leave it as it is.
         line, end_line: of ``core``, in the function's file.
         fallback: the expressions inside it, for where a formula is no activation.
+        alone: the same without the product, for where that has another factor that is an activation.
     """
 
     callee: Callee
@@ -98,6 +104,7 @@ class Expression:
     line: int = 0
     end_line: int = 0
     fallback: tuple[Expression, ...] = ()
+    alone: Expression | None = None
 
     @property
     def kind(self) -> str:
@@ -128,11 +135,7 @@ def _read(function: FunctionType, _: CodeType) -> Reading:
     source = source_of(function)
     if source is None:
         return Reading(function, None, (), "its source is not available")
-    obstacle = "it is a generator or a coroutine" if function.__code__.co_flags & _SUSPENDS else None
-    return Reading(function, source, tuple(_Finder(function, source).found()), obstacle)
-
-
-_SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+    return Reading(function, source, tuple(_Finder(function, source).found()))
 
 
 # ---- Finding the expressions
@@ -191,7 +194,6 @@ class _Finder:
             for node in ast.walk(loop.target)
             if isinstance(node, ast.Name)
         }
-        self.products: set[ast.AST | None] = set()  # that have a gate already
         self.parents = {child: node for node in (self.tree, *self.nodes) for child in ast.iter_child_nodes(node)}
 
     def found(self) -> Iterator[Expression]:
@@ -234,26 +236,30 @@ class _Finder:
         fallback: tuple[Expression, ...],
     ) -> Expression:
         product, factors, moved = self.product_of(callee, core)
-        if product is not None and product in self.products:  # another factor's, which comes first
-            product, factors, moved = None, None, None
-        self.products.add(product)
         linear = None
         if product is None:
             linear, moved = self.linear_before(callee, core, argument)
         shift = self.first_line - 1
-        return Expression(
+        expression = Expression(
             callee,
             core,
             argument,
             arguments,
-            product,
-            factors,
-            linear,
-            moved,
-            () if product is None or factors is None else self.exposed(core, argument, product, factors, moved),
-            core.lineno + shift,
-            (core.end_lineno or core.lineno) + shift,
-            fallback,
+            linear=linear,
+            moved=moved,
+            line=core.lineno + shift,
+            end_line=(core.end_lineno or core.lineno) + shift,
+            fallback=fallback,
+        )
+        if product is None or factors is None:
+            return expression
+        linear, moved_linear = self.linear_before(callee, core, argument)
+        return replace(
+            expression,
+            product=product,
+            factors=factors,
+            exposed=self.exposed(core, argument, product, factors, moved),
+            alone=replace(expression, linear=linear, moved=moved_linear),
         )
 
     def chained(self, loop: ast.For) -> ast.Call | None:
@@ -332,7 +338,7 @@ class _Finder:
         if name in self.many:
             return None
         stores = [n for n in self.nodes if isinstance(n, ast.Name) and n.id == name and not isinstance(n.ctx, ast.Load)]
-        if any(self.in_nested_function(store, self.tree) for store in stores):
+        if any(self.in_nested_function(store, self.tree.body[0]) for store in stores):
             return None
         parents = [self.parents.get(store) for store in stores]
         if len(stores) == 1 and isinstance(parents[0], ast.Assign) and parents[0].targets == [stores[0]]:
@@ -613,8 +619,10 @@ class _Finder:
 
     @staticmethod
     def mutates(statement: ast.stmt) -> bool:
-        """Whether it assigns to a part of something, or calls what works in place, by its name or arguments."""
+        """Whether it assigns to a part of something, calls what works in place, by its name or arguments, or waits."""
         for node in ast.walk(statement):
+            if isinstance(node, (ast.Yield, ast.YieldFrom, ast.Await)):
+                return True
             if isinstance(node, (ast.Subscript, ast.Attribute)) and not isinstance(node.ctx, ast.Load):
                 return True
             if isinstance(node, ast.Call):
@@ -782,6 +790,7 @@ def uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve) 
             continue
         mine = function is not None or "." not in inner.__qualname__  # its "self" is this module
         pending = list(reading.expressions)
+        products: set[ast.expr] = set()  # that have a gate already
         while pending:
             expression = pending.pop(0)
             if expression.callee.how == "chain":
@@ -792,6 +801,10 @@ def uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve) 
             if found is None:
                 pending[:0] = expression.fallback
                 continue
+            if expression.product is not None:
+                if expression.product in products and expression.alone is not None:
+                    expression = expression.alone
+                products.update(() if expression.product is None else (expression.product,))
             yield Use(owner, method, reading, expression, *found, obstacle)
 
 

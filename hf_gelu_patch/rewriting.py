@@ -12,11 +12,11 @@ import copy
 import functools
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FunctionType, MethodType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.forwards import Expression, Reading, Use
@@ -173,6 +173,9 @@ def _edit(edits: _Edits, expression: Expression, fused: Fused | None, helper: Ca
         edits.at[expression.core] = lambda: f"{name}({edits.render(expression.core, itself=False)})"
         return
     core, product, linear, moved = expression.core, expression.product, expression.linear, expression.moved
+    if fused is not None and expression.callee.is_method:
+        assert isinstance(expression.callee.node, ast.Attribute)
+        fused = _of_tensors(fused, expression.callee.node.attr)
     act = edits.render(expression.callee.node) if fused is None else helper(f"patched_{fused.activation}", fused)
     if product is not None and (factors := expression.factors) is not None:
         left, right = factors
@@ -206,6 +209,16 @@ def _edit(edits: _Edits, expression: Expression, fused: Fused | None, helper: Ca
         edits.at[core] = lambda: f"{act}({_operand(edits, expression.argument)})"
 
 
+@functools.lru_cache(maxsize=256)
+def _of_tensors(fused: Fused, method: str) -> Fused:
+    """``fused`` for what is written as a method, which may be that of an object that is no tensor."""
+    return replace(fused, pointwise=functools.partial(_method_of, method, fused.pointwise))
+
+
+def _method_of(name: str, function: Callable[[Tensor], Tensor], x: Any) -> Any:
+    return function(x) if isinstance(x, Tensor) else getattr(x, name)()
+
+
 def _assignment_of(tree: ast.AST, value: ast.expr) -> ast.Assign | None:
     return next((node for node in ast.walk(tree) if isinstance(node, ast.Assign) and node.value is value), None)
 
@@ -220,7 +233,10 @@ def _operand(edits: _Edits, node: ast.expr) -> str:
     return f"({text})" if "\n" in text or isinstance(node, _NEED_BRACKETS) else text
 
 
-_NEED_BRACKETS = (ast.NamedExpr, ast.Lambda, ast.GeneratorExp, ast.IfExp, ast.Tuple)
+_NEED_BRACKETS = (
+    *(ast.NamedExpr, ast.Lambda, ast.GeneratorExp, ast.IfExp, ast.Tuple),
+    *(ast.Yield, ast.YieldFrom, ast.Await),
+)
 
 
 # ---- Binding

