@@ -817,7 +817,7 @@ def _bound_on(owner: nn.Module) -> Iterator[Method]:
         if function is value:
             if _mentions_an_activation(function) and _formula_of(function) is None:
                 yield name, None, function, None
-        elif function is not getattr(type(owner), name, None):
+        elif function is not getattr(type(owner), "forward" if name == "_old_forward" else name, None):
             yield name, function, function, "it is bound on this module alone"
 
 

@@ -126,11 +126,6 @@ def rewritten(uses: list[tuple[Use, Fused]]) -> dict[str, Rewriting]:
         chosen = tuple(dict.fromkeys((use.expression, None if use.edge else fused) for use, fused in parts))
         reading = parts[0][0].reading
         text, helpers = _edited(reading, chosen)
-        if parse(text) is None:
-            raise PatchError(
-                f"{cls.__qualname__}.{name} could not be rewritten: exclude={cls.__name__!r} leaves it alone. "
-                f"This is a fault of hf_gelu_patch; what it made of it is\n{text}"
-            )
         assert reading.source is not None
         code = reading.function.__code__
         result[name] = Rewriting(
@@ -164,7 +159,14 @@ def _edited(
 
     for expression, fused in chosen:
         _edit(edits, expression, fused, helper)
-    return edits.text(), tuple(helpers.items())
+    text = edits.text()
+    if parse(text) is None:
+        name = reading.function.__qualname__
+        raise PatchError(
+            f"{name} could not be rewritten: exclude={name.partition('.')[0]!r} leaves it alone. "
+            f"This is a fault of hf_gelu_patch; what it made of it is\n{text}"
+        )
+    return text, tuple(helpers.items())
 
 
 def _edit(edits: _Edits, expression: Expression, fused: Fused | None, helper: Callable[[str, Any], str]) -> None:

@@ -8,8 +8,10 @@ import copy
 import dis
 import functools
 import inspect
+import itertools
 import linecache
 import re
+import tokenize
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,14 +62,22 @@ def source_of(function: FunctionType) -> Source | None:
     linecache.checkcache(code.co_filename)
     lines = linecache.getlines(code.co_filename, function.__globals__)
     first, last = code.co_firstlineno, _last_line(code)
-    for end in range(last, min(last + 12, len(lines)) + 1):  # a call's closing brackets run no code of their own
-        text = "".join(lines[first - 1 : end])
+    ends = iter(range(last, min(last + 3, len(lines)) + 1))  # closing brackets run no code of their own
+    for text in itertools.chain(("".join(lines[first - 1 : end]) for end in ends), _block(lines[first - 1 :])):
         if (tree := parse(text)) is not None:
             offsets = [0]
             for line in lines_of(text):
                 offsets.append(offsets[-1] + len(line.encode()))
             return Source(text, tree, tuple(offsets))
     return None
+
+
+def _block(lines: list[str]) -> Iterator[str]:
+    """The first block of these lines, as the tokenizer sees it."""
+    try:
+        yield "".join(inspect.getblock(lines))
+    except (SyntaxError, IndentationError, tokenize.TokenError):
+        return
 
 
 def lines_of(text: str) -> list[str]:
@@ -175,10 +185,9 @@ def _decorated_cell(function: FunctionType, name: str) -> Any:
     named = [cell for cell in functions if cell.cell_contents.__name__ == name]
     if named:
         return named[0]
-    # A decorator without functools.wraps: it takes whatever it is given, and hands that to one method.
-    takes_anything = function.__code__.co_flags & inspect.CO_VARARGS
+    # A decorator without functools.wraps: what it hands its arguments to is the one method in its closure.
     methods = [cell for cell in functions if cell.cell_contents.__code__.co_varnames[:1] in (("self",), ("args",))]
-    return methods[0] if takes_anything and len(functions) == len(methods) == 1 else None
+    return methods[0] if len(functions) == len(methods) == 1 else None
 
 
 # ---- Compiled again
@@ -277,15 +286,18 @@ def _redecorated(method: FunctionType, name: str, inner: FunctionType) -> Functi
 def does_the_same(a: CodeType, b: CodeType) -> bool:
     """Whether two code objects do the same. Not to the byte: how a method of a global is called depends on whether the
     module imports that name, which the function's own source does not say."""
-    return (a.co_code, a.co_names, a.co_consts) == (b.co_code, b.co_names, b.co_consts) or list(_steps(a)) == list(
-        _steps(b)
-    )
+    return list(_steps(a)) == list(_steps(b))
 
 
 _CALLING = {"PUSH_NULL", "PRECALL", "CACHE", "NOP", "EXTENDED_ARG"}
 
 
+_TAKES = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE
+
+
 def _steps(code: CodeType) -> Iterator[tuple[str, object]]:
+    arguments = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _TAKES
+    yield "arguments", (*arguments, code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
     for step in dis.get_instructions(code):
         if step.opname in _CALLING:
             continue
