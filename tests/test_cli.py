@@ -311,3 +311,17 @@ def test_help_has_examples_and_loads_nothing_heavy(tmp_path: Path) -> None:
         assert f"hf-gelu-patch {command}" in done.stdout
         assert "examples:" in done.stdout
         assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_benchmark_of_patching_keeps_every_sample(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "scripts" / "benchmark.py"
+    command = (sys.executable, script, "patching", "--processes", "1", "--rounds", "2", "--output", "times.json")
+    done = run(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["gpt2", "llama-405b"]
+    written = json.loads((tmp_path / "times.json").read_text())
+    assert set(written["environment"]) == {"python", "torch", "transformers", "machine"}
+    for model in ("gpt2", "llama-405b"):
+        samples = written["patching"][model]["samples_ms"]
+        assert {name: len(values) for name, values in samples.items()} == {"first": 1, "again": 2, "undo": 3}
+        assert min(value for values in samples.values() for value in values) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -12,8 +13,9 @@ import transformers
 from hf_gelu_patch import IMPLEMENTATIONS
 from hf_gelu_patch.evaluation.reference import REFERENCES
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README_TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README_TEXT, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -36,7 +38,12 @@ def test_every_block_runs(capsys: pytest.CaptureFixture[str]) -> None:
         for added in set(IMPLEMENTATIONS) - known:
             del IMPLEMENTATIONS[added]
     printed = capsys.readouterr().out
-    assert "3 × GPT2MLP.act  gelu_new → gelu_tanh  aten, rounding; 8 aten ops become one" in printed
+    assert "3 × GPT2MLP.act  linear  gelu_new → gelu_tanh  aten, rounding; 8 aten ops become one, in place" in printed
+    diff = README_TEXT.partition("```diff\n")[2].partition("```")[0].splitlines()
+    assert len(diff) > 8
+    assert [line for line in diff if not line.startswith(("---", "+++", "@@"))] == [
+        line for line in printed.splitlines() if line in diff and not line.startswith(("---", "+++", "@@"))
+    ][: len(diff) - 3]
     shown = re.findall(r"^# > (.*)$", "\n".join(BLOCKS), re.MULTILINE)
     assert len(shown) == 2
     assert all(line in printed for line in shown)
@@ -44,6 +51,21 @@ def test_every_block_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_the_qualities_shown_are_those_recorded(name: str) -> None:
-    (row,) = re.findall(rf"^\| {name}<br>.*$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    (row,) = re.findall(rf"^\| {name}<br>.*$", README_TEXT, re.MULTILINE)
     for metric, value in REFERENCES[name].quality.items():
         assert f"{metric.replace('_', ' ')} {value:.4f} → {value:.4f}" in row
+
+
+def test_the_coverage_shown_is_that_of_the_table() -> None:
+    totals = (ROOT / "scripts" / "coverage.md").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    assert len(totals) == 5
+    for line in totals:
+        assert line in " ".join(README_TEXT.split())
+
+
+def test_the_times_shown_are_those_recorded() -> None:
+    recorded = json.loads((ROOT / "scripts" / "benchmark.json").read_text(encoding="utf-8"))["patching"]
+    for model, name in (("gpt2", "GPT-2 small"), ("llama-405b", "Llama 405B without weights")):
+        median = recorded[model]["median_ms"]
+        shown = f"{name} {median['first']:.1f} ms the first time and {median['again']:.1f} ms again"
+        assert shown in " ".join(README_TEXT.split())
