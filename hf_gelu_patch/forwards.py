@@ -498,7 +498,10 @@ class _Finder:
             for node in ast.walk(part)
             if isinstance(node, ast.Call)
             and not any(inner is product for inner in ast.walk(node))
-            and any(isinstance(n, ast.Name) and n.id in names for n in ast.walk(node))
+            and (
+                self.mutates(node)  # whatever its name: that may be another one for the same tensor
+                or any(isinstance(n, ast.Name) and n.id in names for n in ast.walk(node))
+            )
             and not self.leaves_as_it_is(node)
         )
 
@@ -618,7 +621,7 @@ class _Finder:
         return True
 
     @staticmethod
-    def mutates(statement: ast.stmt) -> bool:
+    def mutates(statement: ast.AST) -> bool:
         """Whether it assigns to a part of something, calls what works in place, by its name or arguments, or waits."""
         for node in ast.walk(statement):
             if isinstance(node, (ast.Yield, ast.YieldFrom, ast.Await)):

@@ -152,7 +152,9 @@ def linear_act(act: Any, linear: Callable[[Any], Any], x: Any) -> Any:
     if _recorded():
         return act(linear(x))
     fused = _fused(act)
-    if fused is not None and fused.linear is not None and isinstance(linear, nn.Module) and plain(linear):
+    if fused is None or fused.linear is None or type(x) is not Tensor:
+        return act(linear(x))
+    if isinstance(linear, nn.Module) and plain(linear):
         return fused.linear(linear, x)
     return act(linear(x))
 

@@ -1254,6 +1254,19 @@ def deco(fn):
     assert torch.equal(model(inputs()), module.other(model, inputs()))
 
 
+def test_a_file_edited_and_loaded_again_into_the_same_functions(write: Write) -> None:  # %autoreload
+    module = write(CELL + "    def forward(self, x):\n        return F.silu(self.fc(x)) * x\n")
+    model = build(module)
+    assert checked(model).report.changed
+    path = Path(str(module.__file__))
+    text = "# new\n" + path.read_text().replace("F.silu(self.fc(x)) * x", "x * F.gelu(self.fc(x)) + 1")
+    path.write_text(text)
+    again = types.ModuleType("again")
+    exec(compile(text, str(path), "exec"), again.__dict__)
+    module.M.forward.__code__ = again.M.forward.__code__
+    assert checked(model).added() == ["return gated(patched_gelu, up=x, gate=self.fc(x)) + 1"]
+
+
 @pytest.mark.parametrize("name", ["forward", "feed"])
 def test_a_method_bound_on_the_instance_by_the_user_stays(name: str, write: Write) -> None:
     source = (
