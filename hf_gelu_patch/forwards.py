@@ -85,8 +85,8 @@ class Expression:
         moved: the statement that assigns ``act(x)`` to the name that ``product`` then reads, or the one that assigns
             ``linear(x)`` to the name that ``core`` then reads; None where they are one expression.
         linear: the node ``linear(x)``, where x is one.
-        exposed: calls that run after ``core`` and before ``product`` on something that x may share memory with, and
-            of which the source alone does not say that they leave it as it is.
+        exposed: what runs after ``core`` and before ``product`` on something that x may share memory with, and of
+            which the source alone does not say that it leaves that as it is: calls, and where a coroutine waits.
         line, end_line: of ``core``, in the function's file.
         fallback: the expressions inside it, for where a formula is no activation.
         alone: the same without the product, for where that has another factor that is an activation.
@@ -100,7 +100,7 @@ class Expression:
     factors: tuple[ast.expr, ast.expr] | None = None  # of the product
     linear: ast.Call | None = None
     moved: ast.Assign | None = None
-    exposed: tuple[ast.Call, ...] = ()
+    exposed: tuple[ast.expr, ...] = ()
     line: int = 0
     end_line: int = 0
     fallback: tuple[Expression, ...] = ()
@@ -484,8 +484,8 @@ class _Finder:
         product: ast.expr,
         factors: tuple[ast.expr, ast.expr],
         moved: ast.Assign | None,
-    ) -> tuple[ast.Call, ...]:
-        """The calls that run between ``core``, as it is written, and its product, and may write over its argument."""
+    ) -> tuple[ast.expr, ...]:
+        """What runs between ``core``, as it is written, and its product, and may write over its argument."""
         names = {node.id for node in ast.walk(argument) if isinstance(node, ast.Name)} - {self.self_name}
         between: list[ast.AST] = [factors[1]] if factors[0] is core else []
         if moved is not None:
@@ -496,13 +496,13 @@ class _Finder:
             node
             for part in between
             for node in ast.walk(part)
-            if isinstance(node, ast.Call)
+            if isinstance(node, (ast.Call, ast.Yield, ast.YieldFrom, ast.Await))
             and not any(inner is product for inner in ast.walk(node))
             and (
                 self.mutates(node)  # whatever its name: that may be another one for the same tensor
                 or any(isinstance(n, ast.Name) and n.id in names for n in ast.walk(node))
             )
-            and not self.leaves_as_it_is(node)
+            and not (isinstance(node, ast.Call) and self.leaves_as_it_is(node))
         )
 
     def leaves_as_it_is(self, call: ast.Call) -> bool:
@@ -731,7 +731,10 @@ class Use:
             made_by = self._module(argument.func)
             if made_by is not None and not isinstance(made_by, _PASSING_ON):
                 return False  # a tensor of its own
-        return not all(_leaves_its_input(self._module(call.func)) for call in self.expression.exposed)
+        return not all(
+            isinstance(node, ast.Call) and _leaves_its_input(self._module(node.func))
+            for node in self.expression.exposed
+        )
 
     def _module(self, node: ast.expr) -> nn.Module | None:
         """The live module that ``self.a.b`` is."""

@@ -569,6 +569,11 @@ NOT_FUSED = {  # two steps that must stay two
     "deleted": "g = F.silu(x)\ny = self.fc(x)\ndel g\ng = x\nreturn g * y",
     "two targets": "g = h = F.silu(x)\nreturn g * self.fc(x), h",
     "unpacked": "g, h = F.silu(x), x\nreturn g * self.fc(h)",
+    "written to by the caller, at a yield": "def inner():\n    y = x * 1\n    g = F.silu(y)\n    u = yield y\n    yield g * u\n"
+    "parts = inner()\nnext(parts).mul_(2)\nreturn parts.send(x)",
+    "written to by the caller, at a yield in the product": "def inner():\n    y = x * 1\n    yield F.silu(y) * (yield y)\n"
+    "parts = inner()\nnext(parts).mul_(2)\nreturn parts.send(x)",
+    "aliased, and written to by the other factor": "y = x\nreturn F.silu(x) * F.gelu(y.mul_(0.5))",
     "yielded between": "def inner():\n    g = F.silu(x)\n    yield g\n    yield g * self.fc(x)\nreturn list(inner())",
 }
 
@@ -1024,9 +1029,6 @@ NOT_BOUND = {  # where a function bound on the instance is never looked up
     "classmethod": "@classmethod\ndef y(cls, x):\n    return F.gelu(x) * x\ndef forward(self, x):\n    return self.y(x)",
     "dunder": "def __call__(self, x):\n    return F.gelu(x) * x",
     "lambda": "forward = lambda self, x: F.gelu(x) * x",
-    "generator": "def y(self, x):\n    x = yield F.gelu(x) * x\n    yield F.gelu((yield x)) * x\n"
-    "def forward(self, x):\n    y = self.y(x)\n    return next(y), y.send(x + 1), y.send(x + 2)",
-    "coroutine": "async def y(self, x):\n    return F.gelu(x) * x\ndef forward(self, x):\n    import asyncio\n    return asyncio.run(self.y(x))",
 }  # fmt: skip
 
 
@@ -1078,6 +1080,18 @@ LAYOUTS = {
         '        """F.silu(x) * x"""\n        y: torch.Tensor = F.silu(x) * x\n        return y\n'
     ),
     "match": "class M(nn.Module):\n    def forward(self, x):\n        match x.dim():\n            case 2:\n                return F.silu(x) * x\n",
+    "generator": (
+        "class M(nn.Module):\n    def parts(self, x):\n        for i in range(2):\n            y = F.silu(x) * x\n"
+        "            x = yield y\n    def forward(self, x):\n        parts = self.parts(x)\n        return next(parts), parts.send(x + 1)\n"
+    ),
+    "yield inside": (
+        "class M(nn.Module):\n    def parts(self, x):\n        y = F.silu((yield x)) * x\n        yield y\n"
+        "    def forward(self, x):\n        parts = self.parts(x)\n        return next(parts), parts.send(x + 1)\n"
+    ),
+    "coroutine": (
+        "import asyncio\nclass M(nn.Module):\n    async def part(self, x):\n        await asyncio.sleep(0)\n        return F.silu(x) * x\n"
+        "    def forward(self, x):\n        return asyncio.run(self.part(x))\n"
+    ),
     "nested function": (
         "class M(nn.Module):\n    def forward(self, x):\n        def inner(gated, steps=x):\n            return F.silu(gated) * steps\n"
         "        return inner(x)\n"

@@ -920,6 +920,21 @@ def test_traced(place: Place, grad_mode: bool) -> None:
         torch.testing.assert_close(one, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_activations_of_several_ops_traced() -> None:
+    """Not in place: the trace is checked without gradients, and may be run with them."""
+    act = transformers.activations.ACT2FN
+    model = nn.Sequential(
+        nn.LayerNorm(8), act["quick_gelu"], nn.LayerNorm(8), act["relu2"], nn.Linear(8, 8), act["gelu_10"]
+    )
+    own = copy.deepcopy(model)
+    patch(model)
+    x = torch.randn(3, 8, requires_grad=True)
+    traced = torch.jit.trace(model, (torch.randn(2, 8),))
+    assert torch.equal(traced(x), own(x))
+    assert torch.equal(*(torch.autograd.grad(one(x).sum(), x)[0] for one in (traced, own)))
+
+
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("place", [GPT2, LLAMA], ids=lambda place: place.family)
 def test_exported(place: Place, strict: bool) -> None:
