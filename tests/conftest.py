@@ -7,6 +7,7 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is declared, so before anything imports one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import copy
 import subprocess
 import sys
 import warnings
@@ -17,6 +18,8 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+
+from hf_gelu_patch import implementations
 
 torch.set_num_threads(1)
 
@@ -52,6 +55,15 @@ class Family:
         output = model(**inputs)
         return output.logits_per_image if hasattr(output, "logits_per_image") else output[0]
 
+    def exact(self, model: nn.Module) -> Tensor:
+        """The model's main output in float64."""
+        # transformers 4.57 makes CLIP's causal mask in torch's default dtype, out of the least number of the model's.
+        torch.set_default_dtype(torch.float64)
+        try:
+            return self.run(copy.deepcopy(model).double()).detach()
+        finally:
+            torch.set_default_dtype(torch.float32)
+
 
 def _ids() -> dict[str, Tensor]:
     return {"input_ids": torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(1))}
@@ -62,7 +74,7 @@ def _seq2seq() -> dict[str, Tensor]:
 
 
 def _image() -> dict[str, Tensor]:
-    return {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))}
+    return {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float32)}
 
 
 def _t5(feed_forward: str) -> transformers.T5Config:
@@ -168,3 +180,9 @@ def bert() -> transformers.BertForSequenceClassification:
 def _quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(torch|transformers|triton)\..*")
+
+
+@pytest.fixture(autouse=True)
+def _small_tensors_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what is written in place only where it is large is written in place here."""
+    monkeypatch.setattr(implementations, "LARGE", 0)

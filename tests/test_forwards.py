@@ -805,6 +805,7 @@ def test_gpt2_and_opt_read_as_one() -> None:
 
 @pytest.mark.parametrize("experts", ["eager", "batched_mm", "grouped_mm"])
 def test_experts_that_are_dispatched_to_another_implementation(experts: str) -> None:
+    pytest.importorskip("transformers.integrations.moe")  # before it, the experts are modules of their own
     config = transformers.MixtralConfig(
         hidden_size=32,
         intermediate_size=48,

@@ -22,6 +22,7 @@ from hf_gelu_patch import (
     Implementation,
     PatchError,
     UnknownNameError,
+    implementations,
     kernels,
     ops,
     register_implementation,
@@ -81,7 +82,7 @@ def test_identical_means_identical_bits(name: str, dtype: torch.dtype) -> None:
     checked = 0
     for activation in implementation.identical & implementation.functions.keys():
         record = ACTIVATIONS[activation]
-        own = record.bind(record.eager) if record.config_name is None else ACT2FN[record.config_name]
+        own = ACT2FN[record.config_name] if record.config_name in ACT2FN else record.bind(record.eager)
         with torch.no_grad():
             expected, y = own(x), implementation.build(record)(x)
         assert torch.equal(y, expected), activation
@@ -509,3 +510,14 @@ def test_without_a_backward_gradients_are_refused_of_fused_forms_too() -> None: 
             call()
     assert torch.equal(fused.gated(x, y), F.gelu(x) * y)
     assert torch.equal(fused.linear(frozen, x), F.gelu(frozen(x)))
+
+
+def test_only_a_large_output_of_a_linear_layer_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(implementations, "LARGE", 4 * 8 * 64)
+    linear = nn.Linear(16, 64)
+    kept: list[torch.Tensor] = []
+    linear.register_forward_hook(lambda _module, _args, y: kept.append(y))
+    after = IMPLEMENTATIONS["aten"].build(ACTIVATIONS["relu"]).linear
+    with torch.no_grad():
+        outputs = [after(linear, torch.randn(rows, 16)) for rows in (7, 8)]
+    assert [y is output for y, output in zip(kept, outputs, strict=True)] == [False, True]

@@ -55,7 +55,7 @@ def test_the_report_reads_as_a_table(gpt2: nn.Module) -> None:
     assert str(report) == (
         "GPT2LMHeadModel: 2 of 2 activation sites patched\n"
         "  2 × GPT2MLP.act  linear  gelu_new → gelu_tanh  aten, rounding; 8 aten ops become one, "
-        "in place on the linear layer's output where no gradient is needed"
+        "in place on the linear layer's output where that is large and no gradient is needed"
     )
 
 

