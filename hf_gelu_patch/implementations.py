@@ -174,11 +174,9 @@ def _needs_gradient(x: Tensor) -> bool:
 def _stays(*tensors: Tensor) -> bool:
     """Whether nothing may be written over what was computed from these: autograd keeps it, or a transform (vmap, grad)
     or a trace goes through here, which record each op."""
-    return (
-        any(map(_needs_gradient, tensors))
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._is_tracing()
-    )
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return True
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._is_tracing()
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
