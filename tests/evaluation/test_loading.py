@@ -131,5 +131,5 @@ def test_a_checkpoint_without_the_tasks_head_is_refused(checkpoint: Path) -> Non
 def test_a_skeleton_has_the_sites_and_no_weights(checkpoint: Path) -> None:
     model = skeleton(str(checkpoint))
     assert {weight.device for weight in model.parameters()} == {torch.device("meta")}
-    assert len(find_sites(model).changed) == 2
+    assert len(find_sites(model).changed) == 3
     assert not issubclass(EvaluationError, PatchError)  # nothing was wrong with a patch
