@@ -11,7 +11,7 @@ import builtins
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -140,13 +140,20 @@ def _read(function: FunctionType, _: CodeType) -> Reading:
 
 # ---- Finding the expressions
 
-_MAKES_A_FORMULA = {torch.sigmoid, torch.tanh, torch.erf, torch.exp, torch.relu, torch.nn.functional.softplus}
-
-
-_MAKES_A_FORMULA |= {torch.special.erf, torch.nn.functional.sigmoid, torch.nn.functional.tanh, torch.nn.functional.relu}
-
-
+_MAKES_A_FORMULA = {
+    *(torch.sigmoid, torch.tanh, torch.erf, torch.exp, torch.relu, torch.special.erf),
+    *(nn.functional.sigmoid, nn.functional.tanh, nn.functional.relu, nn.functional.softplus),
+}
 _FORMULA_METHODS = {"sigmoid", "tanh", "erf", "exp", "relu", "pow", "square", "mul", "add", "div", "sqrt", "clamp"}
+
+
+def _dotted(node: ast.AST) -> tuple[str | None, list[str]]:
+    """The first name of ``a.b.c``, None if it starts with no name, and the attributes behind it."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    return (node.id if isinstance(node, ast.Name) else None), names
 
 
 class _Finder:
@@ -217,7 +224,7 @@ class _Finder:
                 )
                 return
         if isinstance(node, ast.For) and (call := self.chained(node)) is not None:
-            callee = Callee("chain", node.iter, tuple(self.chain(node.iter)))
+            callee = Callee("chain", node.iter, tuple(_dotted(node.iter)[1]))
             line = call.lineno + self.first_line - 1
             yield Expression(callee, node.iter, node.iter, line=line, end_line=line)
             return
@@ -235,10 +242,7 @@ class _Finder:
         arguments: tuple[tuple[str | None, ast.expr], ...],
         fallback: tuple[Expression, ...],
     ) -> Expression:
-        product, factors, moved = self.product_of(callee, core)
-        linear = None
-        if product is None:
-            linear, moved = self.linear_before(callee, core, argument)
+        linear, defined = self.linear_before(callee, core, argument)
         shift = self.first_line - 1
         expression = Expression(
             callee,
@@ -246,20 +250,22 @@ class _Finder:
             argument,
             arguments,
             linear=linear,
-            moved=moved,
+            moved=defined,
             line=core.lineno + shift,
             end_line=(core.end_lineno or core.lineno) + shift,
             fallback=fallback,
         )
+        product, factors, moved = self.product_of(callee, core)
         if product is None or factors is None:
             return expression
-        linear, moved_linear = self.linear_before(callee, core, argument)
         return replace(
             expression,
             product=product,
             factors=factors,
+            linear=None,
+            moved=moved,
             exposed=self.exposed(core, argument, product, factors, moved),
-            alone=replace(expression, linear=linear, moved=moved_linear),
+            alone=expression,
         )
 
     def chained(self, loop: ast.For) -> ast.Call | None:
@@ -309,7 +315,7 @@ class _Finder:
 
     def callee(self, node: ast.expr) -> Callee | None:
         if self.is_self_chain(node):
-            return Callee("self", node, tuple(self.chain(node)))
+            return Callee("self", node, tuple(_dotted(node)[1]))
         value = self.static(node)
         if is_function(value):
             return Callee("function", node, value)
@@ -346,19 +352,8 @@ class _Finder:
         return None
 
     def is_self_chain(self, node: ast.AST) -> bool:
-        while isinstance(node, ast.Attribute):
-            node = node.value
-            if isinstance(node, ast.Name):
-                return node.id == self.self_name
-        return False
-
-    @staticmethod
-    def chain(node: ast.expr) -> list[str]:
-        names: list[str] = []
-        while isinstance(node, ast.Attribute):
-            names.insert(0, node.attr)
-            node = node.value
-        return names
+        root, names = _dotted(node)
+        return bool(names) and root is not None and root == self.self_name
 
     def static(self, node: ast.AST) -> Any:
         """What a dotted name means whatever the call: a global, a closure's cell, and attributes of modules of them."""
@@ -727,7 +722,7 @@ class Use:
     def exposed(self) -> bool:
         """Whether something computed between the activation and its product may write over the activation's input."""
         argument = self.expression.argument
-        if isinstance(argument, ast.Call) and _Finder.chain(argument.func)[:1]:
+        if isinstance(argument, ast.Call):
             made_by = self._module(argument.func)
             if made_by is not None and not isinstance(made_by, _PASSING_ON):
                 return False  # a tensor of its own
@@ -738,14 +733,8 @@ class Use:
 
     def _module(self, node: ast.expr) -> nn.Module | None:
         """The live module that ``self.a.b`` is."""
-        at: ast.AST = node
-        while isinstance(at, ast.Attribute):
-            at = at.value
-        if not isinstance(node, ast.Attribute) or not (isinstance(at, ast.Name) and at.id == "self"):
-            return None
-        module: Any = self.owner
-        for name in _Finder.chain(node):
-            module = _attribute(module, name)
+        root, names = _dotted(node)
+        module = _reach(self.owner, names) if root == "self" and names else None
         return module if isinstance(module, nn.Module) else None
 
     @property
@@ -807,10 +796,10 @@ def uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve) 
             if found is None:
                 pending[:0] = expression.fallback
                 continue
-            if expression.product is not None:
-                if expression.product in products and expression.alone is not None:
-                    expression = expression.alone
-                products.update(() if expression.product is None else (expression.product,))
+            if expression.product in products and expression.alone is not None:
+                expression = expression.alone
+            elif expression.product is not None:
+                products.add(expression.product)
             yield Use(owner, method, reading, expression, *found, obstacle)
 
 
@@ -861,9 +850,7 @@ _NOBODY = nn.Module()
 
 
 def _container(expression: Expression, owner: nn.Module) -> nn.Module | None:
-    container: Any = owner
-    for name in expression.callee.value:
-        container = _attribute(container, name)
+    container = _reach(owner, expression.callee.value)
     return container if isinstance(container, (nn.Sequential, nn.ModuleList)) else None
 
 
@@ -894,9 +881,7 @@ def _find(
         return _find_attribute(expression, owner, function, activation_of)
     if callee.how == "method":
         assert isinstance(callee.node, ast.Attribute)
-        value: Any = owner
-        for name in _Finder.chain(callee.node.value):
-            value = _attribute(value, name)
+        value = _reach(owner, _dotted(callee.node.value)[1])
         return (_called(callee.value, expression, owner, function), None) if isinstance(value, torch.Tensor) else None
     if callee.how == "function":
         return _called(callee.value, expression, owner, function), None
@@ -916,10 +901,8 @@ def _find(
 def _find_attribute(
     expression: Expression, owner: nn.Module, function: FunctionType, activation_of: Resolve
 ) -> tuple[Resolved | Unresolved, tuple[nn.Module, str] | None] | None:
-    holder: Any = owner
     *way, key = expression.callee.value
-    for name in way:
-        holder = _attribute(holder, name)
+    holder = _reach(owner, way)
     value = _attribute(holder, key)
     if isinstance(value, nn.Module):
         if isinstance(holder, nn.Module) and key in holder._modules:
@@ -964,15 +947,9 @@ def _called(
 
 def _constant(node: ast.expr, owner: nn.Module, function: FunctionType) -> Any:
     """A number or string that the source or the module's own attributes give, or _MISSING."""
-    names: list[str] = []
-    at: ast.AST = node
-    while isinstance(at, ast.Attribute):
-        names.insert(0, at.attr)
-        at = at.value
-    if isinstance(at, ast.Name):
-        value = owner if at.id == "self" and names else _outer_name(at.id, function)
-        for name in names:
-            value = _attribute(value, name)
+    root, names = _dotted(node)
+    if root is not None:
+        value = _reach(owner if root == "self" and names else _outer_name(root, function), names)
         return value if isinstance(value, (int, float, str)) else _MISSING
     try:
         return ast.literal_eval(node)
@@ -989,6 +966,11 @@ def _outer_name(name: str, function: FunctionType) -> Any:
     if name in local_names(code):
         return _MISSING
     return function.__globals__.get(name, _MISSING)
+
+
+def _reach(value: Any, names: Iterable[str]) -> Any:
+    """What a way of attributes leads to, or _MISSING."""
+    return functools.reduce(_attribute, names, value)
 
 
 def _attribute(value: Any, name: str) -> Any:
@@ -1036,7 +1018,7 @@ def _written_out(expression: Expression, owner: nn.Module, function: FunctionTyp
     assert isinstance(variable, ast.Name)
     inner = {part.value for part in ast.walk(node) if isinstance(part, ast.Attribute)}
     chains = [part for part in ast.walk(node) if isinstance(part, ast.Attribute) and part not in inner]
-    mine = [part for part in chains if _root(part) == "self"]
+    mine = [part for part in chains if _dotted(part)[0] == "self"]
     numbers = tuple(_constant(part, owner, function) for part in mine)
     if not all(isinstance(number, (int, float)) for number in numbers):
         return None
@@ -1054,13 +1036,6 @@ def _written_out(expression: Expression, owner: nn.Module, function: FunctionTyp
 
 
 _FORMULAS: dict[tuple[Expression, tuple[float, ...]], Resolved | None] = {}
-
-
-def _root(node: ast.AST) -> str | None:
-    """The first name of a dotted one."""
-    while isinstance(node, ast.Attribute):
-        node = node.value
-    return node.id if isinstance(node, ast.Name) else None
 
 
 def _named_in(function: FunctionType) -> Iterator[Resolved]:
@@ -1170,13 +1145,14 @@ def _of_class(cls: type[nn.Module]) -> Iterator[tuple[str, object, FunctionType 
         for name, value in vars(base).items():
             if name in _NOT_FORWARD:
                 continue
-            for function, method, obstacle in _of_attribute(name, value):
-                above = overridden.setdefault(name, [])
+            above = overridden.setdefault(name, [])
+            functions = list(_of_attribute(name, value))
+            for function, method, obstacle in functions:
                 if not above or base is cls or method is None:
                     yield name, function, method, obstacle
                 elif any({"super", base.__name__} & all_names(one.__code__) for one in above):
                     yield name, function, method, "super() reaches it, past anything that is bound on the module"
-            overridden.setdefault(name, []).extend(f for f, _, _ in _of_attribute(name, value))
+            above.extend(function for function, _, _ in functions)
 
 
 def _of_attribute(name: str, value: object) -> Iterator[tuple[FunctionType, FunctionType | None, str | None]]:

@@ -244,8 +244,6 @@ _NEED_BRACKETS = (
 # ---- Binding
 
 _RECORD = "_hf_gelu_patch"
-
-
 _SLOTS = ("forward", "_old_forward")  # accelerate keeps the forward it hooked in the second
 
 

@@ -309,9 +309,10 @@ def places(model: nn.Module) -> Iterator[Place]:
         if isinstance(module, PatchedActivation) or PatchedMethods.of(module) is not None:
             name = path or type(module).__name__
             raise AlreadyPatchedError(f"{name} is patched already: unpatch(model) before patching it anew.")
-    edges = [(edge, child) for edge, child in walk(model) if activation_of(child) is not None]
+    walked = list(walk(model))
+    edges = [(edge, child) for edge, child in walked if activation_of(child) is not None]
     holders = {id(edge.owner) for edge, _ in edges if isinstance(edge.owner, (nn.Sequential, nn.ModuleList))}
-    names = frozenset(edge.key for edge, _ in edges) | {e.key for e, child in walk(model) if id(child) in holders}
+    names = frozenset(edge.key for edge, _ in edges) | {e.key for e, child in walked if id(child) in holders}
     names |= {name for _, owner in owners for name, value in vars(owner).items() if holds_activation(value)}
     by_edge: dict[tuple[int, str], list[tuple[str, Use]]] = {}
     calls: dict[int, list[Use]] = {}

@@ -110,18 +110,15 @@ def all_names(code: CodeType) -> frozenset[str]:
 
 
 @functools.lru_cache(maxsize=4096)
-def identifiers(code: CodeType) -> frozenset[str]:
-    """Every name that means something in a function or in one nested in it."""
-    nested = (identifiers(constant) for constant in code.co_consts if isinstance(constant, CodeType))
-    own = (*code.co_names, *code.co_varnames, *code.co_cellvars, *code.co_freevars)
-    return frozenset(own).union(*nested)
-
-
-@functools.lru_cache(maxsize=4096)
 def local_names(code: CodeType) -> frozenset[str]:
     """Every name that is local to a function or to one nested in it."""
     nested = (local_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
     return frozenset((*code.co_varnames, *code.co_cellvars)).union(*nested)
+
+
+def identifiers(code: CodeType) -> frozenset[str]:
+    """Every name that means something in a function or in one nested in it."""
+    return all_names(code) | local_names(code) | frozenset(code.co_freevars)
 
 
 def is_empty(cell: Any) -> bool:
@@ -290,8 +287,6 @@ def does_the_same(a: CodeType, b: CodeType) -> bool:
 
 
 _CALLING = {"PUSH_NULL", "PRECALL", "CACHE", "NOP", "EXTENDED_ARG"}
-
-
 _TAKES = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE
 
 

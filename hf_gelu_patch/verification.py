@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Drift", "drifts", "exact_outputs", "largest_difference", "output_tensors", "outputs"]
+__all__ = ["Drift", "drifts", "exact_outputs", "largest_difference", "output_tensors", "outputs", "scale_of"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def drifts(
         Drift(
             name,
             largest_difference(after[name], own) if name in after else math.inf,
-            float(own[own.isfinite()].abs().max()) if own.isfinite().any() else 0.0,
+            scale_of(own),
             math.sqrt(torch.finfo(own.dtype).eps) if margin is None else margin,
             None if exact is None or name not in exact else largest_difference(own, exact[name]),
             None
@@ -142,6 +142,12 @@ def drifts(
         )
         for name, own in before.items()
     )
+
+
+def scale_of(tensor: Tensor) -> float:
+    """max |x| over the finite elements; 0.0 without any."""
+    finite = tensor[tensor.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def largest_difference(a: Tensor, b: Tensor) -> float:

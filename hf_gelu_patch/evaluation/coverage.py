@@ -28,7 +28,7 @@ from hf_gelu_patch.evaluation.tiny import TinyModel, TinyModelError, tiny_model
 from hf_gelu_patch.patching import patch, unpatch
 from hf_gelu_patch.replacements import PatchedActivation
 from hf_gelu_patch.sites import Report, Site, find_sites
-from hf_gelu_patch.verification import largest_difference, output_tensors
+from hf_gelu_patch.verification import largest_difference, output_tensors, scale_of
 
 __all__ = ["LARGEST_DRIFT", "Coverage", "Execution", "cover", "table", "totals", "trace"]
 
@@ -584,7 +584,7 @@ class _Examination:
         own = self.outputs("first run")
         if not _identical(own, self.outputs("second run")):
             raise RuntimeError("two runs of the unpatched model differ")
-        found["scale"] = max((_scale(tensor) for tensor in own.values()), default=0.0)
+        found["scale"] = max((scale_of(tensor) for tensor in own.values()), default=0.0)
         keys, classes = list(model.state_dict()), _class_names(model)
 
         self.stage = "trace"
@@ -670,11 +670,6 @@ def _fused(before: Iterable[Execution], after: Sequence[Execution]) -> dict[str,
     }
 
 
-def _scale(tensor: Tensor) -> float:
-    finite = tensor[tensor.isfinite()]
-    return float(finite.abs().max()) if finite.numel() else 0.0
-
-
 def _identical(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype
@@ -691,7 +686,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 def _drift(own: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> float:
     if own.keys() != new.keys():
         return float("inf")
-    differences = (largest_difference(new[name], y) / max(_scale(y), _SMALLEST_SCALE) for name, y in own.items())
+    differences = (largest_difference(new[name], y) / max(scale_of(y), _SMALLEST_SCALE) for name, y in own.items())
     return max(differences, default=0.0)
 
 
