@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -284,8 +283,16 @@ def _no_triton() -> str | None:
     return None if importlib.util.find_spec("triton") else "triton is not installed (pip install triton)"
 
 
-# Triton itself decides by this variable, when a kernel is declared, whether it runs interpreted on the CPU.
-_TRITON_DEVICES = frozenset({"cuda", "cpu"} if os.environ.get("TRITON_INTERPRET") == "1" else {"cuda"})
+def _triton(name: str, *, rounded: bool) -> Implementation:
+    return Implementation(
+        name,
+        _each(ops.pointwise, ops.POINTWISE),
+        gated=_each(functools.partial(ops.gated, rounded=rounded), ops.POINTWISE),
+        devices=ops.DEVICES,
+        dtypes=ops.DTYPES,
+        missing=_no_triton,
+    )
+
 
 for _implementation in (
     Implementation(
@@ -306,13 +313,8 @@ for _implementation in (
         linear=_each(_in_epilogue, ("gelu_tanh", "relu")),
         devices=frozenset({"cuda"}),
     ),
-    Implementation(
-        "triton",
-        {name: functools.partial(ops.pointwise, activation=name) for name in ops.POINTWISE},
-        devices=_TRITON_DEVICES,
-        dtypes=ops.DTYPES,
-        missing=_no_triton,
-    ),
+    _triton("triton", rounded=False),
+    _triton("triton_rounded", rounded=True),
 ):
     register_implementation(_implementation)
 

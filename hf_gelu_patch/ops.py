@@ -1,106 +1,398 @@
-"""Torch ops over the Triton kernels: checks, memory layout, shapes for tracing, autograd.
+"""Torch ops over the Triton kernels: checks, memory layout, shapes for tracing, autograd, vmap.
 
-``pointwise`` is what a model calls. While torch.compile traces, it is the activation's plain aten expression, so
-that Inductor fuses it with its neighbours; an opaque op would keep it from doing so.
+``pointwise``, ``gated`` and ``gated_halves`` are what a model calls. While torch.compile or torch.export traces, they
+are the plain aten expression, so that Inductor fuses it with its neighbours; an opaque op would keep it from doing so.
+float64 is that expression too, and so is anything on a CPU, unless Triton's interpreter runs the kernels there.
 """
 
 from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_gelu_patch.activations import ACTIVATIONS
+from hf_gelu_patch.errors import UnknownNameError
 
-POINTWISE = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu_squared", "mish")
+POINTWISE = (
+    *("gelu", "gelu_tanh", "quick_gelu", "gelu_clipped", "silu", "relu"),
+    *("relu_squared", "mish", "laplace", "sqrt_softplus"),
+)
 """The activations the kernels compute (kept beside kernels.FUNCTIONS without importing triton; a test compares)."""
 
-DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
-"""The dtypes they take."""
+GATED = (*POINTWISE, "swiglu_oai")
+"""The gated forms: act(gate) · up, and swiglu_oai."""
+
+DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
+"""The dtypes they take; float64 is computed by aten."""
+
+# Triton decides by this variable, when a kernel is declared, whether it runs interpreted on the CPU.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICES = frozenset({"cuda", "cpu"} if _INTERPRETED else {"cuda"})
+"""The device types the kernels run on; torch calls ROCm's ``cuda`` too."""
 
 
-def pointwise(x: Tensor, activation: str) -> Tensor:
-    """act(x), elementwise, by one Triton kernel forward and one backward.
+def pointwise(x: Tensor, activation: str, **parameters: float) -> Tensor:
+    """act(x), elementwise, by one kernel forward and one backward.
 
     Args:
-        x: any shape, any strides; float32, float16 or bfloat16. Layouts that are not dense (a chunked half, an
-            expanded tensor) are copied first.
+        x: any shape, any strides; float32, float16, bfloat16 or float64.
         activation: one of ``POINTWISE``.
+        parameters: the activation's constants, where not its own: ``min`` and ``max`` of ``gelu_clipped``, ``mu`` and
+            ``sigma`` of ``laplace``.
 
     Returns:
-        A tensor of x's shape and dtype, computed in float32 and rounded once. Differentiable once.
+        A tensor of x's shape and dtype, computed in float32 and rounded once. Differentiable any number of times: the
+        first derivative by a kernel, further ones by aten.
 
     Raises:
-        RuntimeError: x is not on a device Triton compiles for.
-        TypeError: x has another dtype.
+        UnknownNameError: there is no such kernel; the message lists the valid names.
+        TypeError: x has another dtype, or a parameter is not one of the activation's.
+        NotImplementedError: there is no kernel for x's device.
     """
-    if torch.compiler.is_compiling():
-        return ACTIVATIONS[activation].eager(x)
-    y: Tensor = _pointwise(x, activation)
+    constants = _constants(activation, parameters, POINTWISE)
+    if _plain(x):
+        return _eager(activation, constants)(x)
+    _check(x)
+    y: Tensor = _pointwise(x, activation, constants)
     return y
 
 
-def _check(x: Tensor) -> None:
-    from hf_gelu_patch import kernels
+def gated(gate: Tensor, up: Tensor, activation: str, *, rounded: bool = False, **parameters: float) -> Tensor:
+    """act(gate) · up by one kernel forward and one backward, which saves neither act(gate) nor the product.
 
-    if not (x.is_cuda or kernels.INTERPRETED.value):
-        raise RuntimeError(
-            f"the triton implementation runs on CUDA and ROCm devices; got a tensor on {x.device}. "
-            'Move the model back, or unpatch(model) and patch(model, implementation="auto").'
-        )
+    ``swiglu_oai`` is σ(alpha·g)·g·(u + 1) with g = min(gate, limit) and u = min(max(up, −limit), limit), as in OpenAI's
+    gpt-oss.
+
+    Args:
+        gate: any shape, any strides; float32, float16, bfloat16 or float64. Two halves of one tensor, one behind the
+            other or alternating, are read where they lie.
+        up: of the same shape, dtype and device.
+        activation: one of ``GATED``.
+        rounded: whether act(gate) is rounded to the dtype before the product, as two ops would do: nearer to eager's
+            bits, further from the truth. float32 has nothing to round.
+        parameters: as in ``pointwise``; ``alpha`` and ``limit`` of ``swiglu_oai``.
+
+    Returns:
+        A tensor of that shape and dtype, computed in float32 and rounded once (twice where ``rounded``). Differentiable
+        any number of times: the first derivatives, both by one kernel; further ones by aten.
+
+    Raises:
+        UnknownNameError: there is no such kernel; the message lists the valid names.
+        ValueError: gate and up differ in shape.
+        TypeError: they differ in dtype, it is another one, or a parameter is not one of the activation's.
+        NotImplementedError: there is no kernel for their device.
+    """
+    constants = _constants(activation, parameters, GATED)
+    if gate.shape != up.shape:
+        raise ValueError(f"gate has shape {tuple(gate.shape)} and up {tuple(up.shape)}: expand or split them first")
+    if gate.dtype != up.dtype or gate.device != up.device:
+        raise TypeError(f"gate is {gate.dtype} on {gate.device}, up {up.dtype} on {up.device}: they have to be alike")
+    if _plain(gate):
+        return _eager_gated(activation, constants)(gate, up)
+    _check(gate)
+    y: Tensor = _gated(gate, up, activation, constants, rounded)
+    return y
+
+
+def gated_halves(
+    gate_up: Tensor, activation: str, *, interleaved: bool = False, rounded: bool = False, **parameters: float
+) -> Tensor:
+    """``gated`` of the two halves of one tensor's last dimension, whose gradient is then written as one tensor too.
+
+    Args:
+        gate_up: (..., 2n); as in ``gated``.
+        activation: one of ``GATED``.
+        interleaved: whether gate and up alternate (``gate_up[..., ::2]``, ``gate_up[..., 1::2]``) instead of standing
+            one behind the other.
+        rounded: as in ``gated``.
+        parameters: as in ``gated``.
+
+    Returns:
+        (..., n), as ``gated``.
+
+    Raises:
+        ValueError: the last dimension is odd, or there is none.
+        UnknownNameError, TypeError, NotImplementedError: as in ``gated``.
+    """
+    constants = _constants(activation, parameters, GATED)
+    if gate_up.dim() == 0 or gate_up.shape[-1] % 2:
+        raise ValueError(f"the last dimension is split into halves, and the shape is {tuple(gate_up.shape)}")
+    if _plain(gate_up):
+        return _eager_gated(activation, constants)(*_halves(gate_up, interleaved))
+    _check(gate_up)
+    y: Tensor = _gated_halves(gate_up, activation, constants, interleaved, rounded)
+    return y
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether the aten expression is what x gets, decided before the dispatcher, which is slower than a small op."""
+    return torch.compiler.is_compiling() or x.dtype == torch.float64 or (x.is_cpu and not _INTERPRETED)
+
+
+def _check(x: Tensor) -> None:
     if x.dtype not in DTYPES:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in DTYPES))
         raise TypeError(
-            f"the triton implementation takes float32, float16 and bfloat16; got {x.dtype}. "
+            f"the triton implementation takes {names}; got {x.dtype}. "
             'unpatch(model) and patch(model, implementation="aten") for this dtype.'
         )
 
 
-def _laid_out_as(like: Tensor, x: Tensor) -> Tensor:
-    """x itself where it has the strides and dtype of ``like``, else a copy that does. ``torch.empty_like(x)`` keeps
-    x's strides only if its elements fill its storage without gaps or overlap, as the kernels need them to."""
-    return x if x.stride() == like.stride() and x.dtype == like.dtype else torch.empty_like(like).copy_(x)
+_SWIGLU_OAI = {"alpha": 1.702, "limit": 7.0}
 
 
-@torch.library.custom_op("hf_gelu_patch::pointwise", mutates_args=())
-def _pointwise(x: Tensor, activation: str) -> Tensor:
+def _constants(activation: str, given: dict[str, float], names: Sequence[str]) -> list[float]:
+    """The activation's constants in the order of its record."""
+    if activation not in names:
+        raise UnknownNameError("activation", activation, names)
+    if not given and activation not in _WITH_CONSTANTS:
+        return []
+    usual = _SWIGLU_OAI if activation == "swiglu_oai" else dict(ACTIVATIONS[activation].parameters)
+    if not given.keys() <= usual.keys():
+        raise TypeError(f"{activation} takes {', '.join(usual) or 'no constants'}; got {', '.join(given)}")
+    return [float(value) for value in (usual | given).values()]
+
+
+_WITH_CONSTANTS = {"swiglu_oai", *(name for name in POINTWISE if ACTIVATIONS[name].parameters)}
+
+
+# The plain aten expressions
+
+
+def _eager(activation: str, constants: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    record = ACTIVATIONS[activation]
+    if not constants:
+        return record.eager
+    return functools.partial(record.eager, **dict(zip(dict(record.parameters), constants, strict=True)))
+
+
+def _eager_gated(activation: str, constants: Sequence[float]) -> Callable[[Tensor, Tensor], Tensor]:
+    if activation == "swiglu_oai":
+        alpha, limit = constants
+        return lambda gate, up: _swiglu_oai(gate, up, alpha, limit)
+    act = _eager(activation, constants)
+    return lambda gate, up: act(gate) * up
+
+
+def _swiglu_oai(gate: Tensor, up: Tensor, alpha: float, limit: float) -> Tensor:
+    gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
+    return (up + 1) * (gate * torch.sigmoid(gate * alpha))
+
+
+def _halves(gate_up: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    if interleaved:
+        return gate_up[..., ::2], gate_up[..., 1::2]
+    gate, up = gate_up.chunk(2, dim=-1) if gate_up.shape[-1] else (gate_up, gate_up)
+    return gate, up
+
+
+# The ops. On a CPU without the interpreter, and for float64, they are the aten expressions too, so that a graph that
+# holds them runs anywhere.
+
+
+def _by_aten(x: Tensor) -> bool:
+    return x.dtype == torch.float64 or (x.is_cpu and not _INTERPRETED)
+
+
+def _by_formula(
+    grad_y: Tensor, gate: Tensor, up: Tensor, activation: str, constants: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up in float64, rounded once. Below autograd, where aten's own cannot be asked for."""
+    g, u, dy = gate.double(), up.double(), grad_y.double()
+    if activation == "swiglu_oai":
+        alpha, limit = constants
+        inside, s = g.clamp(max=limit), torch.sigmoid(alpha * g.clamp(max=limit))
+        value, slope = inside * s, torch.where(g > limit, 0.0, s + alpha * inside * s * (1.0 - s))
+        factor, factor_slope = u.clamp(-limit, limit) + 1.0, torch.where(u.abs() > limit, 0.0, torch.ones_like(u))
+    else:
+        record = ACTIVATIONS[activation]
+        named = dict(zip(dict(record.parameters), constants, strict=True))
+        value, slope = record.reference(g, **named), record.derivative(g, **named)
+        factor, factor_slope = u, torch.ones_like(u)
+    grads = dy * factor * slope, dy * value * factor_slope
+    return torch.empty_like(gate).copy_(grads[0]), torch.empty_like(gate).copy_(grads[1])
+
+
+@torch.library.custom_op("hf_gelu_patch::pointwise", mutates_args=(), device_types=("cpu", "cuda"))
+def _pointwise(x: Tensor, activation: str, constants: Sequence[float]) -> Tensor:
+    if _by_aten(x):
+        return _eager(activation, constants)(x)
     from hf_gelu_patch import kernels
 
-    _check(x)
     y = torch.empty_like(x)
-    kernels.pointwise_forward(_laid_out_as(y, x), y, activation)
+    kernels.pointwise_forward(x, y, activation, constants)
     return y
 
 
-@_pointwise.register_fake
-def _(x: Tensor, activation: str) -> Tensor:  # noqa: ARG001
-    return torch.empty_like(x)
-
-
-@torch.library.custom_op("hf_gelu_patch::pointwise_backward", mutates_args=())
-def _pointwise_backward(grad_y: Tensor, x: Tensor, activation: str) -> Tensor:
+@torch.library.custom_op("hf_gelu_patch::pointwise_backward", mutates_args=(), device_types=("cpu", "cuda"))
+def _pointwise_backward(grad_y: Tensor, x: Tensor, activation: str, constants: Sequence[float]) -> Tensor:
+    if _by_aten(x):
+        return _by_formula(grad_y, x, torch.ones_like(x), activation, constants)[0]
     from hf_gelu_patch import kernels
 
-    _check(x)
     grad_x = torch.empty_like(x)
-    # sum() gives a gradient of stride 0
-    kernels.pointwise_backward(_laid_out_as(grad_x, x), _laid_out_as(grad_x, grad_y), grad_x, activation)
+    kernels.pointwise_backward(grad_y, x, grad_x, activation, constants)
     return grad_x
 
 
-@_pointwise_backward.register_fake
-def _(grad_y: Tensor, x: Tensor, activation: str) -> Tensor:  # noqa: ARG001
-    return torch.empty_like(x)
+@torch.library.custom_op("hf_gelu_patch::gated", mutates_args=(), device_types=("cpu", "cuda"))
+def _gated(gate: Tensor, up: Tensor, activation: str, constants: Sequence[float], rounded: bool) -> Tensor:
+    if _by_aten(gate):
+        return _eager_gated(activation, constants)(gate, up)
+    from hf_gelu_patch import kernels
+
+    y = torch.empty_like(gate)
+    kernels.gated_forward(gate, up, y, activation, constants, rounded)
+    return y
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:  # noqa: ARG001
-    x, ctx.activation = inputs
+@torch.library.custom_op("hf_gelu_patch::gated_backward", mutates_args=(), device_types=("cpu", "cuda"))
+def _gated_backward(
+    grad_y: Tensor, gate: Tensor, up: Tensor, activation: str, constants: Sequence[float], rounded: bool, again: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of gate and up, and act(gate) · up ``again``, for who did not keep it (else an empty tensor)."""
+    if _by_aten(gate):
+        y = _eager_gated(activation, constants)(gate, up) if again else gate.new_empty(0)
+        return *_by_formula(grad_y, gate, up, activation, constants), y
+    from hf_gelu_patch import kernels
+
+    grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(gate)
+    y = torch.empty_like(gate) if again else gate.new_empty(0)
+    into = y if again else None
+    kernels.gated_backward(grad_y, gate, up, grad_gate, grad_up, into, activation, constants, rounded)
+    return grad_gate, grad_up, y
+
+
+@torch.library.custom_op("hf_gelu_patch::gated_halves", mutates_args=(), device_types=("cpu", "cuda"))
+def _gated_halves(
+    gate_up: Tensor, activation: str, constants: Sequence[float], interleaved: bool, rounded: bool
+) -> Tensor:
+    gate, up = _halves(gate_up, interleaved)
+    if _by_aten(gate):
+        return _eager_gated(activation, constants)(gate, up)
+    from hf_gelu_patch import kernels
+
+    y = torch.empty_like(gate)
+    kernels.gated_forward(gate, up, y, activation, constants, rounded)
+    return y
+
+
+@torch.library.custom_op("hf_gelu_patch::gated_halves_backward", mutates_args=(), device_types=("cpu", "cuda"))
+def _gated_halves_backward(
+    grad_y: Tensor, gate_up: Tensor, activation: str, constants: Sequence[float], interleaved: bool, rounded: bool
+) -> Tensor:
+    gate, up = _halves(gate_up, interleaved)
+    grad = torch.empty_like(gate_up)
+    into = _halves(grad, interleaved)
+    if _by_aten(gate_up):
+        for half, own in zip(into, _by_formula(grad_y, gate, up, activation, constants), strict=True):
+            half.copy_(own)
+        return grad
+    from hf_gelu_patch import kernels
+
+    kernels.gated_backward(grad_y, gate, up, *into, None, activation, constants, rounded)
+    return grad
+
+
+_pointwise.register_fake(lambda x, *_: torch.empty_like(x))
+_pointwise_backward.register_fake(lambda _, x, *__: torch.empty_like(x))
+_gated.register_fake(lambda gate, *_: torch.empty_like(gate))
+_gated_halves_backward.register_fake(lambda _, gate_up, *__: torch.empty_like(gate_up))
+
+
+@_gated_halves.register_fake
+def _(gate_up: Tensor, _activation: str, _constants: Sequence[float], interleaved: bool, _rounded: bool) -> Tensor:
+    return torch.empty_like(_halves(gate_up, interleaved)[0])
+
+
+@_gated_backward.register_fake
+def _(_: Tensor, gate: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    again = options[-1]
+    return torch.empty_like(gate), torch.empty_like(gate), torch.empty_like(gate) if again else gate.new_empty(0)
+
+
+# Autograd. Where a graph of the backward is asked for (``create_graph``), it is aten's, differentiable without end.
+
+
+def _gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_y: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of function(*inputs), as a function of inputs and grad_y that autograd can differentiate."""
+    with torch.enable_grad():
+        views = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs]
+        return torch.autograd.grad(function(*views), views, grad_y, create_graph=True)
+
+
+def _keep_pointwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    x, ctx.activation, ctx.constants = inputs
     ctx.save_for_backward(x)
 
 
-def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None]:
+def _pointwise_grad(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None]:
     (x,) = ctx.saved_tensors
-    return _pointwise_backward(grad_y, x, ctx.activation), None
+    if torch.is_grad_enabled():
+        return _gradients(_eager(ctx.activation, ctx.constants), (x,), grad_y)[0], None, None
+    return _pointwise_backward(grad_y, x, ctx.activation, ctx.constants), None, None
 
 
-_pointwise.register_autograd(_backward, setup_context=_keep)
+def _keep_gated(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    gate, up, ctx.activation, ctx.constants, ctx.rounded = inputs
+    ctx.save_for_backward(gate, up)
+
+
+def _gated_grad(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    gate, up = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        grad_gate, grad_up = _gradients(_eager_gated(ctx.activation, ctx.constants), (gate, up), grad_y)
+    else:
+        grad_gate, grad_up, _ = _gated_backward(grad_y, gate, up, ctx.activation, ctx.constants, ctx.rounded, False)
+    return grad_gate, grad_up, None, None, None
+
+
+def _keep_halves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    gate_up, ctx.activation, ctx.constants, ctx.interleaved, ctx.rounded = inputs
+    ctx.save_for_backward(gate_up)
+
+
+def _halves_grad(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None, None, None]:
+    (gate_up,) = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        function = _eager_gated(ctx.activation, ctx.constants)
+        (grad,) = _gradients(lambda both: function(*_halves(both, ctx.interleaved)), (gate_up,), grad_y)
+    else:
+        grad = _gated_halves_backward(grad_y, gate_up, ctx.activation, ctx.constants, ctx.interleaved, ctx.rounded)
+    return grad, None, None, None, None
+
+
+_pointwise.register_autograd(_pointwise_grad, setup_context=_keep_pointwise)
+_gated.register_autograd(_gated_grad, setup_context=_keep_gated)
+_gated_halves.register_autograd(_halves_grad, setup_context=_keep_halves)
+
+
+# vmap: elementwise, so one more dimension in front, for all the tensors alike.
+
+
+def _in_front(info: Any, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [
+        x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(tensors, dims, strict=True)
+    ]
+
+
+def _vectorised(op: Callable[..., Any], tensors: int, results: int) -> Callable[..., Any]:
+    def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
+        batched = _in_front(info, in_dims[:tensors], arguments[:tensors])
+        return op(*batched, *arguments[tensors:]), 0 if results == 1 else (0,) * results
+
+    return rule
+
+
+_pointwise.register_vmap(_vectorised(_pointwise, 1, 1))
+_pointwise_backward.register_vmap(_vectorised(_pointwise_backward, 2, 1))
+_gated.register_vmap(_vectorised(_gated, 2, 1))
+_gated_halves.register_vmap(_vectorised(_gated_halves, 1, 1))
+_gated_halves_backward.register_vmap(_vectorised(_gated_halves_backward, 2, 1))
+_gated_backward.register_vmap(_vectorised(_gated_backward, 3, 3))
