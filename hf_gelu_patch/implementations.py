@@ -289,7 +289,7 @@ def _triton(name: str, *, rounded: bool) -> Implementation:
         _each(ops.pointwise, ops.POINTWISE),
         gated=_each(functools.partial(ops.gated, rounded=rounded), ops.POINTWISE),
         devices=ops.DEVICES,
-        dtypes=ops.DTYPES,
+        dtypes=ops.DTYPES - {torch.float64},  # which would be aten's, under another name
         missing=_no_triton,
     )
 
