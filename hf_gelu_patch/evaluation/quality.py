@@ -1,27 +1,58 @@
-"""How good answers are, and which of them a patch changed: from per-example outcomes, in float64."""
+"""How good answers are, and which of them a patch changed: from per-example outcomes, in float64.
+
+Everything is paired: the same examples before and after. An example is what is drawn at random; the positions of one
+text are not independent of each other, so whatever is said beyond these examples (intervals, the verdict) is said from
+examples as wholes.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 import tempfile
-from collections.abc import Hashable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, ClassVar
 
 import datasets
 import evaluate
+import numpy as np
+from scipy.special import bdtr, stdtrit  # type: ignore[import-untyped]
 
 __all__ = [
+    "LOWER_IS_BETTER",
     "ClassificationMetric",
+    "Flip",
+    "Interval",
     "LanguageModelMetric",
     "Outcome",
     "Quality",
     "SequenceMetric",
+    "SimilarityMetric",
     "compare",
     "edit_distance",
     "exact_mcnemar",
+    "expanded_tails",
     "judge",
+    "paired_p",
 ]
+
+Array = np.ndarray[Any, Any]
+Answer = str | int | float | bool | None
+
+LOWER_IS_BETTER = frozenset({"perplexity", "edit_error_rate", "loss"})
+"""Metrics of which less is better; of all others more is."""
+
+_RELATIVE = frozenset({"perplexity"})  # metrics whose margin is a share of their value before
+_OF_RIGHT_ANSWERS = ("accuracy", "macro_f1", "token_accuracy", "exact_match")  # what ``p`` is asked about
+_CONFIDENCE = 0.95
+_RESAMPLES = 2000
+_SIGN_FLIPS = 9999
+_IN_MEMORY = 2**22  # numbers that resampling holds at a time, in each of a few arrays
+_LISTED = 100  # flips
+_VISIBLE = 1e-4  # what a report's four decimals still show
 
 
 @dataclass(frozen=True)
@@ -34,12 +65,75 @@ class Outcome:
         targets: the right answers, one for each.
         loss: the negative log-likelihood of the targets, summed, in nats.
         tokens: how many terms the loss sums.
+        score: the answer, where it is a number: a similarity.
+        top5: for each answer, whether the target is among the five likeliest; () where that was not asked.
     """
 
-    answers: tuple[Hashable, ...]
-    targets: tuple[Hashable, ...]
+    answers: tuple[Answer, ...]
+    targets: tuple[Answer, ...]
     loss: float
     tokens: int
+    score: float | None = None
+    top5: tuple[bool, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that ``json.dumps`` writes as valid JSON and ``from_json`` reads back to the bit: Python writes a
+        float so that it is read as the same, and what is not finite becomes its name ("nan", "inf", "-inf")."""
+        return {
+            "answers": list(self.answers),
+            "targets": list(self.targets),
+            "loss": _plain(self.loss),
+            "tokens": self.tokens,
+            "score": None if self.score is None else _plain(self.score),
+            "top5": list(self.top5),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Outcome:
+        """The outcome that ``to_json`` made ``data`` of.
+
+        Raises:
+            KeyError, TypeError, ValueError: it did not.
+        """
+        score = data["score"]
+        return cls(
+            answers=tuple(data["answers"]),
+            targets=tuple(data["targets"]),
+            loss=float(data["loss"]),
+            tokens=int(data["tokens"]),
+            score=None if score is None else float(score),
+            top5=tuple(data["top5"]),
+        )
+
+
+def _plain(number: float) -> float | str:
+    return number if math.isfinite(number) else repr(float(number))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference, after − before, and between which bounds it lies with 95 % confidence.
+
+    The paired bootstrap over examples (Efron 1979): 2,000 samples of as many examples as there are, drawn with
+    replacement, the same for before and after. The bounds are percentiles, taken further out the fewer examples there are, as
+    Student's t is wider than the normal distribution (Hesterberg 2015, "expanded percentile interval"): one example
+    gives (−∞, ∞). Draws in which the metric is undefined are left out; all NaN where it is undefined on the examples
+    themselves. What never changed among n examples has the interval (0, 0), though it may be up to 3/n of all others.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An answer that changed: in which example, from what to what, and what is right ("" where nothing is)."""
+
+    example: int
+    before: str
+    after: str
+    target: str
 
 
 @dataclass(frozen=True)
@@ -50,10 +144,17 @@ class Quality:
         before, after: the task's metrics by name; fractions, never percentages.
         examples: how many there were.
         answers: how many answers they have: one each, or one for each position of running text.
-        flips: answers that changed.
+        flips: answers that changed; of numbers, those that moved by more than 1e-4, which four decimals would show.
         right_to_wrong, wrong_to_right: those of them that lost or gained correctness.
         mcnemar_p: the exact two-sided McNemar test on these two: the chance of a split as uneven as this if losing
-            and gaining were equally likely; 1.0 where neither occurred.
+            and gaining were equally likely; 1.0 where neither occurred. Takes all answers for independent.
+        p: the same question asked of whole examples, ``paired_p``: what the verdict rests on. It is ``mcnemar_p``
+            where each example has one answer.
+        differences: after − before of each metric, with its interval.
+        margin: what was declared to count as equivalent; None where nothing was.
+        equivalent: of each metric, whether its whole interval lies within ±margin (of perplexity, which knows no
+            bounds: within ±margin of its value before); None without one.
+        flipped: the first 100 answers that changed.
         max_abs_logit_change: max |logit after − logit before| over all positions that count.
         max_abs_logit: max |logit before|, the scale to see it against.
     """
@@ -66,61 +167,166 @@ class Quality:
     right_to_wrong: int
     wrong_to_right: int
     mcnemar_p: float
+    p: float
+    differences: dict[str, Interval]
+    margin: float | None
+    equivalent: dict[str, bool] | None
+    flipped: tuple[Flip, ...]
     max_abs_logit_change: float
     max_abs_logit: float
 
 
 def judge(quality: Quality, significance: float = 0.05) -> str:
-    """In words: whether answers changed, and whether that made them worse or better beyond chance (exact McNemar)."""
-    if quality.flips == 0:
+    """What became of the answers, in words.
+
+    ====================================================== =============================================================
+    "no answers to compare"                                the task asks for none
+    "answers unchanged"                                    not one flipped
+    "equivalent within ±0.01"                              a margin was declared, and every metric keeps to it
+    "answers worse", "answers better"                      ``p`` < ``significance``: more lost correctness than gained
+                                                           it, or fewer, beyond chance
+    "answers unchanged, perplexity worse"                  another metric's whole interval lies on the worse side, and
+                                                           it moved by more than 1e-4 of its value before; likewise
+                                                           "answers changed, loss worse"
+    "answers changed, none the worse as far as can be told"  none of these
+    ====================================================== =============================================================
+    """
+    if quality.answers == 0:
+        return "no answers to compare"
+    worse = [name for name in quality.differences if name not in _OF_RIGHT_ANSWERS and _is_worse(quality, name)]
+    if quality.flips == 0 and not worse:
         return "answers unchanged"
-    if quality.mcnemar_p >= significance:
-        return "answers changed, none the worse as far as can be told"
-    return "answers worse" if quality.right_to_wrong > quality.wrong_to_right else "answers better"
+    if quality.equivalent and all(quality.equivalent.values()):
+        return f"equivalent within ±{quality.margin:g}"
+    if quality.p < significance:
+        return "answers worse" if quality.right_to_wrong > quality.wrong_to_right else "answers better"
+    changed = "answers changed" if quality.flips else "answers unchanged"
+    if worse:
+        return f"{changed}, {' and '.join(name.replace('_', ' ') for name in worse)} worse"
+    return f"{changed}, none the worse as far as can be told"
+
+
+def _is_worse(quality: Quality, name: str) -> bool:
+    difference, before = quality.differences[name], quality.before[name]
+    harm, least = difference.value, difference.low
+    if name not in LOWER_IS_BETTER:
+        harm, least = -difference.value, -difference.high
+    return least > 0 and (harm > _VISIBLE * abs(before))
+
+
+# ------------------------------------------------------------------------------------------------------------- metrics
 
 
 class _OfflineMetric(evaluate.Metric):  # type: ignore[misc]
-    """Loaded from here, not from the hub; everything stays in memory."""
+    """Loaded from here, not from the hub; everything stays in memory.
+
+    A subclass says what it takes, an entry an example (``columns``, and ``optional`` ones), how one example counts
+    (``rows``), and what a sample of examples comes to (``statistics``).
+    """
 
     columns: ClassVar[dict[str, str]]
+    optional: ClassVar[dict[str, str]] = {}
     summary: ClassVar[str]
 
     @classmethod
     def measure(cls, **inputs: Any) -> dict[str, float]:
         """``compute`` of a fresh metric, in a folder that is gone afterwards."""
+        given = "-".join(name for name in cls.optional if name in inputs)
         with tempfile.TemporaryDirectory() as folder:
-            result: dict[str, float] = cls(keep_in_memory=True, cache_dir=folder, seed=0).compute(**inputs)
+            metric = cls(config_name=given or None, keep_in_memory=True, cache_dir=folder, seed=0)
+            result: dict[str, float] = metric.compute(**inputs)
         return result
 
+    @classmethod
+    def values(cls, **columns: Array) -> dict[str, float]:
+        """The metrics of arrays, one entry an example. NaN where they are undefined, as without examples."""
+        rows = cls.rows(**columns)
+        found = cls.statistics(np.ones((1, len(next(iter(rows.values()))))), **rows)
+        return {name: float(value[0]) for name, value in found.items()}
+
+    @classmethod
+    def rows(cls, **columns: Array) -> dict[str, Array]:
+        """What there is to count about each example, as numbers; computed once, however often they are resampled."""
+        return columns
+
+    @classmethod
+    @abstractmethod
+    def statistics(cls, weights: Array, **rows: Array) -> dict[str, Array]:
+        """The metrics of several samples: ``weights[sample, example]`` is how many times an example is in one."""
+
     def _info(self) -> evaluate.MetricInfo:
+        extra = {name: kind for name, kind in self.optional.items() if name in self.config_name.split("-")}
+        columns = {**self.columns, **extra}
         return evaluate.MetricInfo(
             description=self.summary,
             citation="",
-            inputs_description=f"Keyword arguments, one list each: {', '.join(self.columns)}.",
-            features=datasets.Features({name: datasets.Value(kind) for name, kind in self.columns.items()}),
+            inputs_description=f"Keyword arguments, one list each: {', '.join(columns)}.",
+            features=datasets.Features({name: datasets.Value(kind) for name, kind in columns.items()}),
+        )
+
+    def _compute(self, **inputs: Sequence[Any]) -> dict[str, float]:
+        kinds = {**self.columns, **self.optional}
+        return self.values(
+            **{
+                name: np.array(values, dtype=object if kinds[name] == "string" else kinds[name])
+                for name, values in inputs.items()
+            }
         )
 
 
-class ClassificationMetric(_OfflineMetric):
-    """Accuracy, and macro F1: the mean over the labels that occur of 2·TP / (2·TP + FP + FN).
+def _sums(weights: Array, row: Array) -> Array:
+    """Σ weight · row for each sample; in an order that does not depend on the number of threads, as BLAS's does."""
+    if not np.isfinite(row).all():
+        row = np.where(weights > 0, row, 0.0)  # what is not in a sample does not make its sum undefined
+    sums: Array = (weights * row).sum(axis=1)
+    return sums
 
-    Takes ``predictions`` and ``references``, label ids.
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    """Their quotient; NaN for 0 / 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(numerator / denominator)
+
+
+def _sums_by_group(weights: Array, groups: Array, count: int) -> Array:
+    """[sample, group]: Σ of the weights of each group's examples."""
+    samples = len(weights)
+    cells = (np.arange(samples)[:, None] * count + groups).ravel()
+    sums = np.bincount(cells, weights=weights.ravel(), minlength=samples * count)
+    return sums.astype(np.float64, copy=False).reshape(samples, count)
+
+
+class ClassificationMetric(_OfflineMetric):
+    """Accuracy, and macro F1: the mean over the labels that occur of 2·TP / (2·TP + FP + FN); and top-5 accuracy
+    where ``top5`` is given.
+
+    Takes ``predictions`` and ``references``, label ids; ``top5``, whether the right one is among the five likeliest.
     """
 
     columns: ClassVar = {"predictions": "int64", "references": "int64"}
+    optional: ClassVar = {"top5": "bool"}
     summary = "Accuracy and macro F1."
 
-    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-        pairs = list(zip(predictions, references, strict=True))
-        scores = []
-        for label in sorted({*predictions, *references}):
-            hits = sum(p == r == label for p, r in pairs)
-            named = sum((p == label) + (r == label) for p, r in pairs)
-            scores.append(2 * hits / named)
-        return {
-            "accuracy": sum(p == r for p, r in pairs) / len(pairs),
-            "macro_f1": math.fsum(scores) / len(scores),
+    @classmethod
+    def rows(cls, **columns: Array) -> dict[str, Array]:
+        said, right = columns["predictions"], columns["references"]
+        codes = np.unique(np.concatenate([said, right]), return_inverse=True)[1]
+        first, second = codes[: len(said)], codes[len(said) :]
+        rows = {"said": first, "right": second, "hits": first == second}
+        return {**rows, "top5": columns["top5"]} if "top5" in columns else rows
+
+    @classmethod
+    def statistics(cls, weights: Array, **rows: Array) -> dict[str, Array]:
+        count = 1 + max(int(rows["said"].max(initial=0)), int(rows["right"].max(initial=0)))
+        hits = _sums_by_group(weights * rows["hits"], rows["right"], count)
+        named = _sums_by_group(weights, rows["said"], count) + _sums_by_group(weights, rows["right"], count)
+        scores = np.divide(2 * hits, named, out=np.zeros_like(named), where=named > 0)
+        total = weights.sum(axis=1)
+        found = {
+            "accuracy": _ratio(_sums(weights, rows["hits"]), total),
+            "macro_f1": _ratio(scores.sum(axis=1), (named > 0).sum(axis=1)),
         }
+        return {**found, "top5_accuracy": _ratio(_sums(weights, rows["top5"]), total)} if "top5" in rows else found
 
 
 class LanguageModelMetric(_OfflineMetric):
@@ -132,12 +338,12 @@ class LanguageModelMetric(_OfflineMetric):
     columns: ClassVar = {"losses": "float64", "tokens": "int64", "hits": "int64"}
     summary = "Perplexity and token accuracy."
 
-    def _compute(self, losses: Sequence[float], tokens: Sequence[int], hits: Sequence[int]) -> dict[str, float]:
-        mean = math.fsum(losses) / sum(tokens)
-        return {
-            "perplexity": math.exp(mean) if mean < 700 else math.inf,
-            "token_accuracy": sum(hits) / sum(tokens),
-        }
+    @classmethod
+    def statistics(cls, weights: Array, **rows: Array) -> dict[str, Array]:
+        tokens = _sums(weights, rows["tokens"])
+        with np.errstate(over="ignore"):  # a hopeless model's perplexity is infinite
+            perplexity = np.exp(_ratio(_sums(weights, rows["losses"]), tokens))
+        return {"perplexity": perplexity, "token_accuracy": _ratio(_sums(weights, rows["hits"]), tokens)}
 
 
 class SequenceMetric(_OfflineMetric):
@@ -155,19 +361,90 @@ class SequenceMetric(_OfflineMetric):
     }
     summary = "Exact match, edit error rate and loss."
 
-    def _compute(
-        self, predictions: Sequence[str], references: Sequence[str], losses: Sequence[float], tokens: Sequence[int]
-    ) -> dict[str, float]:
-        pairs = [(p.split(), r.split()) for p, r in zip(predictions, references, strict=True)]
+    @classmethod
+    def rows(cls, **columns: Array) -> dict[str, Array]:
+        counted = [_edits(*pair) for pair in zip(columns["predictions"], columns["references"], strict=True)]
+        edits, lengths, exact = np.array(counted, dtype=np.int64).reshape(-1, 3).T
         return {
-            "exact_match": sum(p == r for p, r in pairs) / len(pairs),
-            "edit_error_rate": sum(edit_distance(p, r) for p, r in pairs) / max(1, sum(len(r) for _, r in pairs)),
-            "loss": math.fsum(losses) / sum(tokens),
+            "edits": edits,
+            "lengths": lengths,
+            "exact": exact,
+            "losses": columns["losses"],
+            "tokens": columns["tokens"],
         }
+
+    @classmethod
+    def statistics(cls, weights: Array, **rows: Array) -> dict[str, Array]:
+        return {
+            "exact_match": _ratio(_sums(weights, rows["exact"]), weights.sum(axis=1)),
+            "edit_error_rate": _ratio(_sums(weights, rows["edits"]), np.maximum(1, _sums(weights, rows["lengths"]))),
+            "loss": _ratio(_sums(weights, rows["losses"]), _sums(weights, rows["tokens"])),
+        }
+
+
+class SimilarityMetric(_OfflineMetric):
+    """Spearman's and Pearson's correlation of the scores with the right ones. Spearman's is Pearson's of the ranks, of
+    which equals share the average. NaN where either side is constant.
+
+    Takes ``predictions`` and ``references``, a number an example.
+    """
+
+    columns: ClassVar = {"predictions": "float64", "references": "float64"}
+    summary = "Spearman's and Pearson's correlation."
+
+    @classmethod
+    def rows(cls, **columns: Array) -> dict[str, Array]:
+        rows = dict(columns)
+        for name, values in columns.items():
+            rows[f"{name}_order"] = np.unique(values, return_inverse=True, equal_nan=False)[1]
+        return rows
+
+    @classmethod
+    def statistics(cls, weights: Array, **rows: Array) -> dict[str, Array]:
+        ranks = []
+        for name in ("predictions", "references"):
+            order = rows[f"{name}_order"]
+            # How many of a sample have each value, so how many stand before it, and where its share of them stands.
+            many = _sums_by_group(weights, order, int(order.max(initial=0)) + 1)
+            rank = (many.cumsum(axis=1) - many + (many + 1) / 2)[:, order]
+            ranks.append(np.where(np.isnan(rows[name]), np.nan, rank))
+        return {
+            "spearman": _correlation(weights, *ranks),
+            "pearson": _correlation(weights, rows["predictions"], rows["references"]),
+        }
+
+
+def _correlation(weights: Array, x: Array, y: Array) -> Array:
+    """Pearson's Σ(x − x̄)(y − ȳ) / √(Σ(x − x̄)² Σ(y − ȳ)²) of each sample; NaN where x or y is constant in it: where
+    what the mean leaves of it is what rounding does."""
+    total = weights.sum(axis=1)
+    centred = []
+    for values in (x, y):
+        mean = _ratio(_sums(weights, values), total)
+        left = values - mean[:, None]
+        spread = np.sqrt(_sums(weights, left**2))
+        constant = ~(spread > 1e-13 * np.abs(mean) * np.sqrt(total))  # the bound of scipy.stats.pearsonr
+        centred.append((left, np.where(constant, np.nan, spread)))
+    (left_x, spread_x), (left_y, spread_y) = centred
+    return np.clip(_ratio(_sums(weights, left_x * left_y), spread_x * spread_y), -1.0, 1.0)
+
+
+@functools.lru_cache(maxsize=2**16)  # a good patch leaves most answers as they were
+def _edits(prediction: str, reference: str) -> tuple[int, int, bool]:
+    """(edits, tokens of the reference, whether they are the same)."""
+    said, right = prediction.split(), reference.split()
+    return edit_distance(said, right), len(right), said == right
 
 
 def edit_distance(left: Sequence[object], right: Sequence[object]) -> int:
     """The fewest insertions, deletions and replacements that make one sequence the other."""
+    start, end = 0, 0  # how much they begin and end with in common
+    shorter = min(len(left), len(right))
+    while start < shorter and left[start] == right[start]:
+        start += 1
+    while end < shorter - start and left[-1 - end] == right[-1 - end]:
+        end += 1
+    left, right = left[start : len(left) - end], right[start : len(right) - end]
     row = list(range(len(right) + 1))
     for i, item in enumerate(left, start=1):
         above_left, row[0] = row[0], i
@@ -176,39 +453,186 @@ def edit_distance(left: Sequence[object], right: Sequence[object]) -> int:
     return row[-1]
 
 
+# ---------------------------------------------------------------------------------------------------------- statistics
+
+
 def exact_mcnemar(lost: int, gained: int) -> float:
     """The exact two-sided p of McNemar's test: of ``lost + gained`` fair coins, a split at least as uneven. Without
     any, 1.0: there is nothing to tell the two apart by."""
-    trials, fewer = lost + gained, min(lost, gained)
-    tail = sum(math.comb(trials, k) for k in range(fewer + 1))
-    p: float = 2 * tail / 2**trials
-    return min(1.0, p)
+    return min(1.0, 2 * float(bdtr(min(lost, gained), lost + gained, 0.5)))
+
+
+def paired_p(gains: Array, *, seed: int) -> float:
+    """McNemar's test for examples that have several answers: how likely it is that wrong → right and right → wrong
+    differ this much if, for each example as a whole, before and after were as likely the other way round.
+
+    With at most one changed answer in each example it is ``exact_mcnemar``. Else each example's difference gets a sign
+    drawn at random, 9,999 times; p = (1 + as uneven as found) / 10,000 (Phipson & Smyth 2010).
+
+    Args:
+        gains: for each example, wrong → right minus right → wrong.
+        seed: for the draws.
+    """
+    moved = np.abs(gains[gains != 0]).astype(np.float64)
+    if not len(moved) or moved.max() <= 1:
+        return exact_mcnemar(int((gains < 0).sum()), int((gains > 0).sum()))
+    found = abs(int(gains.sum()))
+    generator = np.random.default_rng(seed)
+    uneven = 0
+    for draws in _chunks(_SIGN_FLIPS, len(moved)):
+        signs = generator.integers(0, 2, (draws, len(moved)), dtype=np.int8)
+        uneven += int((np.abs(moved.sum() - 2 * _sums(signs, moved)) >= found).sum())
+    return (1 + uneven) / (1 + _SIGN_FLIPS)
+
+
+def expanded_tails(size: int, confidence: float) -> tuple[float, float]:
+    """The quantiles at which a bootstrap of ``size`` values is read for an interval of this confidence.
+
+    A bootstrap's spread is that of the values by n, not n − 1, and its tails are normal where Student's t with n − 1
+    degrees of freedom is right: Φ(√(n / (n − 1)) · t) in the place of (1 ± confidence) / 2 (Hesterberg 2015, "What
+    Teachers Should Know About the Bootstrap", 3.4). Beyond 0 and 1, as with one value, all is possible.
+    """
+    if size < 2:
+        return 0.0, 1.0
+    t = math.sqrt(size / (size - 1)) * float(stdtrit(size - 1, (1 + confidence) / 2))
+    tail = NormalDist().cdf(-t)
+    return tail, 1 - tail
+
+
+def _chunks(resamples: int, size: int) -> Iterator[int]:
+    """How many resamples of ``size`` to hold at a time."""
+    step = max(1, _IN_MEMORY // max(1, size))
+    for start in range(0, resamples, step):
+        yield min(step, resamples - start)
+
+
+def _bootstrap(
+    metric: type[_OfflineMetric], old: Mapping[str, Array], new: Mapping[str, Array], *, seed: int
+) -> dict[str, Array]:
+    """after − before of each metric, for 2,000 resamples of the examples."""
+    size = len(next(iter(old.values())))
+    generator = np.random.default_rng(seed)
+    found: dict[str, list[Array]] = {}
+    for draws in _chunks(_RESAMPLES, size):
+        drawn = generator.integers(0, size, (draws, size))
+        cells = (drawn + np.arange(draws)[:, None] * size).ravel()
+        weights = np.bincount(cells, minlength=draws * size).reshape(draws, size).astype(np.float64)
+        before, after = metric.statistics(weights, **old), metric.statistics(weights, **new)
+        for name, values in before.items():
+            found.setdefault(name, []).append(_difference(values, after[name]))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _difference(before: Any, after: Any) -> Array:
+    """after − before; 0 where both are infinite alike."""
+    with np.errstate(invalid="ignore"):
+        return np.where(before == after, 0.0, after - before)
+
+
+def _intervals(
+    metric: type[_OfflineMetric], before: Mapping[str, Array], after: Mapping[str, Array], *, seed: int
+) -> dict[str, Interval]:
+    """after − before of each metric, from the columns."""
+    old, new = metric.rows(**before), metric.rows(**after)
+    size = len(next(iter(old.values())))
+    resampled = _bootstrap(metric, old, new, seed=seed) if size > 1 else {}
+    values = metric.values(**before), metric.values(**after)
+    found = {}
+    for name, first in values[0].items():
+        value = float(_difference(np.float64(first), np.float64(values[1][name])))
+        if math.isnan(value):
+            found[name] = Interval(math.nan, math.nan, math.nan)
+        elif size < 2:
+            found[name] = Interval(value, -math.inf, math.inf)
+        else:
+            defined = resampled[name][~np.isnan(resampled[name])]
+            # Where a draw is infinite, so is what lies between it and its neighbour: take one of them.
+            low, high = np.quantile(defined, expanded_tails(size, _CONFIDENCE), method="nearest")
+            found[name] = Interval(value, float(low), float(high))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------- comparison
 
 
 def compare(
     before: Sequence[Outcome],
     after: Sequence[Outcome],
-    metrics: tuple[dict[str, float], dict[str, float]],
+    task_columns: Callable[[Sequence[Outcome]], Mapping[str, Array]],
+    metric: type[_OfflineMetric] | None,
     *,
+    seed: int,
+    margin: float | None = None,
+    metrics: tuple[dict[str, float], dict[str, float]] | None = None,
     max_abs_logit_change: float,
     max_abs_logit: float,
 ) -> Quality:
-    """Count the answers that changed. ``before`` and ``after`` are of the same examples, in the same order."""
+    """What a patch did to the answers.
+
+    Args:
+        before, after: of the same examples, all of them, in the same order.
+        task_columns: what ``metric`` takes, an entry an example, from outcomes: ``Task.columns``.
+        metric: how the task is measured; None where it has no right answers.
+        seed: for the bootstrap and the test by sign flips.
+        margin: how far a metric may move and still count as equivalent: see ``Quality.equivalent``.
+        metrics: the task's metrics before and after, where there are more of them than ``metric`` gives.
+        max_abs_logit_change, max_abs_logit: as in ``Quality``.
+
+    Raises:
+        ValueError: ``before`` and ``after`` are not of the same examples, or the margin is not a positive number.
+    """
+    if margin is not None and not margin > 0:
+        raise ValueError(f"a margin is a positive number; got {margin}.")
     flips = lost = gained = answers = 0
-    for old, new in zip(before, after, strict=True):
-        for a, b, target in zip(old.answers, new.answers, old.targets, strict=True):
+    flipped: list[Flip] = []
+    gains = np.zeros(len(before), dtype=np.int64)
+    for example, (old, new) in enumerate(zip(before, after, strict=True)):
+        for a, b, target in _answers(old, new):
             answers += 1
-            flips += a != b
-            lost += a == target != b
-            gained += a != target == b
+            if a == b:
+                continue
+            flips += 1
+            lost += a == target
+            gained += b == target
+            gains[example] += (b == target) - (a == target)
+            if len(flipped) < _LISTED:
+                flipped.append(Flip(example, str(a), str(b), "" if target is None else str(target)))
+    values: tuple[dict[str, float], dict[str, float]] = {}, {}
+    differences: dict[str, Interval] = {}
+    if metric is not None:
+        columns = [task_columns(outcomes) for outcomes in (before, after)]
+        values = metric.values(**columns[0]), metric.values(**columns[1])
+        differences = _intervals(metric, columns[0], columns[1], seed=seed)
     return Quality(
-        *metrics,
+        *(values if metrics is None else metrics),
         examples=len(before),
         answers=answers,
         flips=flips,
         right_to_wrong=lost,
         wrong_to_right=gained,
         mcnemar_p=exact_mcnemar(lost, gained),
+        p=paired_p(gains, seed=seed),
+        differences=differences,
+        margin=margin,
+        equivalent=None if margin is None else _within(differences, values[0], margin),
+        flipped=tuple(flipped),
         max_abs_logit_change=max_abs_logit_change,
         max_abs_logit=max_abs_logit,
     )
+
+
+def _answers(old: Outcome, new: Outcome) -> Iterator[tuple[Answer, Answer, Answer]]:
+    """(before, after, right) of each answer of an example. Scores that differ by less than anyone sees are the same;
+    there is no right one among them."""
+    yield from zip(old.answers, new.answers, old.targets, strict=True)
+    if old.score is not None and new.score is not None:
+        moved = not (abs(new.score - old.score) <= _VISIBLE or (math.isnan(old.score) and math.isnan(new.score)))
+        yield f"{old.score:.4f}", f"{new.score:.4f}" if moved else f"{old.score:.4f}", None
+
+
+def _within(differences: Mapping[str, Interval], before: Mapping[str, float], margin: float) -> dict[str, bool]:
+    found = {}
+    for name, difference in differences.items():
+        most = margin * abs(before[name]) if name in _RELATIVE else margin
+        found[name] = -most <= difference.low and difference.high <= most
+    return found

@@ -1,32 +1,48 @@
 """What a model is asked, by task: rows of data to batches, a batch to logits, logits to an outcome for each example.
 
 Batches are formed once from all the examples, in an order and of a size that do not depend on how many processes
-there are; whoever runs one computes the same bits.
+there are; whoever runs one computes the same bits. Nothing is drawn at random that a row's number does not settle.
 """
 
 from __future__ import annotations
 
+import io
+import math
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_gelu_patch.evaluation.loading import EvaluationError, Subject
-from hf_gelu_patch.evaluation.quality import ClassificationMetric, LanguageModelMetric, Outcome, SequenceMetric
+from hf_gelu_patch.evaluation.data import PROBLEM, EvaluationError, first_line
+from hf_gelu_patch.evaluation.loading import Subject, load_metric, own_file, own_task
+from hf_gelu_patch.evaluation.quality import (
+    ClassificationMetric,
+    LanguageModelMetric,
+    Outcome,
+    SequenceMetric,
+    SimilarityMetric,
+)
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import PreTrainedModel
 
 __all__ = ["Batch", "Prediction", "Task", "make_task"]
 
 _IGNORED = -100
 _MAX_LOGITS = 2**25  # numbers in the logits of one batch, 128 MB in float32
+_MAX_READ = 2**20  # of them that are read at a time on a CPU
 _MAX_LENGTH = 512
+_DECODED = 32  # tokens, at most, in a timed generation from running text
+_MASKED = 0.15  # of a text's tokens
 
 
 @dataclass(frozen=True)
@@ -34,9 +50,10 @@ class Batch:
     """Some examples, ready for the model.
 
     Attributes:
-        ids: which examples, as numbered in the data.
+        ids: which examples, as numbered in the task.
         inputs: keyword arguments of the model.
-        targets: [examples, positions], the right answers; −100 where there is none.
+        targets: [examples, positions], the right answers; −100 where there is none. Where a task has none at all, 0
+            at each position that is compared.
         units: the work in it, in the task's unit.
     """
 
@@ -63,32 +80,88 @@ class Task(ABC):
 
     Attributes:
         unit: what throughput counts.
-        examples: encoded, in the order of the data.
+        metric: how its outcomes are measured; None where there is no right answer to measure them by.
+        generates: whether there is something to generate, with ``generate``.
+        examples: encoded, in the order of the data, without the rows that were left out.
+        skipped: each row that was left out, counted from 1, and why.
+        extra: another metric to measure predictions and references by.
     """
 
     unit = "examples"
+    metric: type[Any] | None = None
+    generates: ClassVar[bool] = False
 
     def __init__(
-        self, subject: Subject, config: Any, processor: Any, data: datasets.Dataset, limit: int | None
+        self,
+        subject: Subject,
+        config: Any,
+        processor: Any,
+        data: datasets.Dataset,
+        limit: int | None = None,
+        *,
+        skip_bad_rows: bool = False,
     ) -> None:
         self.subject = subject
         self.config = config
         self.processor = processor
+        self.extra = None
+        self._skip_bad_rows = skip_bad_rows
+        self._bad: dict[int, str] = {}
         self.examples: list[dict[str, Any]] = self.encode(data, limit)
+        self.skipped = tuple((row + 1, reason) for row, reason in sorted(self._bad.items()))
+        if not self.examples:
+            raise EvaluationError(f"{subject.data}: no row can be used; row {self.skipped[0][0]} {self.skipped[0][1]}.")
+        if subject.metric is not None:
+            if self.metric is None:
+                raise EvaluationError(f"{subject.task} has no right answers to measure by: drop --metric.")
+            self.extra = load_metric(subject.metric, allow_download=subject.allow_download)
 
     @abstractmethod
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
-        """At most ``limit`` examples, the first ones.
+        """The examples in the first ``limit`` rows (or the first ``limit`` blocks of running text).
 
         Raises:
-            EvaluationError: a row holds what the task cannot take; the message names the row.
+            EvaluationError: a row holds what the task cannot take, and is not to be skipped; the message names it.
         """
 
     @abstractmethod
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch: ...
 
-    @abstractmethod
-    def metrics(self, outcomes: Sequence[Outcome]) -> dict[str, float]: ...
+    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
+        """What the metric takes, an entry for each example: of all examples, in their order."""
+        del outcomes
+        return {}
+
+    def pairs(self, outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
+        """The predictions, and the references they are held to, as any other metric takes them."""
+        columns = self.columns(outcomes)
+        return columns["predictions"].tolist(), columns["references"].tolist()
+
+    def metrics(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """The task's metrics by name, and the other metric's numbers.
+
+        Raises:
+            EvaluationError: the other metric does not take what this task predicts.
+        """
+        found: dict[str, float] = {} if self.metric is None else self.metric.measure(**self.columns(outcomes))
+        if self.extra is None:
+            return found
+        predictions, references = self.pairs(outcomes)
+        try:
+            others = self.extra.compute(predictions=predictions, references=references) or {}
+        except Exception as error:  # it is someone else's code
+            raise EvaluationError(
+                f"the metric {self.subject.metric} cannot measure what {self.subject.task} predicts: "
+                f"{type(error).__name__}: {first_line(error)}"
+            ) from error
+        for name, value in others.items():
+            if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+                found[name if name not in found else f"{self.extra.name}.{name}"] = float(value)
+        return found
+
+    def describe(self, example: int) -> str:
+        """A short text by which people know an example: the beginning of what the model is given."""
+        return _shortened(self.examples[example]["shown"])
 
     def size(self, example: dict[str, Any]) -> int:
         """How long an example is: like lengths go into one batch."""
@@ -116,142 +189,534 @@ class Task(ABC):
     def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:
         """Run the model, and read off an outcome for each example."""
         logits = self.forward(model, batch)
-        outcomes = (
-            Outcome(answers, tuple(targets.tolist()), loss, len(targets))
-            for answers, targets, loss in _read(logits, batch.targets)
+        return Prediction(logits, tuple(Outcome(*read) for read in _read(logits, batch.targets)))
+
+    # What follows is for the tasks' own ``encode``.
+
+    def leave_out(self, row: int, reason: str) -> None:
+        """Note a bad row, counted from 0.
+
+        Raises:
+            EvaluationError: bad rows are not to be skipped.
+        """
+        if not self._skip_bad_rows:
+            raise EvaluationError(
+                f"{self.subject.data}: row {row + 1} {reason}. "
+                "Mend the row or remove it, or leave such rows out with --skip_bad_rows."
+            )
+        self._bad.setdefault(row, reason)
+
+    def rows(self, data: datasets.Dataset) -> list[int]:
+        """The rows that could be read."""
+        if PROBLEM not in data.column_names:
+            return list(range(len(data)))
+        problems = data[PROBLEM][:]
+        for row, reason in enumerate(problems):
+            if reason is not None:
+                self.leave_out(row, reason)
+        return [row for row, reason in enumerate(problems) if reason is None]
+
+    def texts(self, data: datasets.Dataset, column: str | None, rows: Iterable[int]) -> dict[int, str]:
+        """The texts of a column, by row."""
+        values = data[column][:]
+        found = {}
+        for row in rows:
+            if isinstance(values[row], str):
+                found[row] = values[row]
+            else:
+                self.leave_out(row, f"of the column {column!r} is no text: {_shortened(repr(values[row]))}")
+        return found
+
+    def tokens(self, rows: Sequence[int], texts: Mapping[int, str], **options: Any) -> dict[int, dict[str, Any]]:
+        """What the tokenizer makes of texts that will stand in batches, by row: there has to be something of each,
+        and something to fill up with."""
+        if self.processor.pad_token is None:
+            raise EvaluationError(
+                f"the tokenizer of {self.subject.name} has no padding token, which batches need: set "
+                "tokenizer.pad_token and save it to the checkpoint's folder."
+            )
+        given = [texts[row] for row in rows]
+        if not given:
+            return {}
+        encoded = self.processor(given, truncation=True, max_length=self.length(), **options)
+        found = {}
+        for number, row in enumerate(rows):
+            if encoded["input_ids"][number]:
+                found[row] = {key: encoded[key][number] for key in encoded}
+            else:
+                self.leave_out(row, "has no tokens")
+        return found
+
+    def length(self) -> int:
+        """Tokens in an example: as asked for, within what the model has positions for."""
+        asked = self.subject.max_length
+        own = getattr(self.config.get_text_config(), "max_position_embeddings", None) or _MAX_LENGTH
+        most = min(own, self.processor.model_max_length)
+        if asked is not None and asked > most:
+            raise EvaluationError(f"{self.subject.name} takes at most {most} tokens: --max_length {asked} is too long.")
+        return int(asked or min(most, _MAX_LENGTH))
+
+    def padded(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """What the tokenizer made of some examples, filled up to one length."""
+        rows = [example["tokens"] for example in examples]
+        return dict(self.processor.pad(rows, padding=True, return_tensors="pt"))
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text[:400].split())
+    return text if len(text) <= 100 else text[:99] + "…"
+
+
+def _read(logits: Tensor, targets: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...], float, int]]:
+    """For each example: the most likely class at each position that counts, the right ones, their summed negative
+    log-likelihood −log softmax(logits)[target] in nats, and how many they are.
+
+    Softmax's sum is taken in the logits' precision (in float32 where that is less): within 1e-6 nats of the exact one.
+    What is added up beyond it is float64. Only so many logits at a time as a cache holds: it is what makes it cheap.
+    """
+    if logits.shape[:2] != targets.shape:
+        raise EvaluationError(
+            f"the model gave logits of the shape {list(logits.shape)} for answers of the shape {list(targets.shape)}."
         )
-        return Prediction(logits, tuple(outcomes))
+    counts = targets != _IGNORED
+    losses = torch.zeros(targets.shape, dtype=torch.float64, device=logits.device)
+    rows, columns = counts.nonzero(as_tuple=True)
+    said: list[int] = []
+    step = max(1, (_MAX_READ if logits.device.type == "cpu" else _MAX_LOGITS) // logits.shape[-1])
+    for places in zip(torch.split(rows, step), torch.split(columns, step), strict=True):
+        scores = logits[places]
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        largest, indices = scores.max(-1)
+        given = scores.gather(-1, targets[places][:, None])[:, 0]
+        total = scores.sub_(largest[:, None]).exp_().sum(-1)
+        losses[places] = total.double().log() + (largest.double() - given.double())
+        said += indices.tolist()
+    right = targets[counts].tolist()
+    found, end = [], 0
+    for loss, size in zip(losses.sum(1).tolist(), counts.sum(1).tolist(), strict=True):
+        begin, end = end, end + size
+        found.append((tuple(said[begin:end]), tuple(right[begin:end]), loss, size))
+    return found
 
 
-def _read(logits: Tensor, targets: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor, float]]:
-    """For each example: the most likely class at each position that counts, the right ones, and their summed negative
-    log-likelihood, in float64."""
-    for row, target in zip(logits, targets, strict=True):
-        counts = target != _IGNORED
-        scores, right = row[counts].double(), target[counts]
-        likelihood = scores.log_softmax(-1).gather(-1, right[:, None])
-        yield tuple(scores.argmax(-1).tolist()), right.cpu(), -float(likelihood.sum())
+def _first(data: datasets.Dataset, limit: int | None) -> datasets.Dataset:
+    return data if limit is None else data.select(range(min(limit, len(data))))
+
+
+# ----------------------------------------------------------------------------------------------------- classification
 
 
 class _Classification(Task):
     """One label for an example."""
 
-    def label(self, row: int, value: Any) -> int:
-        """A label's id, from its id or its name."""
+    metric = ClassificationMetric
+
+    def label(self, value: Any) -> int | None:
+        """A label's id, from its id or its name; None if the model knows neither."""
         known: dict[str, int] = {str(name): int(index) for name, index in (self.config.label2id or {}).items()}
         index = known.get(str(value))
         if index is None:
             try:
                 index = int(str(value))
             except ValueError:
-                index = -1
-        if not 0 <= index < self.config.num_labels:
-            names = ", ".join(
-                f"{index} ({name})" for name, index in sorted(known.items(), key=lambda item: item[1])[:12]
-            )
-            raise EvaluationError(
-                f"{self.subject.data}: row {row + 1} has the label {value!r}, which the model does not know. "
-                f"Its labels: {names}{', …' if len(known) > 12 else ''}."
-            )
-        return index
+                return None
+        return index if 0 <= index < self.config.num_labels else None
 
-    def labels(self, data: datasets.Dataset) -> list[int]:
+    def labels(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, int]:
         column = self.subject.target_column
         feature = data.features[column]
         values = data[column][:]
         if isinstance(feature, datasets.ClassLabel) and set(feature.names) <= set(self.config.label2id):
-            values = [feature.int2str(value) for value in values]
-        return [self.label(row, value) for row, value in enumerate(values)]
+            values = [value if value is None else feature.int2str(value) for value in values]
+        names = sorted((self.config.label2id or {}).items(), key=lambda item: item[1])
+        shown = ", ".join(f"{index} ({name})" for name, index in names[:12]) + (", …" if len(names) > 12 else "")
+        ids = {value: self.label(value) for value in dict.fromkeys(values)}
+        found = {}
+        for row in rows:
+            index = ids[values[row]]
+            if index is None:
+                self.leave_out(row, f"has the label {values[row]!r}, which the model does not know (it has: {shown})")
+            else:
+                found[row] = index
+        return found
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return super().forward(model, batch)[:, None, :]
 
-    def metrics(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
-        return ClassificationMetric.measure(
-            predictions=[outcome.answers[0] for outcome in outcomes],
-            references=[outcome.targets[0] for outcome in outcomes],
-        )
+    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
+        return _label_columns(outcomes)
+
+
+def _label_columns(outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
+    columns: dict[str, np.ndarray[Any, Any]] = {
+        "predictions": np.array([outcome.answers[0] for outcome in outcomes], dtype=np.int64),
+        "references": np.array([outcome.targets[0] for outcome in outcomes], dtype=np.int64),
+    }
+    if any(outcome.top5 for outcome in outcomes):
+        columns["top5"] = np.array([outcome.top5[0] for outcome in outcomes], dtype=np.bool_)
+    return columns
 
 
 class TextClassification(_Classification):
-    """A text and its label."""
+    """A text, or a pair of texts, and its label."""
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         data = _first(data, limit)
-        texts = _texts(data, self.subject.input_column, self.subject)
-        length = _length(self.subject, self.config, self.processor)
-        encoded = _tokens(self.processor, self.subject, text=texts, max_length=length)
+        texts = self.texts(data, self.subject.input_column, self.rows(data))
+        options = {}
+        if self.subject.second_column is not None:
+            seconds = self.texts(data, self.subject.second_column, texts)
+            texts = {row: texts[row] for row in seconds}
+        labels = self.labels(data, texts)
+        if self.subject.second_column is not None:
+            options["text_pair"] = [seconds[row] for row in labels]
+        encoded = self.tokens(list(labels), texts, **options)
         return [
-            {**{key: encoded[key][row] for key in encoded}, "label": label}
-            for row, label in enumerate(self.labels(data))
+            {"tokens": tokens, "input_ids": tokens["input_ids"], "label": labels[row], "shown": texts[row]}
+            for row, tokens in encoded.items()
         ]
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
-        rows = [{key: value for key, value in example.items() if key != "label"} for example in examples]
-        inputs = dict(self.processor.pad(rows, padding=True, return_tensors="pt"))
-        return Batch(ids, inputs, torch.tensor([[example["label"]] for example in examples]), len(ids))
+        return Batch(ids, self.padded(examples), torch.tensor([[e["label"]] for e in examples]), len(ids))
 
 
 class ImageClassification(_Classification):
-    """An image and its label."""
+    """An image and its label; where there are more than five labels, the five likeliest are looked at too."""
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         data = _first(data, limit)
-        column = self.subject.input_column
-        try:
-            images = [image.convert("RGB") for image in data.cast_column(column, datasets.Image())[column]]
-        except Exception as error:  # pyarrow and pillow each have their own
-            raise EvaluationError(
-                f"{self.subject.data}: the column {column!r} does not hold images ({type(error).__name__}: {error}). "
-                "Name the one that does with --input_column."
-            ) from error
-        pixels = self.processor(images, return_tensors="pt")["pixel_values"]
-        return [{"pixels": image, "label": label} for image, label in zip(pixels, self.labels(data), strict=True)]
+        labels = self.labels(data, self.rows(data))
+        return [{**image, "label": labels[row]} for row, image in _pixels(self, data, labels).items()]
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
-        dtype = self.config.dtype if isinstance(self.config.dtype, torch.dtype) else torch.float32
-        pixels = torch.stack([example["pixels"] for example in examples]).to(dtype)
-        return Batch(
-            ids, {"pixel_values": pixels}, torch.tensor([[example["label"]] for example in examples]), len(ids)
-        )
+        targets = torch.tensor([[example["label"]] for example in examples])
+        return Batch(ids, {"pixel_values": _stacked(self, examples)}, targets, len(ids))
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:
+        logits = self.forward(model, batch)
+        if logits.shape[-1] <= 5:
+            return Prediction(logits, tuple(Outcome(*read) for read in _read(logits, batch.targets)))
+        among = (logits[:, 0].topk(5, sorted=False).indices == batch.targets).any(-1).tolist()
+        outcomes = (Outcome(*read, top5=(one,)) for read, one in zip(_read(logits, batch.targets), among, strict=True))
+        return Prediction(logits, tuple(outcomes))
 
 
-class CausalLM(Task):
-    """Running text, cut into blocks of ``max_length`` tokens without overlap, the rest dropped. Every token but a
-    block's first is an answer."""
+def _pixels(task: Task, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """The images of the rows as the image processor makes them, by row."""
+    column = task.subject.input_column
+    try:
+        stored = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except Exception as error:  # pyarrow and datasets each have their own
+        raise EvaluationError(
+            f"{task.subject.data}: the column {column!r} does not hold images ({first_line(error)}). "
+            "Name the one that does with --input_column."
+        ) from error
+    found: dict[int, dict[str, Any]] = {}
+    held: dict[int, tuple[Image, str]] = {}
 
-    unit = "tokens"
+    def process() -> None:
+        images = [image for image, _ in held.values()]
+        pixels = task.processor(images, return_tensors="pt")["pixel_values"] if images else ()
+        found.update({row: {"pixels": one, "shown": held[row][1]} for row, one in zip(held, pixels, strict=True)})
+        held.clear()
+
+    for row in rows:
+        value = stored[row][column] or {}
+        name = value.get("path") or f"image in row {row + 1}"
+        try:
+            held[row] = (_image(value, task.subject.data), name)
+        except Exception as error:  # pillow has many
+            task.leave_out(row, f"holds no image that can be read ({name}: {first_line(error)})")
+        if len(held) == 64:
+            process()
+    process()
+    return found
+
+
+def _image(value: dict[str, Any], data: Path | str) -> Image:
+    """The picture, in RGB and the right way up. A path is from here or from the data file."""
+    from PIL import Image, ImageOps
+
+    content, path = value.get("bytes"), Path(value.get("path") or "")
+    if content is None:
+        if value.get("path") is None:
+            raise ValueError("there is none")
+        beside = Path(data).parent / path
+        content = (beside if beside.is_file() else path).read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+        turned: Image.Image = ImageOps.exif_transpose(image)
+        return turned.convert("RGB")
+
+
+def _stacked(task: Task, examples: Sequence[dict[str, Any]]) -> Tensor:
+    """Their pixels in one tensor of the model's dtype."""
+    dtype = task.config.dtype if isinstance(task.config.dtype, torch.dtype) else torch.float32
+    return torch.stack([example["pixels"] for example in examples]).to(dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------ features
+
+
+class SentenceSimilarity(Task):
+    """Two texts and a score of how alike they are. The model's answer is the cosine of their embeddings, each the mean
+    of the last hidden state over the tokens that are no padding (Reimers & Gurevych 2019). The embeddings stand where
+    other tasks have logits: two positions for each example."""
+
+    metric = SimilarityMetric
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
-        text = "\n\n".join(_texts(data, self.subject.input_column, self.subject))
-        tokens = self.processor(text, verbose=False)["input_ids"]
-        length = min(_length(self.subject, self.config, self.processor), len(tokens))
+        data = _first(data, limit)
+        first = self.texts(data, self.subject.input_column, self.rows(data))
+        second = self.texts(data, self.subject.second_column, first)
+        scores = data[self.subject.target_column][:]
+        right = {}
+        for row in second:
+            try:
+                right[row] = float(scores[row])
+                if not math.isfinite(right[row]):
+                    raise ValueError
+            except (TypeError, ValueError):
+                right.pop(row, None)
+                self.leave_out(row, f"has no score that is a number: {scores[row]!r}")
+        one = self.tokens(list(right), first)
+        two = self.tokens(list(one), second)
+        return [
+            {
+                "pair": (one[row], two[row]),
+                "input_ids": max(one[row]["input_ids"], two[row]["input_ids"], key=len),
+                "score": right[row],
+                "shown": f"{_shortened(first[row])} | {_shortened(second[row])}",
+            }
+            for row in two
+        ]
+
+    def logits_per_example(self) -> int:
+        return 2 * int(self.config.get_text_config().hidden_size)
+
+    def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
+        inputs = self.padded([{"tokens": example["pair"][which]} for which in (0, 1) for example in examples])
+        return Batch(ids, inputs, torch.zeros(len(ids), 2, dtype=torch.long), len(ids))
+
+    def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        states: Tensor = model(**batch.inputs).last_hidden_state
+        mask = batch.inputs["attention_mask"].to(states.dtype)
+        weights = mask / mask.sum(1, keepdim=True)
+        return (weights[:, None, :] @ states).view(2, len(batch.ids), -1).transpose(0, 1)
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:
+        embeddings = self.forward(model, batch)
+        one, two = embeddings.double().unbind(1)
+        cosines = torch.cosine_similarity(one, two, dim=-1).tolist()
+        return Prediction(embeddings, tuple(Outcome((), (), 0.0, 0, score=cosine) for cosine in cosines))
+
+    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
+        return {
+            "predictions": np.array([outcome.score for outcome in outcomes], dtype=np.float64),
+            "references": np.array([example["score"] for example in self.examples], dtype=np.float64),
+        }
+
+
+class FeatureDrift(Task):
+    """Texts, or images, without right answers: the last hidden states stand where other tasks have logits, at each
+    token that is no padding. An image's are one position."""
+
+    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+        data = _first(data, limit)
+        rows = self.rows(data)
+        if not hasattr(self.processor, "pad_token"):
+            return list(_pixels(self, data, rows).values())
+        texts = self.texts(data, self.subject.input_column, rows)
+        return [
+            {"tokens": tokens, "input_ids": tokens["input_ids"], "shown": texts[row]}
+            for row, tokens in self.tokens(list(texts), texts).items()
+        ]
+
+    def logits_per_example(self) -> int:
+        return self.size(self.examples[0]) * int(getattr(self.config.get_text_config(), "hidden_size", 1024))
+
+    def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
+        if "pixels" in examples[0]:
+            return Batch(
+                ids, {"pixel_values": _stacked(self, examples)}, torch.zeros(len(ids), 1, dtype=torch.long), len(ids)
+            )
+        inputs = self.padded(examples)
+        mask = inputs["attention_mask"]
+        if self.config.is_encoder_decoder:
+            inputs |= {"decoder_input_ids": inputs["input_ids"], "decoder_attention_mask": mask}
+        return Batch(ids, inputs, (mask - 1) * -_IGNORED, len(ids))
+
+    def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        states: Tensor = model(**batch.inputs).last_hidden_state
+        return states.flatten(1)[:, None] if "pixel_values" in batch.inputs else states
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:
+        return Prediction(self.forward(model, batch), (Outcome((), (), 0.0, 0),) * len(batch.ids))
+
+
+# ---------------------------------------------------------------------------------------------------- language models
+
+
+class _LanguageModel(Task):
+    """Tokens that are to be told from others."""
+
+    unit = "tokens"
+    metric = LanguageModelMetric
+
+    def logits_per_example(self) -> int:
+        return max(map(self.size, self.examples)) * int(self.config.get_text_config().vocab_size)
+
+    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
+        return _token_columns(outcomes)
+
+    def pairs(self, outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
+        return _token_pairs(outcomes)
+
+    def describe(self, example: int) -> str:
+        return _shortened(self.processor.decode(self.examples[example]["input_ids"][:100]))
+
+
+def _token_columns(outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
+    hits = [sum(a == b for a, b in zip(o.answers, o.targets, strict=True)) for o in outcomes]
+    return {
+        "losses": np.array([outcome.loss for outcome in outcomes], dtype=np.float64),
+        "tokens": np.array([outcome.tokens for outcome in outcomes], dtype=np.int64),
+        "hits": np.array(hits, dtype=np.int64),
+    }
+
+
+def _token_pairs(outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
+    """Token by token."""
+    return (
+        [answer for outcome in outcomes for answer in outcome.answers],
+        [target for outcome in outcomes for target in outcome.targets],
+    )
+
+
+class MaskedLM(_LanguageModel):
+    """Texts of which 15 % of the tokens (at least one), drawn by the example's number, are hidden behind the mask token
+    and have to be told (Devlin et al. 2018, all of those drawn masked). A text longer than ``max_length`` gives several
+    examples."""
+
+    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+        if self.processor.mask_token_id is None:
+            raise EvaluationError(f"the tokenizer of {self.subject.name} has no mask token: it is for another --task.")
+        texts = self.texts(data, self.subject.input_column, self.rows(data))
+        examples: list[dict[str, Any]] = []
+        for row, text in texts.items():
+            if limit is not None and len(examples) >= limit:
+                break
+            encoded = self.processor(
+                [text],
+                truncation=True,
+                max_length=self.length(),
+                return_special_tokens_mask=True,
+                return_overflowing_tokens=self.processor.is_fast,
+            )
+            encoded.pop("overflow_to_sample_mapping", None)
+            special = encoded.pop("special_tokens_mask")
+            before = len(examples)
+            for number, ids in enumerate(encoded["input_ids"]):
+                places = [place for place, one in enumerate(special[number]) if not one]
+                if places:
+                    tokens = {key: encoded[key][number] for key in encoded}
+                    examples.append(self._masked(tokens, places, len(examples)))
+                    examples[-1]["shown_ids"] = ids
+            if len(examples) == before:
+                self.leave_out(row, "has no tokens")
+        return examples[:limit]
+
+    def _masked(self, tokens: dict[str, Any], places: Sequence[int], example: int) -> dict[str, Any]:
+        chosen = random.Random(f"masked-lm {example}").sample(places, max(1, round(_MASKED * len(places))))
+        ids, targets = list(tokens["input_ids"]), [_IGNORED] * len(tokens["input_ids"])
+        for place in chosen:
+            targets[place], ids[place] = ids[place], self.processor.mask_token_id
+        return {"tokens": {**tokens, "input_ids": ids}, "input_ids": ids, "targets": targets}
+
+    def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
+        inputs = self.padded(examples)
+        targets = pad_sequence(
+            [torch.tensor(example["targets"]) for example in examples],
+            batch_first=True,
+            padding_value=_IGNORED,
+            padding_side=self.processor.padding_side,
+        )
+        return Batch(ids, inputs, targets, int(inputs["attention_mask"].sum()))
+
+    def describe(self, example: int) -> str:
+        return _shortened(self.processor.decode(self.examples[example]["shown_ids"][:100]))
+
+
+class CausalLM(_LanguageModel):
+    """Running text, cut into blocks of ``max_length`` tokens without overlap, the rest dropped; every token but a
+    block's first is an answer. With a stride, a window of ``max_length`` tokens moves on by it to the end of the text,
+    and every token but the text's first is an answer once: in the first window that reaches it, where as many stand
+    before it as can (https://huggingface.co/docs/transformers/perplexity).
+
+    Attributes:
+        decode_tokens: how many ``generate`` adds.
+    """
+
+    generates = True
+
+    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+        texts = self.texts(data, self.subject.input_column, self.rows(data))
+        tokens = self.processor("\n\n".join(texts.values()), verbose=False)["input_ids"]
+        length = min(self.length(), len(tokens))
         if length < 2:
             raise EvaluationError(
                 f"{self.subject.data}: perplexity needs two tokens or more in a block, and there are {length}: give it "
                 "more text, or a larger --max_length."
             )
-        count = len(tokens) // length
-        count = count if limit is None else min(count, limit)
-        return [{"input_ids": tokens[i * length : (i + 1) * length]} for i in range(count)]
-
-    def logits_per_example(self) -> int:
-        return len(self.examples[0]["input_ids"]) * int(self.config.get_text_config().vocab_size)
+        stride, window = self.subject.stride, self.length()
+        if stride is not None and not 1 <= stride < window:
+            raise EvaluationError(
+                f"a window of {window} tokens that moves on by {stride} leaves tokens out, for each is told from those "
+                f"before it: take a --stride of 1 to {window - 1}."
+            )
+        self.decode_tokens = min(_DECODED, length - length // 2)
+        if stride is None:
+            starts: Sequence[int] = range(0, len(tokens) - length + 1, length)
+        else:
+            starts = range(0, max(1, len(tokens) - length + stride), stride)
+        examples, scored = [], 0
+        for start in starts[:limit]:
+            block = tokens[start : start + length]
+            known = 0 if stride is None else max(0, scored - start)
+            scored = start + len(block)
+            examples.append({"input_ids": block, "known": known})
+        return examples
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
-        tokens = torch.tensor([example["input_ids"] for example in examples])
-        return Batch(ids, {"input_ids": tokens}, tokens[:, 1:], tokens.numel())
+        windows = [torch.tensor(example["input_ids"]) for example in examples]
+        targets = [window.clone() for window in windows]
+        for target, example in zip(targets, examples, strict=True):
+            target[: example["known"]] = _IGNORED
+        inputs = {"input_ids": pad_sequence(windows, batch_first=True)}
+        units = sum(map(len, windows))
+        if units < inputs["input_ids"].numel():  # the text's last window is shorter
+            inputs["attention_mask"] = pad_sequence([torch.ones_like(w) for w in windows], batch_first=True)
+        return Batch(ids, inputs, pad_sequence(targets, batch_first=True, padding_value=_IGNORED)[:, 1:], units)
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         logits: Tensor = model(**batch.inputs, use_cache=False).logits
         return logits[:, :-1]
 
-    def metrics(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
-        return LanguageModelMetric.measure(
-            losses=[outcome.loss for outcome in outcomes],
-            tokens=[outcome.tokens for outcome in outcomes],
-            hits=[sum(a == b for a, b in zip(o.answers, o.targets, strict=True)) for o in outcomes],
-        )
+    def generate(self, model: PreTrainedModel, batch: Batch, new_tokens: int | None = None) -> Tensor:
+        """Go on, greedily, from the first half of each block: always by ``decode_tokens``, whatever comes. With one
+        new token it is the prefill alone."""
+        ids = batch.inputs["input_ids"]
+        prompt = ids[:, : max(1, ids.shape[1] // 2)]
+        return _generated(model, new_tokens or self.decode_tokens, input_ids=prompt)
+
+
+def _generated(model: PreTrainedModel, new_tokens: int, **inputs: Tensor) -> Tensor:
+    """So many tokens, the likeliest each time, past any end."""
+    inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+    options: dict[str, Any] = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
+    if model.generation_config.pad_token_id is None:
+        options["pad_token_id"] = 0  # never comes up: all go on to the end
+    generated: Tensor = model.generate(**inputs, do_sample=False, num_beams=1, **options)  # type: ignore[operator]
+    return generated
 
 
 class Seq2Seq(Task):
@@ -260,37 +725,43 @@ class Seq2Seq(Task):
 
     Attributes:
         new_tokens: generate at most so many where the model's generation config does not say.
+        decode_tokens: how many ``generate`` makes: as many as the longest right answer has, at most 32.
     """
 
-    new_tokens: int
+    metric = SequenceMetric
+    generates = True
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         data = _first(data, limit)
-        column = self.subject.target_column
-        assert column is not None
-        length = _length(self.subject, self.config, self.processor)
-        sources, targets = _texts(data, self.subject.input_column, self.subject), _texts(data, column, self.subject)
-        encoded = _tokens(self.processor, self.subject, text=sources, max_length=length)
-        labels = _tokens(self.processor, self.subject, text_target=targets, max_length=length)["input_ids"]
-        self.new_tokens = max(len(row) for row in labels) + 8
-        return [
-            {
-                "input_ids": encoded["input_ids"][row],
-                "attention_mask": encoded["attention_mask"][row],
-                "labels": labels[row],
-                "target": " ".join(target.split()),
-            }
-            for row, target in enumerate(targets)
-        ]
+        sources = self.texts(data, self.subject.input_column, self.rows(data))
+        targets = self.texts(data, self.subject.target_column, sources)
+        encoded = self.tokens(list(targets), sources)
+        given = [targets[row] for row in encoded]
+        labels = self.processor(text_target=given, truncation=True, max_length=self.length()) if given else {}
+        examples = []
+        for number, (row, tokens) in enumerate(encoded.items()):
+            if not labels["input_ids"][number]:
+                self.leave_out(row, "has no tokens in the right answer")
+                continue
+            examples.append(
+                {
+                    "tokens": {key: tokens[key] for key in ("input_ids", "attention_mask")},
+                    "input_ids": tokens["input_ids"],
+                    "labels": labels["input_ids"][number],
+                    "target": " ".join(targets[row].split()),
+                    "shown": sources[row],
+                }
+            )
+        longest = max((len(example["labels"]) for example in examples), default=1)
+        self.new_tokens, self.decode_tokens = longest + 8, min(_DECODED, longest)
+        return examples
 
     def logits_per_example(self) -> int:
         return max(len(example["labels"]) for example in self.examples) * int(self.config.get_text_config().vocab_size)
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
-        rows = [{key: example[key] for key in ("input_ids", "attention_mask")} for example in examples]
-        inputs = dict(self.processor.pad(rows, padding=True, return_tensors="pt"))
         labels = pad_sequence([torch.tensor(e["labels"]) for e in examples], batch_first=True, padding_value=_IGNORED)
-        return Batch(ids, {**inputs, "labels": labels}, labels, len(ids))
+        return Batch(ids, {**self.padded(examples), "labels": labels}, labels, len(ids))
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         logits: Tensor = model(**batch.inputs, use_cache=False).logits
@@ -305,77 +776,138 @@ class Seq2Seq(Task):
         )
         texts = self.processor.batch_decode(generated, skip_special_tokens=True)
         outcomes = (
-            Outcome((" ".join(text.split()),), (self.examples[example]["target"],), loss, len(right))
-            for example, text, (_, right, loss) in zip(batch.ids, texts, _read(logits, batch.targets), strict=True)
+            Outcome((" ".join(text.split()),), (self.examples[example]["target"],), loss, tokens)
+            for example, text, (_, _, loss, tokens) in zip(batch.ids, texts, _read(logits, batch.targets), strict=True)
         )
         return Prediction(logits, tuple(outcomes))
 
-    def metrics(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
-        return SequenceMetric.measure(
-            predictions=[outcome.answers[0] for outcome in outcomes],
-            references=[outcome.targets[0] for outcome in outcomes],
-            losses=[outcome.loss for outcome in outcomes],
-            tokens=[outcome.tokens for outcome in outcomes],
-        )
+    def generate(self, model: PreTrainedModel, batch: Batch, new_tokens: int | None = None) -> Tensor:
+        """Generate greedily, always ``decode_tokens`` of them, whatever comes. With one, it is the prefill (the
+        encoder, and the decoder's first step) alone."""
+        inputs = {key: value for key, value in batch.inputs.items() if key != "labels"}
+        return _generated(model, new_tokens or self.decode_tokens, **inputs)
+
+    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
+        return {
+            "predictions": np.array([outcome.answers[0] for outcome in outcomes], dtype=object),
+            "references": np.array([outcome.targets[0] for outcome in outcomes], dtype=object),
+            "losses": np.array([outcome.loss for outcome in outcomes], dtype=np.float64),
+            "tokens": np.array([outcome.tokens for outcome in outcomes], dtype=np.int64),
+        }
+
+
+# ------------------------------------------------------------------------------------------------- a task of one's own
+
+
+class OwnTask(Task):
+    """What a user's function ``batch`` makes of rows: see ``loading.own_task``."""
+
+    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+        self._function: Callable[..., Any] = own_task(self.subject.task)
+        data = _first(data, limit)
+        examples: list[dict[str, Any]] = []
+        for row in self.rows(data):
+            values = {name: value for name, value in data[row].items() if name != PROBLEM}
+            shown = str(values.get(self.subject.input_column or "", next(iter(values.values()), "")))
+            example = {"row": row, "values": values, "shown": shown}
+            # Each for itself where bad ones are to be found; else the first, for what is wrong with the function.
+            trouble = self._trouble(example) if self._skip_bad_rows or not examples else None
+            if trouble is not None:
+                self.leave_out(row, trouble)
+            else:
+                examples.append(example)
+        if examples:
+            _, targets = self._made(examples[:1])
+            self._kind = "none" if targets is None else "one" if targets.dim() == 1 else "many"
+            self.metric = {"none": None, "one": ClassificationMetric, "many": LanguageModelMetric}[self._kind]
+        return examples
+
+    def _made(self, examples: Sequence[dict[str, Any]]) -> tuple[dict[str, Tensor], Tensor | None]:
+        made = self._function([example["values"] for example in examples], self.processor, self.config)
+        if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], Mapping):
+            raise TypeError("batch has to give two things: a dict of tensors, and the right classes")
+        inputs = dict(made[0])
+        targets = None if made[1] is None else torch.as_tensor(made[1])
+        for name, value in [*inputs.items(), *([] if targets is None else [("the right classes", targets)])]:
+            if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != len(examples):
+                raise TypeError(f"{name} is no tensor with a row for each of {len(examples)} rows")
+        if targets is not None and (targets.is_floating_point() or targets.dim() > 2):
+            raise TypeError("the right classes are no whole numbers, one for each row or one for each position")
+        return inputs, targets
+
+    def _trouble(self, example: dict[str, Any]) -> str | None:
+        try:
+            self._made([example])
+        except Exception as error:  # it is the user's own code
+            return f"is more than {self.subject.task} can take: {type(error).__name__}: {first_line(error)}"
+        return None
+
+    def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
+        try:
+            inputs, targets = self._made(examples)
+        except Exception as error:  # it is the user's own code
+            for example in examples:
+                if (trouble := self._trouble(example)) is not None:
+                    raise EvaluationError(f"{self.subject.data}: row {example['row'] + 1} {trouble}.") from error
+            raise EvaluationError(
+                f"{self.subject.task}: batch failed on {len(examples)} rows: {type(error).__name__}: "
+                f"{first_line(error)}"
+            ) from error
+        if targets is None:
+            targets = torch.zeros(len(ids), 1, dtype=torch.long)
+        return Batch(ids, inputs, targets if targets.dim() == 2 else targets[:, None], len(ids))
+
+    def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        output = model(**batch.inputs)
+        logits: Tensor | None = getattr(output, "logits", None)
+        logits = output.last_hidden_state if logits is None else logits
+        return logits if self._kind == "many" else logits.flatten(1)[:, None]
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:
+        if self._kind != "none":
+            return super().predict(model, batch)
+        return Prediction(self.forward(model, batch), (Outcome((), (), 0.0, 0),) * len(batch.ids))
+
+    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
+        if self._kind == "none":
+            return {}
+        return _token_columns(outcomes) if self._kind == "many" else _label_columns(outcomes)
+
+    def pairs(self, outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
+        return _token_pairs(outcomes)  # an answer for each row, or for each position
 
 
 _CLASSES: dict[str, type[Task]] = {
     "text-classification": TextClassification,
+    "sentence-similarity": SentenceSimilarity,
+    "masked-lm": MaskedLM,
     "causal-lm": CausalLM,
     "seq2seq": Seq2Seq,
     "image-classification": ImageClassification,
+    "feature-drift": FeatureDrift,
 }
 
 
 def make_task(
-    subject: Subject, config: Any, processor: Any, data: datasets.Dataset, *, limit: int | None = None
+    subject: Subject,
+    config: Any,
+    processor: Any,
+    data: datasets.Dataset,
+    *,
+    limit: int | None = None,
+    skip_bad_rows: bool = False,
 ) -> Task:
     """The subject's task on its data.
 
     Args:
         config: the model's.
         processor: its tokenizer, or image processor.
-        limit: use the first so many examples (rows, or blocks of text); None for all.
+        data: from ``load_rows``.
+        limit: use the first so many rows, or blocks of text; None for all.
+        skip_bad_rows: leave out rows that the task cannot take, and note them in ``Task.skipped``.
 
     Raises:
-        EvaluationError: a row holds what the task cannot take.
+        EvaluationError: a row holds what the task cannot take, or the other metric cannot be loaded.
     """
-    return _CLASSES[subject.task](subject, config, processor, data, limit)
-
-
-def _first(data: datasets.Dataset, limit: int | None) -> datasets.Dataset:
-    return data if limit is None else data.select(range(min(limit, len(data))))
-
-
-def _texts(data: datasets.Dataset, column: str, subject: Subject) -> list[str]:
-    texts: list[str] = data[column][:]
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise EvaluationError(f"{subject.data}: row {row + 1} of the column {column!r} is no text: {text!r}.")
-    return texts
-
-
-def _tokens(tokenizer: Any, subject: Subject, **arguments: Any) -> Any:
-    """What the tokenizer makes of texts that will stand in batches: there has to be something of each, and something
-    to fill up with."""
-    if tokenizer.pad_token is None:
-        raise EvaluationError(
-            f"the tokenizer of {subject.name} has no padding token, which batches need: set tokenizer.pad_token and "
-            "save it to the checkpoint's folder."
-        )
-    encoded = tokenizer(**arguments, truncation=True)
-    for row, tokens in enumerate(encoded["input_ids"]):
-        if not tokens:
-            raise EvaluationError(f"{subject.data}: row {row + 1} has no tokens: fill it in, or leave it out.")
-    return encoded
-
-
-def _length(subject: Subject, config: Any, tokenizer: Any) -> int:
-    """Tokens in an example: as asked for, within what the model has positions for."""
-    own = getattr(config.get_text_config(), "max_position_embeddings", None) or _MAX_LENGTH
-    most = min(own, tokenizer.model_max_length)
-    if subject.max_length is not None and subject.max_length > most:
-        raise EvaluationError(
-            f"{subject.name} takes at most {most} tokens: --max_length {subject.max_length} is too long."
-        )
-    return int(subject.max_length or min(most, _MAX_LENGTH))
+    kind = OwnTask if own_file(subject.task) else _CLASSES[subject.task]
+    return kind(subject, config, processor, data, limit, skip_bad_rows=skip_bad_rows)

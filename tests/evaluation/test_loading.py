@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
+import time
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
+from hub_stand_in import serve
+from PIL import Image
 from tiny_classifier import write_checkpoint, write_data
 
 from hf_gelu_patch import PatchError, find_sites
+from hf_gelu_patch.evaluation.data import PROBLEM
 from hf_gelu_patch.evaluation.loading import (
     EvaluationError,
+    data_file,
     load_data,
+    load_metric,
     load_model,
     load_processor,
     locate,
@@ -67,28 +81,45 @@ def test_a_folder_without_a_config_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_no_task_can_be_told(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"architectures": ["BertForMaskedLM"]}')
-    with pytest.raises(EvaluationError, match=r"BertForMaskedLM.*--task"):
+    (tmp_path / "config.json").write_text('{"architectures": ["BertForPreTraining"]}')
+    with pytest.raises(EvaluationError, match=r"BertForPreTraining.*--task"):
         subject(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(EvaluationError, match=r"config\.json of .* cannot be read"):
         subject(str(tmp_path))
 
 
-@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
-def test_every_format_gives_the_same_rows(suffix: str, tmp_path: Path) -> None:
-    rows = [{"text": "NA", "label": 1}, {"text": "null", "label": 0}, {"text": 'a, "b"\nc', "label": 1}]
-    path = tmp_path / f"data.{suffix}"
-    frame = pandas.DataFrame(rows)
-    if suffix == "csv":
-        frame.to_csv(path, index=False)
-    elif suffix == "parquet":
-        frame.to_parquet(path)
-    elif suffix == "json":
-        path.write_text(json.dumps(rows))
+ROWS = [{"text": "NA", "label": 1}, {"text": "null", "label": 0}, {"text": 'a, "b"\nc é', "label": 1}]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "json lines", "jsonl", "parquet", "arrow", "arrow file", "saved"])
+def test_every_format_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"data.{kind.split()[0]}"
+    table = pyarrow.Table.from_pylist(ROWS)
+    rows: list[dict[str, object]] = [dict(row) for row in ROWS]
+    if kind == "csv":
+        pandas.DataFrame(ROWS).to_csv(path, index=False)
+        rows = [{**row, "label": str(row["label"])} for row in ROWS]  # a cell may be anything, and is left as it is
+    elif kind == "json":
+        path.write_text(json.dumps(ROWS))
+    elif kind in ("jsonl", "json lines"):
+        path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif kind == "saved":
+        datasets.Dataset.from_list(ROWS).save_to_disk(path)
     else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        writer = pyarrow.ipc.new_file if kind == "arrow file" else pyarrow.ipc.new_stream
+        with pyarrow.OSFile(str(path), "wb") as sink, writer(sink, table.schema) as file:
+            file.write_table(table)
+    assert data_file(str(path)) == path
     assert load_data(path, ("text", "label")).to_list() == rows
+
+
+def test_a_category_of_pandas_is_its_values(tmp_path: Path) -> None:
+    frame = pandas.DataFrame({"text": ["a", "b"], "label": pandas.Categorical(["no", "yes"])})
+    frame.to_parquet(tmp_path / "data.parquet")
+    assert load_data(tmp_path / "data.parquet", ("label",))["label"][:] == ["no", "yes"]
 
 
 def test_running_text_is_one_row_as_it_stands(tmp_path: Path) -> None:
@@ -106,17 +137,245 @@ def test_data_that_changed_are_read_anew(tmp_path: Path) -> None:
         assert load_data(path, ("text",))["text"][:] == [value]
 
 
-def test_data_that_cannot_be_used(tmp_path: Path) -> None:
-    path = tmp_path / "data.csv"
-    path.write_text("texte,label\na,1\n")
-    with pytest.raises(EvaluationError, match=r"no column 'text'; it has: texte, label"):
-        load_data(path, ("text", "label"))
-    path.write_text("text,label\n")
-    with pytest.raises(EvaluationError, match=r"no rows|cannot be read"):
-        load_data(path, ("text", "label"))
-    (tmp_path / "data.parquet").write_bytes(b"not parquet")
-    with pytest.raises(EvaluationError, match="cannot be read as parquet"):
-        load_data(tmp_path / "data.parquet", ("text",))
+def test_of_several_splits_the_one_to_evaluate_on_is_taken(tmp_path: Path) -> None:
+    def saved(*names: str) -> Path:
+        path = tmp_path / "-".join(names)
+        datasets.DatasetDict({name: datasets.Dataset.from_dict({"text": [name]}) for name in names}).save_to_disk(path)
+        return path
+
+    three = saved("train", "test", "validation")
+    assert load_data(three, ("text",))["text"][:] == ["validation"]
+    assert load_data(three, ("text",), split="train")["text"][:] == ["train"]
+    assert load_data(saved("train", "test"), ("text",))["text"][:] == ["test"]
+    assert load_data(saved("odd"), ("text",))["text"][:] == ["odd"]
+    with pytest.raises(EvaluationError, match=r"several splits \(one, two\).*--split"):
+        load_data(saved("one", "two"), ("text",))
+    with pytest.raises(EvaluationError, match=r"no split 'dev'; it has: train, test, validation"):
+        load_data(three, ("text",), split="dev")
+    one = tmp_path / "one.csv"
+    one.write_text("text\na\n")
+    with pytest.raises(EvaluationError, match="drop --split"):
+        load_data(one, ("text",), split="test")
+    with pytest.raises(EvaluationError, match="drop --config_name"):
+        load_data(one, ("text",), config_name="en")
+
+
+def test_a_folder_of_images_has_a_folder_for_each_class(tmp_path: Path) -> None:
+    for place, colour in [("test/dog/a", 10), ("test/cat/b", 20), ("test/cat/a", 30), ("train/cat/a", 40)]:
+        path = tmp_path / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), colour).save(path)
+    (tmp_path / "test" / "cat" / "notes.md").write_text("no image")
+    for found in (load_data(tmp_path / "test", ("image", "label")), load_data(tmp_path, ("image", "label"))):
+        assert [(row["image"].getpixel((0, 0)), row["label"]) for row in found] == [(30, 0), (20, 0), (10, 1)]
+        assert found.features["label"].names == ["cat", "dog"]
+    assert len(load_data(tmp_path, ("image",), split="train")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere.csv", "no data file nowhere.csv"),
+        ("data/nowhere.parquet", "no data file"),
+        ("./some/folder", "no data file"),
+        ("nowhere", "no data file"),
+        ("someone/data-never-heard-of", "not in its cache.*--allow_download"),
+    ],
+)
+def test_data_that_are_not_there(name: str, said: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(EvaluationError, match=said):
+        data_file(name)
+    assert time.perf_counter() - start < 2
+
+
+def test_folders_and_files_of_no_known_kind(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="holds no data"):
+        data_file(str(tmp_path))
+    (tmp_path / "a.csv").write_text("text\na\n")
+    with pytest.raises(EvaluationError, match=r"name one of them, such as .*a\.csv"):
+        data_file(str(tmp_path))
+    (tmp_path / "a.xlsx").write_text("")
+    with pytest.raises(EvaluationError, match="data come as csv"):
+        data_file(str(tmp_path / "a.xlsx"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"texte,label\na,1\n", "no column 'text'; it has: texte, label"),
+        ("a.csv", b"", "no rows"),
+        ("a.csv", b"text,label\n", "no rows"),
+        ("a.csv", b"text,text\na,1\n", "names a column twice"),
+        ("a.json", b"[]", "no rows"),
+        ("a.json", b"[{]", "not JSON"),
+        ("a.jsonl", b"", "no rows"),
+        ("a.txt", b"", "no rows"),
+        ("a.txt", b"one\ntwo \xff\n", "line 2 is not UTF-8"),
+        ("a.parquet", b"not parquet", "cannot be read as parquet"),
+        ("a.parquet", b"", "cannot be read as parquet"),
+        ("a.arrow", b"not arrow", "cannot be read as arrow"),
+        ("a.jsonl", b"1\n2\n", "row 1 .*no JSON object"),
+    ],
+)
+def test_data_that_cannot_be_used(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(EvaluationError, match=said) as raised:
+        load_data(tmp_path / name, ("text", "label") if name.endswith("csv") else ("text",))
+    assert name in str(raised.value)
+
+
+LONG = b"x" * 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "row", "said"),
+    [
+        ("a.csv", b"text,label\na,1\nb \xff\xfe,1\nc,0\n", 2, "not UTF-8"),
+        ("a.csv", b"text,label\na,1\nb\nc,0\n", 2, "1 cells"),
+        ("a.csv", b'text,label\n"a\nb",1\n"b"x,1\nc,0\n', 2, r"\(line 4\) is no csv"),
+        ("a.csv", b"text,label\na,1\n" + LONG + b",1\nc,0\n", 2, "16 MiB"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b\xff"}\n{"text": "c"}\n', 2, "not UTF-8"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n{"text": "c"}\n', 2, r"\(line 2\) is not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"texts": "b"}\n{"text": "c"}\n', 2, "lacks it"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": 5}\n{"text": "c"}\n', 2, "holds a number, where others hold a text"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "' + LONG + b'"}\n{"text": "c"}\n', 2, "16 MiB"),
+        ("a.json", b'[{"text": "a"}, {"text": "\xff"}, {"text": "c"}]', 2, "not UTF-8"),
+        ("a.json", b'[{"text": "a"}, 7, {"text": "c"}]', 2, "no JSON object"),
+    ],
+    ids=lambda value: str(value)[:20] if isinstance(value, str) else "",
+)
+def test_a_row_that_cannot_be_read_is_named_or_skipped(
+    name: str, content: bytes, row: int, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(EvaluationError, match=rf"{name}: row {row} .*{said}.*--skip_bad_rows"):
+            load_data(path, ("text",))
+        found = load_data(path, ("text",), skip_bad_rows=True)
+        assert tracemalloc.get_traced_memory()[1] < 300_000_000
+    finally:
+        tracemalloc.stop()
+    texts = found["text"][:]
+    assert (texts[0][0], texts[1], texts[2]) == ("a", None, "c")
+    assert [number + 1 for number, reason in enumerate(found[PROBLEM][:]) if reason] == [row]
+    assert re.search(said, found[PROBLEM][row - 1])
+
+
+def test_arrow_may_hold_bytes_that_are_no_text(tmp_path: Path) -> None:
+    values = pyarrow.array([b"a", b"\xff", b"c"]).cast(pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": values}), tmp_path / "a.parquet")
+    with pytest.raises(EvaluationError, match=r"row 2 .*not UTF-8"):
+        load_data(tmp_path / "a.parquet", ("text",))
+    found = load_data(tmp_path / "a.parquet", ("text",), skip_bad_rows=True)
+    assert found["text"][:] == ["a", None, "c"]
+
+
+def test_columns_that_nobody_asked_for_may_hold_anything(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "more": 1}\n{"text": "b", "more": [2]}\n')
+    assert load_data(path, ("text",)).to_list() == [{"text": "a", "more": "1"}, {"text": "b", "more": "[2]"}]
+
+
+def test_no_row_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{\n[]\n")
+    with pytest.raises(EvaluationError, match=r"no row can be read; row 1 .*not JSON"):
+        load_data(tmp_path / "a.jsonl", ("text",), skip_bad_rows=True)
+
+
+HUB = """
+import sys, time
+from hf_gelu_patch.evaluation.loading import *
+start = time.perf_counter()
+try:
+    one = subject("someone/t5", validation_file=sys.argv[2] or None, allow_download=sys.argv[1] == "download")
+    model = load_model(one.model, one.task, allow_download=one.allow_download)
+    processor = load_processor(one.model, one.task, allow_download=one.allow_download)
+    print(type(model).__name__, processor("a").input_ids, load_rows(one).to_list())
+except EvaluationError as error:
+    print(f"{time.perf_counter() - start:.1f}", error)
+"""
+
+
+def test_models_and_data_come_from_the_hub_if_allowed_and_then_from_its_cache(tmp_path: Path) -> None:
+    """The hub is a stand-in on this machine that serves a reference model and a data set."""
+    words = tmp_path / "words"
+    (words / "data").mkdir(parents=True)
+    (words / "data" / "train.csv").write_text("source,target\nax,A X\n")
+    (words / "data" / "test.csv").write_text("source,target\nabba,A B A\n")
+    environment = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "HF_HUB_OFFLINE")}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def run(*arguments: str, endpoint: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", HUB, *arguments],
+            env={**environment, "HF_ENDPOINT": endpoint},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    with serve(models={"someone/t5": REFERENCES["t5"].model_path()}, datasets={"someone/words": words}) as hub:
+        for arguments in (("cache", ""), ("cache", "someone/words")):
+            seconds, said = run(*arguments, endpoint=hub).split(" ", 1)
+            assert float(seconds) < 2
+            assert "not in" in said
+            assert "--allow_download" in said
+        fetched = run("download", "someone/words", endpoint=hub)
+    assert fetched.startswith("T5ForConditionalGeneration [")
+    assert fetched.endswith("[{'source': 'abba', 'target': 'A B A'}]\n")
+    assert run("cache", "someone/words", endpoint="http://127.0.0.1:9") == fetched
+    seconds, said = run("download", "someone/words", endpoint="http://127.0.0.1:9").split(" ", 1)
+    assert float(seconds) < 2
+    assert "cannot be reached at http://127.0.0.1:9" in said
+
+
+def test_a_metric_that_is_not_here_is_refused_at_once(tmp_path: Path, checkpoint: Path) -> None:
+    start = time.perf_counter()
+    for name, said in [
+        ("rouge-never-heard-of", "--metric path/to/metric.py, or add --allow_download"),
+        ("someone/never-heard-of", "--allow_download"),
+        ("./nowhere.py", "no metric's script"),
+        (str(tmp_path), "no metric's script"),
+        ("not a name", "no name on the hub"),
+    ]:
+        with pytest.raises(EvaluationError, match=said):
+            load_metric(name)
+        with pytest.raises(EvaluationError, match=said):
+            subject(str(checkpoint), metric=name)
+    assert time.perf_counter() - start < 2
+    (tmp_path / "broken.py").write_text("import evaluate\n1 / 0\n")
+    with pytest.raises(EvaluationError, match=r"broken\.py cannot be loaded"):
+        load_metric(str(tmp_path / "broken.py"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"task": "text-clasification"}, "Did you mean 'text-classification'"),
+        ({"task": "nowhere.py"}, "no file nowhere.py"),
+        ({"stride": 4}, "drop --stride"),
+        ({"task": "masked-lm", "second_column": "b"}, "drop --second_column"),
+    ],
+)
+def test_options_that_do_not_fit(options: dict[str, Any], said: str, checkpoint: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data.csv")
+    with pytest.raises(EvaluationError, match=said):
+        subject(str(checkpoint), validation_file=str(data), **options)
+
+
+def test_a_reference_may_do_another_task_on_other_data(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Call me Ishmael.")
+    found = subject("gpt2", task="feature-drift", validation_file=str(tmp_path / "a.txt"))
+    assert (found.task, found.target_column, Path(found.model)) == (
+        "feature-drift",
+        None,
+        REFERENCES["gpt2"].model_path(),
+    )
+    with pytest.raises(EvaluationError, match="--validation_file"):
+        subject("gpt2", task="feature-drift")
 
 
 def test_a_checkpoint_without_the_tasks_head_is_refused(checkpoint: Path) -> None:
