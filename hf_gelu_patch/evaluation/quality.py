@@ -13,13 +13,12 @@ import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, ClassVar
 
 import datasets
 import evaluate
 import numpy as np
-from scipy.special import bdtr, stdtrit  # type: ignore[import-untyped]
+from scipy.special import bdtr, stdtr, stdtrit  # type: ignore[import-untyped]
 
 __all__ = [
     "LOWER_IS_BETTER",
@@ -34,7 +33,6 @@ __all__ = [
     "compare",
     "edit_distance",
     "exact_mcnemar",
-    "expanded_tails",
     "judge",
     "paired_p",
 ]
@@ -49,7 +47,6 @@ _RELATIVE = frozenset({"perplexity"})  # metrics whose margin is a share of thei
 _OF_RIGHT_ANSWERS = ("accuracy", "macro_f1", "token_accuracy", "exact_match")  # what ``p`` is asked about
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
-_SIGN_FLIPS = 9999
 _IN_MEMORY = 2**22  # numbers that resampling holds at a time, in each of a few arrays
 _LISTED = 100  # flips
 _VISIBLE = 1e-4  # what a report's four decimals still show
@@ -114,11 +111,12 @@ def _plain(number: float) -> float | str:
 class Interval:
     """A difference, after − before, and between which bounds it lies with 95 % confidence.
 
-    The paired bootstrap over examples (Efron 1979): 2,000 samples of as many examples as there are, drawn with
-    replacement, the same for before and after. The bounds are percentiles, taken further out the fewer examples there are, as
-    Student's t is wider than the normal distribution (Hesterberg 2015, "expanded percentile interval"): one example
-    gives (−∞, ∞). Draws in which the metric is undefined are left out; all NaN where it is undefined on the examples
-    themselves. What never changed among n examples has the interval (0, 0), though it may be up to 3/n of all others.
+    value ± t · √(n / (n − 1)) · s, where s is the standard deviation of the difference over 2,000 samples of n
+    examples, drawn with replacement and the same for before and after (the paired bootstrap, Efron 1979), and t is
+    Student's quantile with n − 1 degrees of freedom: percentiles of the samples themselves would be far too narrow for a few long
+    texts (Hesterberg 2015, "What Teachers Should Know About the Bootstrap"). One example gives (−∞, ∞). Draws in which
+    the metric is undefined are left out; all NaN where it is undefined on the examples themselves. What never changed
+    among n examples has the interval (0, 0), though it may be up to 3/n of all others.
     """
 
     value: float
@@ -462,41 +460,27 @@ def exact_mcnemar(lost: int, gained: int) -> float:
     return min(1.0, 2 * float(bdtr(min(lost, gained), lost + gained, 0.5)))
 
 
-def paired_p(gains: Array, *, seed: int) -> float:
-    """McNemar's test for examples that have several answers: how likely it is that wrong → right and right → wrong
-    differ this much if, for each example as a whole, before and after were as likely the other way round.
+def paired_p(gains: Array, lost: int, gained: int) -> float:
+    """McNemar's question, asked of examples: how likely such a difference between answers lost and gained is by chance.
 
-    With at most one changed answer in each example it is ``exact_mcnemar``. Else each example's difference gets a sign
-    drawn at random, 9,999 times; p = (1 + as uneven as found) / 10,000 (Phipson & Smyth 2010).
+    With one changed answer an example at most, ``exact_mcnemar``. Else the larger of that, which takes the positions of
+    a text for independent, and of Student's t over the examples' differences, which lets them depend on each other as
+    they may, but would take it for certain that two texts with one loss each are worse.
 
     Args:
         gains: for each example, wrong → right minus right → wrong.
-        seed: for the draws.
+        lost, gained: right → wrong, wrong → right, in all.
     """
-    moved = np.abs(gains[gains != 0]).astype(np.float64)
-    if not len(moved) or moved.max() <= 1:
-        return exact_mcnemar(int((gains < 0).sum()), int((gains > 0).sum()))
-    found = abs(int(gains.sum()))
-    generator = np.random.default_rng(seed)
-    uneven = 0
-    for draws in _chunks(_SIGN_FLIPS, len(moved)):
-        signs = generator.integers(0, 2, (draws, len(moved)), dtype=np.int8)
-        uneven += int((np.abs(moved.sum() - 2 * _sums(signs, moved)) >= found).sum())
-    return (1 + uneven) / (1 + _SIGN_FLIPS)
-
-
-def expanded_tails(size: int, confidence: float) -> tuple[float, float]:
-    """The quantiles at which a bootstrap of ``size`` values is read for an interval of this confidence.
-
-    A bootstrap's spread is that of the values by n, not n − 1, and its tails are normal where Student's t with n − 1
-    degrees of freedom is right: Φ(√(n / (n − 1)) · t) in the place of (1 ± confidence) / 2 (Hesterberg 2015, "What
-    Teachers Should Know About the Bootstrap", 3.4). Beyond 0 and 1, as with one value, all is possible.
-    """
+    independent = exact_mcnemar(lost, gained)
+    size = len(gains)
+    if np.count_nonzero(gains) == lost + gained:
+        return independent
     if size < 2:
-        return 0.0, 1.0
-    t = math.sqrt(size / (size - 1)) * float(stdtrit(size - 1, (1 + confidence) / 2))
-    tail = NormalDist().cdf(-t)
-    return tail, 1 - tail
+        return 1.0
+    error = float(gains.std(ddof=1)) / math.sqrt(size)
+    if error == 0:
+        return independent
+    return max(independent, 2 * float(stdtr(size - 1, -abs(float(gains.mean())) / error)))
 
 
 def _chunks(resamples: int, size: int) -> Iterator[int]:
@@ -537,18 +521,18 @@ def _intervals(
     size = len(next(iter(old.values())))
     resampled = _bootstrap(metric, old, new, seed=seed) if size > 1 else {}
     values = metric.values(**before), metric.values(**after)
+    student = math.sqrt(size / (size - 1)) * float(stdtrit(size - 1, (1 + _CONFIDENCE) / 2)) if size > 1 else math.inf
     found = {}
     for name, first in values[0].items():
         value = float(_difference(np.float64(first), np.float64(values[1][name])))
         if math.isnan(value):
             found[name] = Interval(math.nan, math.nan, math.nan)
-        elif size < 2:
+        elif size < 2 or math.isinf(value):
             found[name] = Interval(value, -math.inf, math.inf)
         else:
-            defined = resampled[name][~np.isnan(resampled[name])]
-            # Where a draw is infinite, so is what lies between it and its neighbour: take one of them.
-            low, high = np.quantile(defined, expanded_tails(size, _CONFIDENCE), method="nearest")
-            found[name] = Interval(value, float(low), float(high))
+            defined = resampled[name][np.isfinite(resampled[name])]
+            reach = student * float(defined.std(ddof=1)) if len(defined) > 1 else math.inf
+            found[name] = Interval(value, value - reach, value + reach)
     return found
 
 
@@ -573,7 +557,7 @@ def compare(
         before, after: of the same examples, all of them, in the same order.
         task_columns: what ``metric`` takes, an entry an example, from outcomes: ``Task.columns``.
         metric: how the task is measured; None where it has no right answers.
-        seed: for the bootstrap and the test by sign flips.
+        seed: for the bootstrap.
         margin: how far a metric may move and still count as equivalent: see ``Quality.equivalent``.
         metrics: the task's metrics before and after, where there are more of them than ``metric`` gives.
         max_abs_logit_change, max_abs_logit: as in ``Quality``.
@@ -611,7 +595,7 @@ def compare(
         right_to_wrong=lost,
         wrong_to_right=gained,
         mcnemar_p=exact_mcnemar(lost, gained),
-        p=paired_p(gains, seed=seed),
+        p=paired_p(gains, lost, gained),
         differences=differences,
         margin=margin,
         equivalent=None if margin is None else _within(differences, values[0], margin),

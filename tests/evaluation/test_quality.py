@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, norm, pearsonr, spearmanr, t
+from scipy.stats import binomtest, norm, pearsonr, spearmanr, ttest_1samp
 from sklearn.metrics import accuracy_score, f1_score
 
 from hf_gelu_patch.evaluation.quality import (
@@ -27,7 +27,6 @@ from hf_gelu_patch.evaluation.quality import (
     compare,
     edit_distance,
     exact_mcnemar,
-    expanded_tails,
     judge,
     paired_p,
 )
@@ -149,8 +148,8 @@ def test_similarity_is_scipys(step: float) -> None:
 
 
 def test_similarity_of_constant_or_missing_scores_is_undefined() -> None:
-    for said in ([0.1] * 5, [0.1, 0.2, math.nan, 0.3, 0.4]):
-        found = SimilarityMetric.values(predictions=np.array(said), references=np.arange(5.0))
+    for said in ([0.1] * 5, [0.1] * 10, [0.7] * 33, [0.1, 0.2, math.nan, 0.3, 0.4]):
+        found = SimilarityMetric.values(predictions=np.array(said), references=np.arange(float(len(said))))
         assert all(math.isnan(value) for value in found.values())
     one = SimilarityMetric.values(predictions=np.array([0.5]), references=np.array([1.0]))
     assert all(math.isnan(value) for value in one.values())
@@ -237,21 +236,19 @@ def test_mcnemar_of_very_many_answers() -> None:
 
 
 def test_paired_p_is_mcnemars_where_examples_have_one_answer() -> None:
-    gains = np.array([1] * 3 + [-1] * 12 + [0] * 100)
-    assert paired_p(gains, seed=0) == exact_mcnemar(12, 3)
-    assert paired_p(np.zeros(5, dtype=int), seed=0) == 1.0
-    assert paired_p(np.array([], dtype=int), seed=0) == 1.0
+    assert paired_p(np.array([1] * 3 + [-1] * 12 + [0] * 100), 12, 3) == exact_mcnemar(12, 3)
+    assert paired_p(np.zeros(5, dtype=int), 0, 0) == 1.0
+    assert paired_p(np.array([], dtype=int), 0, 0) == 1.0
 
 
-def test_paired_p_is_the_share_of_all_signs_that_are_as_uneven() -> None:
+def test_paired_p_is_students_where_positions_depend_on_each_other() -> None:
     gains = np.array([-5, -3, -4, 2, -1, 0, -6, -2, 3])
-    moved = gains[gains != 0]
-    sums = [
-        abs(sum(s * g for s, g in zip(signs, moved, strict=True))) for signs in itertools.product((-1, 1), repeat=8)
-    ]
-    expected = sum(one >= abs(gains.sum()) for one in sums) / len(sums)
-    assert paired_p(gains, seed=0) == pytest.approx(expected, abs=0.012)
-    assert paired_p(gains, seed=0) == paired_p(gains, seed=0)
+    assert paired_p(gains, 40, 24) == pytest.approx(ttest_1samp(gains, 0).pvalue, rel=1e-9)
+    assert ttest_1samp(gains, 0).pvalue > exact_mcnemar(40, 24)
+    # Two texts with two losses each differ from nothing by as much, but that is chance by McNemar's count.
+    assert paired_p(np.array([-2, -2]), 4, 0) == exact_mcnemar(4, 0) == 0.125
+    assert paired_p(np.array([-120, -118]), 150, 30) == pytest.approx(ttest_1samp([-120, -118], 0).pvalue, rel=1e-9)
+    assert paired_p(np.array([-100]), 100, 0) == 1.0  # one text
 
 
 def test_one_text_that_went_wrong_does_not_make_a_model_worse() -> None:
@@ -260,29 +257,25 @@ def test_one_text_that_went_wrong_does_not_make_a_model_worse() -> None:
     wrong = [Outcome((0,) * 50 + (1,) * 50, (1,) * 100, 1.0, 100), *right[1:]]
     found = compare(right, wrong, text, LanguageModelMetric, seed=0, **SCALES)
     assert found.mcnemar_p < 1e-12
-    assert found.p == pytest.approx(1.0)
+    assert found.p == pytest.approx(ttest_1samp([-50] + [0] * 19, 0).pvalue)
     assert judge(found) == "answers changed, none the worse as far as can be told"
     assert found.differences["token_accuracy"].low < 0 <= found.differences["token_accuracy"].high
     spread = [Outcome((0,) * 3 + (1,) * 97, (1,) * 100, 1.0, 100) for _ in range(20)]
     assert judge(compare(right, spread, text, LanguageModelMetric, seed=0, **SCALES)) == "answers worse"
-    assert judge(compare(right[:3], spread[:3], text, LanguageModelMetric, seed=0, **SCALES)) != "answers worse"
+    assert judge(compare(right[:1], spread[:1], text, LanguageModelMetric, seed=0, **SCALES)) != "answers worse"
+    assert judge(compare(right[:1] * 2, spread[:1] * 2, text, LanguageModelMetric, seed=0, **SCALES)) == "answers worse"
 
 
 def test_the_false_alarms_of_the_verdict_on_running_text() -> None:
     """Blocks whose positions gain and lose together, neither more than the other: at most one in twenty is judged."""
     generator = np.random.default_rng(0)
-    p = np.array([paired_p(np.rint(generator.normal(0, 8, 30)).astype(int), seed=seed) for seed in range(400)])
-    assert (p < 0.05).mean() <= 0.075
-    assert (p < 0.5).mean() == pytest.approx(0.5, abs=0.08)
-
-
-@pytest.mark.parametrize("size", [2, 3, 10, 30, 1000])
-def test_the_tails_of_few_values_lie_further_out(size: int) -> None:
-    low, high = expanded_tails(size, 0.95)
-    assert low == pytest.approx(norm.cdf(math.sqrt(size / (size - 1)) * t.ppf(0.025, size - 1)), rel=1e-6)
-    assert high == 1 - low
-    assert low < 0.025
-    assert expanded_tails(1, 0.95) == (0.0, 1.0)
+    for blocks in (2, 4, 30):
+        alarms = 0
+        for _ in range(400):
+            gains = np.rint(generator.normal(0, 30, blocks)).astype(int)
+            lost, gained = int(-gains[gains < 0].sum()) + 20, int(gains[gains > 0].sum()) + 20
+            alarms += paired_p(gains, lost, gained) < 0.05
+        assert alarms <= 0.08 * 400, blocks
 
 
 def test_the_interval_is_the_bootstrap_of_the_paired_difference() -> None:
@@ -315,16 +308,17 @@ def test_the_bootstrap_is_seeded() -> None:
     assert classified(before, after, right).differences != classified(before, after, right, seed=1).differences
 
 
-def test_the_interval_covers_the_truth() -> None:
-    """Of 25 skewed changes of loss with mean 1: the exact coverage of what is said to be 95 %."""
+@pytest.mark.parametrize("size", [2, 4, 25])
+def test_the_interval_covers_the_truth(size: int) -> None:
+    """Of a few skewed changes of loss with mean 1: the real coverage of what is said to be 95 %."""
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
-        old = [Outcome((), (), 10.0, 1)] * 25
-        new = [Outcome((), (), 10.0 + change, 1) for change in generator.gamma(4, 0.25, 25)]
+        old = [Outcome((), (), 10.0, 1)] * size
+        new = [Outcome((), (), 10.0 + change, 1) for change in generator.gamma(4, 0.25, size)]
         found = compare(old, new, sequence, SequenceMetric, seed=0, **SCALES).differences["loss"]
         covered += found.low <= 1 <= found.high
-    assert covered >= 0.91 * 200
+    assert covered >= 0.89 * 200
 
 
 def sequence(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -450,6 +444,7 @@ def test_the_margin_of_perplexity_is_a_share_of_it() -> None:
     assert judge(found) == "equivalent within ±0.01"
     found = compare(old, new, text, LanguageModelMetric, seed=0, margin=0.002, **SCALES)
     assert found.equivalent == {"perplexity": False, "token_accuracy": True}
+    assert judge(found) == "answers unchanged, perplexity worse"
 
 
 def test_a_loss_that_grew_is_said_though_no_answer_shows_it() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm, t
 
 from hf_gelu_patch.evaluation.speed import (
     CONFIDENCE,
@@ -19,6 +20,7 @@ from hf_gelu_patch.evaluation.speed import (
     Ratio,
     Speed,
     Timings,
+    _tails,
     judge,
     measure,
     measure_generation,
@@ -127,6 +129,16 @@ def test_a_ratio_is_of_medians_of_pairs_and_its_interval_is_seeded() -> None:
     ordered = sorted(pairs)
     assert ordered[10] <= found.low <= ordered[16]
     assert ordered[-17] <= found.high <= ordered[-11]
+
+
+@pytest.mark.parametrize("size", [2, 3, 10, 30, 1000])
+def test_few_rounds_are_read_further_out(size: int) -> None:
+    """The interval's ends are the quantiles of all 2,000 resampled medians; of few rounds, further out by this much."""
+    low, high = _tails(size)
+    assert low == pytest.approx(norm.cdf(math.sqrt(size / (size - 1)) * t.ppf(0.005, size - 1)), rel=1e-6)
+    assert high == 1 - low
+    assert low < 0.005
+    assert _tails(1) == (0.0, 1.0)
 
 
 def test_few_rounds_and_many() -> None:
