@@ -113,10 +113,10 @@ class Interval:
 
     value ± t · √(n / (n − 1)) · s, where s is the standard deviation of the difference over 2,000 samples of n
     examples, drawn with replacement and the same for before and after (the paired bootstrap, Efron 1979), and t is
-    Student's quantile with n − 1 degrees of freedom: percentiles of the samples themselves would be far too narrow for a few long
-    texts (Hesterberg 2015, "What Teachers Should Know About the Bootstrap"). One example gives (−∞, ∞). Draws in which
-    the metric is undefined are left out; all NaN where it is undefined on the examples themselves. What never changed
-    among n examples has the interval (0, 0), though it may be up to 3/n of all others.
+    Student's quantile with n − 1 degrees of freedom: percentiles of the samples themselves would be far too narrow for
+    a few long texts (Hesterberg 2015, "What Teachers Should Know About the Bootstrap"). One example gives (−∞, ∞).
+    Draws in which the metric is undefined are left out; all NaN where it is undefined on the examples themselves. What
+    never changed among n examples has the interval (0, 0), though it may be up to 3/n of all others.
     """
 
     value: float
@@ -175,19 +175,16 @@ class Quality:
 
 
 def judge(quality: Quality, significance: float = 0.05) -> str:
-    """What became of the answers, in words.
+    """What became of the answers, in words; the first of these that holds.
 
-    ====================================================== =============================================================
-    "no answers to compare"                                the task asks for none
-    "answers unchanged"                                    not one flipped
-    "equivalent within ±0.01"                              a margin was declared, and every metric keeps to it
-    "answers worse", "answers better"                      ``p`` < ``significance``: more lost correctness than gained
-                                                           it, or fewer, beyond chance
-    "answers unchanged, perplexity worse"                  another metric's whole interval lies on the worse side, and
-                                                           it moved by more than 1e-4 of its value before; likewise
-                                                           "answers changed, loss worse"
-    "answers changed, none the worse as far as can be told"  none of these
-    ====================================================== =============================================================
+    - "no answers to compare": the task asks for none.
+    - "answers unchanged": not one flipped, and no other metric is worse (below).
+    - "equivalent within ±0.01": a margin was declared, and every metric keeps to it.
+    - "answers worse", "answers better": more answers lost correctness than gained it, or fewer, beyond chance: ``p`` is
+      below ``significance``.
+    - "answers changed, perplexity worse", or "unchanged": right answers do not decide it, but the whole interval of
+      another metric lies on the worse side, and it moved by more than 1e-4 of its value before.
+    - "answers changed, none the worse as far as can be told".
     """
     if quality.answers == 0:
         return "no answers to compare"
@@ -209,7 +206,7 @@ def _is_worse(quality: Quality, name: str) -> bool:
     harm, least = difference.value, difference.low
     if name not in LOWER_IS_BETTER:
         harm, least = -difference.value, -difference.high
-    return least > 0 and (harm > _VISIBLE * abs(before))
+    return least > 0 and harm > _VISIBLE * abs(before)
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics

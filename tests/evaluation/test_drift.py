@@ -115,13 +115,13 @@ def test_identical_logits_have_no_drift() -> None:
 
 def test_logits_that_are_not_finite() -> None:
     before = logits(1, 3, 5).float()
-    before[0, 0, 2] = -math.inf  # a word that is never said, before and after
+    before[0, 0, :3] = torch.tensor([-50.0, 2.0, -math.inf])  # a word that is never said, before and after
     after = before.clone()
     after[0, 1, 0] += 0.5
     found = batch_drift(before, after)[0]
     assert found["max_abs"] == pytest.approx(0.5, abs=1e-6)
     assert found["kl_sum"] == pytest.approx(divergence(before[0, 1], after[0, 1]), rel=1e-4)
-    assert found["scale"] == float(before[before.isfinite()].abs().max())
+    assert found["scale"] == 50
     after[0, 2, 4] = math.nan
     found = batch_drift(before, after)[0]
     assert (found["max_abs"], found["sum_abs"], found["kl_max"]) == (math.inf, math.inf, math.inf)
@@ -140,10 +140,17 @@ def test_shapes_that_differ_and_nothing_at_all() -> None:
 
 
 def test_large_logits_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, after = logits(4, 6, 50), logits(4, 6, 50, seed=1)
-    whole = batch_drift(before, after)
-    monkeypatch.setattr("hf_gelu_patch.evaluation.drift._AT_A_TIME", 120)  # two positions
-    assert batch_drift(before, after) == [pytest.approx(row, rel=1e-12) for row in whole]
+    before, after = logits(4, 7, 50), logits(4, 7, 50, seed=1)
+    counts = torch.ones(4, 7, dtype=torch.bool)
+    counts[:, -1] = (
+        False  # fetched one by one; without the last position, in views of each example; copied, in one view
+    )
+    whole = batch_drift(before, after, counts)
+    monkeypatch.setattr("hf_gelu_patch.evaluation.drift._AT_A_TIME", 220)  # four positions
+    cut = before[:, :-1], after[:, :-1]
+    assert not cut[0].is_contiguous()
+    for found in (batch_drift(before, after, counts), batch_drift(*cut), batch_drift(*(x.clone() for x in cut))):
+        assert found == [pytest.approx(row, rel=1e-12) for row in whole]
 
 
 # -------------------------------------------------------------------------------------------------------------- layers
@@ -222,6 +229,45 @@ def test_a_layer_that_is_called_several_times_is_told_apart() -> None:
     assert len(found) == 4
     assert [layer.path.rpartition("[")[2] for layer in found[:3]] == ["0]", "1]", "2]"]
     assert found[0].change < found[1].change < found[2].change
+
+
+class Adding(nn.Module):
+    """Writes over its input, which is the output of the layer before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.add_(self.linear(x))
+
+
+def test_a_layer_may_write_over_the_output_of_the_one_before() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"layers": nn.ModuleList([Adding(), Adding()])})
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        x = x.clone()
+        for layer in model["layers"]:  # type: ignore[index]
+            x = layer(x)
+        return x[:, None]
+
+    found = layer_drift(model, {"itself": model}, torch.ones(2, 4), forward)["itself"]
+    assert [(layer.path, layer.change) for layer in found] == [("layers.0", 0.0), ("layers.1", 0.0), ("logits", 0.0)]
+    assert all(layer.own is not None and layer.own < 1e-6 for layer in found)
+
+
+def test_lists_of_bare_modules_are_no_layers() -> None:
+    """A hook on a linear layer would keep the activation behind it from being fused with it."""
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        for part in model:  # type: ignore[attr-defined]
+            x = part(x)
+        return x[:, None]
+
+    model = nn.ModuleList([nn.Linear(4, 4), nn.GELU()])
+    found = layer_drift(model, {"itself": model}, torch.ones(2, 4), forward)["itself"]
+    assert [layer.path for layer in found] == ["logits"]
 
 
 def test_hooks_are_taken_off_again() -> None:
