@@ -161,7 +161,7 @@ def measure(
     timings = Timings({name: [] for name in variants}, [])
     spent = dict.fromkeys(variants, 0.0)
     order = list(variants)
-    told, look = 0.0, 0
+    look = 0
     while True:
         moments: list[tuple[str, Any, Any]] = []
         for _ in range(clock.rounds if isinstance(clock, CudaClock) else 1):
@@ -184,8 +184,7 @@ def measure(
             done = _noise(timings, seed) <= resolution
             look = math.ceil(1.1 * rounds)  # not after every round: it takes a moment
         if progress is not None:
-            told = 1.0 if done else max(told, share, 0.95 * min(1.0, enough))
-            progress(told)
+            progress(1.0 if done else max(share, 0.95 * min(1.0, enough)))
         if done:
             return timings
 
