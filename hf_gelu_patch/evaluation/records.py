@@ -1,0 +1,300 @@
+"""What each model said of each example, written down as it is found out, so that a run that dies loses no more than
+the batch it was at.
+
+Each process writes a file of its own, ``<digest>.rank<r>.jsonl``: first a line with the run's fingerprint, all that
+the answers depend on, and then a line for each example and variant. A run that goes on reads every file of its
+fingerprint, whichever process wrote it. A last line without its end was torn, and counts as not written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from hf_gelu_patch.evaluation.data import EvaluationError
+from hf_gelu_patch.evaluation.quality import Outcome
+
+__all__ = ["Fingerprint", "Row", "Writer", "content_digest", "folder_name", "prepare", "read"]
+
+Fingerprint = dict[str, Any]
+"""All that the answers depend on, as plain data."""
+
+Key = tuple[int, str]
+"""An example, and which model was asked: a variant's name, or "before"."""
+
+_SYNC_SECONDS = 5.0
+_LEADING = 2**16  # elements of a tensor that are hashed in their order
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one model said of one example.
+
+    Attributes:
+        example: as numbered in the task.
+        variant: which model: a variant's name, or "before".
+        outcome: its answers.
+        drift: how far it is from the unpatched model, as ``batch_drift`` gives it; None for that model itself.
+    """
+
+    example: int
+    variant: str
+    outcome: Outcome
+    drift: Mapping[str, float] | None
+
+    def to_json(self) -> dict[str, Any]:
+        drift = self.drift
+        return {
+            "example": self.example,
+            "variant": self.variant,
+            "outcome": self.outcome.to_json(),
+            "drift": None if drift is None else {name: _plain(value) for name, value in drift.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Row:
+        """The row that ``to_json`` made ``data`` of.
+
+        Raises:
+            KeyError, TypeError, ValueError: it did not.
+        """
+        drift = data["drift"]
+        return cls(
+            int(data["example"]),
+            str(data["variant"]),
+            Outcome.from_json(data["outcome"]),
+            None if drift is None else {name: float(value) for name, value in drift.items()},
+        )
+
+
+def _plain(number: float) -> float | str:
+    """As JSON has it: what is not finite by its name."""
+    return number if math.isfinite(number) else repr(float(number))
+
+
+def folder_name(subject: str) -> str:
+    """The folder for a subject's records: its name without what a file's name cannot have."""
+    return subject.replace("/", "--").lstrip(".") or "model"
+
+
+def content_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of tensors by name: of dtypes, shapes, the first 65,536 elements, and ``torch.hash_tensor`` of them all,
+    which reads them as fast as memory gives them."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, tensor in tensors:
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        if tensor.numel():
+            leading = tensor.detach().reshape(-1)[:_LEADING].contiguous().cpu()
+            found.update(leading.view(torch.uint8).numpy())
+            found.update(f"{int(torch.hash_tensor(tensor.detach()))}".encode())
+    return found.hexdigest()
+
+
+def _digest(fingerprint: Fingerprint) -> str:
+    text = json.dumps(fingerprint, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def prepare(folder: Path, fingerprint: Fingerprint, *, resume: bool) -> None:
+    """Make way for a run, before any process of it reads or writes. Only one process may call it.
+
+    Args:
+        folder: for the records of one model.
+        fingerprint: the run's.
+        resume: go on with the records that are there. Otherwise they are moved to a numbered folder beside them.
+
+    Raises:
+        EvaluationError: the records there are of another run; or the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        present = sorted(folder.glob("*.jsonl"))
+        if not resume:
+            if present:
+                number = next(n for n in range(1, len(os.listdir(folder)) + 2) if not (folder / str(n)).exists())
+                (folder / str(number)).mkdir()
+                for path in present:
+                    path.rename(folder / str(number) / path.name)
+            return
+    except OSError as error:
+        raise EvaluationError(f"records cannot be kept in {folder}: {error.strerror or error}.") from error
+    own = _plain_copy(fingerprint)
+    for path in present:
+        there = _header(path)
+        if there is not None and there != own:
+            changed = [
+                f"{key} {_shown(there.get(key))} there, {_shown(own.get(key))} now"
+                for key in sorted({*there, *own})
+                if there.get(key) != own.get(key)
+            ]
+            raise EvaluationError(
+                f"the records in {folder} are of another run: {'; '.join(changed)}. Evaluate as that run did to go on "
+                "with it; leave out --resume to start anew (they are kept aside); or name another --output_dir."
+            )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_shown(item.get('name', item) if isinstance(item, dict) else item) for item in value)}]"
+    return "none" if value is None else str(value)
+
+
+def _plain_copy(value: Any) -> Any:
+    """As it is once it was written and read."""
+    return json.loads(json.dumps(value))
+
+
+def read(folder: Path) -> tuple[Fingerprint | None, dict[Key, Row]]:
+    """Everything in the files of a folder; (None, {}) where there is nothing.
+
+    Raises:
+        EvaluationError: they are of several runs, disagree with each other, or are damaged.
+    """
+    fingerprint: Fingerprint | None = None
+    found: dict[Key, tuple[dict[str, Any], Row]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        there = _header(path)
+        if there is None:
+            continue
+        if fingerprint not in (None, there):
+            raise EvaluationError(f"the records in {folder} are of several runs: keep the files of one of them there.")
+        fingerprint = there
+        for number, data in _lines(path):
+            if number == 1:
+                continue
+            try:
+                row = Row.from_json(data)
+            except (KeyError, TypeError, ValueError) as error:
+                raise _damaged(path, number) from error
+            known = found.setdefault((row.example, row.variant), (data, row))
+            if known[0] != data:
+                raise EvaluationError(
+                    f"{path}: line {number} says of example {row.example} ({row.variant}) what another line does not. "
+                    "Leave out --resume to start anew; the records are kept aside."
+                )
+    return fingerprint, {key: row for key, (_, row) in found.items()}
+
+
+def _header(path: Path) -> Fingerprint | None:
+    """The fingerprint of the run that wrote a file; None where it died before it could."""
+    for number, data in _lines(path):
+        if not isinstance(data, dict) or not isinstance(data.get("fingerprint"), dict):
+            raise _damaged(path, number)
+        fingerprint: Fingerprint = data["fingerprint"]
+        return fingerprint
+    return None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The whole lines of a file, counted from 1."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    yield number, json.loads(line)
+                except ValueError as error:
+                    raise _damaged(path, number) from error
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _damaged(path: Path, number: int) -> EvaluationError:
+    return EvaluationError(
+        f"{path}: line {number} is damaged. Remove that line, whose batch will be run again, or leave out --resume to "
+        "start anew."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+class Writer:
+    """One process's file, made when there is something to write. A context manager."""
+
+    def __init__(self, folder: Path, fingerprint: Fingerprint, rank: int) -> None:
+        self.path = folder / f"{_digest(fingerprint)}.rank{rank}.jsonl"
+        self._fingerprint = fingerprint
+        self._file: BinaryIO | None = None
+        self._synced = 0.0
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del kind, error, trace
+        if self._file is not None:
+            with self._told():
+                os.fsync(self._file.fileno())
+            self._file.close()
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Write some rows, and see them off to the system; to the disk every five seconds.
+
+        Raises:
+            EvaluationError: the disk is full, or fails. What was written before is kept.
+        """
+        text = "".join(json.dumps(row.to_json(), separators=(",", ":")) + "\n" for row in rows)
+        with self._told():
+            if self._file is None:
+                self._file = self._open()
+            self._write(text)
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+
+    def _open(self) -> BinaryIO:
+        file = self.path.open("a+b", buffering=0)
+        file.seek(0)
+        whole = file.read().rpartition(b"\n")
+        kept = len(whole[0]) + len(whole[1])
+        file.truncate(kept)
+        self._file = file
+        if not kept:
+            self._write(json.dumps({"fingerprint": self._fingerprint}, sort_keys=True) + "\n")
+        return file
+
+    def _write(self, text: str) -> None:
+        assert self._file is not None
+        left = memoryview(text.encode())
+        while left:  # the system may take a part of it, as it does before it says that the disk is full
+            left = left[self._file.write(left) :]
+
+    def _told(self) -> _Told:
+        return _Told(self.path)
+
+
+class _Told:
+    """Says of an error of the system which file it was about, and what to do."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del kind, trace
+        if isinstance(error, OSError):
+            raise EvaluationError(
+                f"{self._path} cannot be written: {error.strerror or error}. What was found out so far is kept there: "
+                "make room, and run the same with --resume."
+            ) from error

@@ -1,0 +1,108 @@
+"""What a model is compared with: one way to patch it, and how that is written on a command line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from hf_gelu_patch.evaluation.data import EvaluationError
+
+__all__ = ["BEFORE", "Variant", "check_variants"]
+
+BEFORE = "before"
+"""What the unpatched model is called beside its variants."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to patch a model.
+
+    Attributes:
+        name: what it is called in results.
+        implementation, activation, include, exclude: as for ``patch``.
+    """
+
+    name: str
+    implementation: str = "auto"
+    activation: str | None = None
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Variant:
+        """Read ``aten``, ``activation=silu`` or ``aten,activation=gelu_tanh,include=encoder.*;decoder.*``: an
+        implementation's name, and ``key=value`` for the rest, patterns separated by ``;``. The text is the name.
+
+        Raises:
+            EvaluationError: it says nothing, says something twice, or has an unknown key.
+        """
+        text = text.strip()
+        found: dict[str, str] = {}
+        for part in text.split(","):
+            key, equals, value = (word.strip() for word in part.partition("="))
+            key, value = (key, value) if equals else ("implementation", key)
+            if key not in _KEYS:
+                raise EvaluationError(
+                    f"--variant {text!r}: there is no {key!r}. Write an implementation's name, or "
+                    f"{', '.join(f'{known}=…' for known in _KEYS)}, with commas between them."
+                )
+            if not value:
+                raise EvaluationError(f"--variant {text!r}: {key} is empty. Write {key}=NAME, or leave it out.")
+            if key in found:
+                raise EvaluationError(f"--variant {text!r} gives {key} twice; patterns are separated by ';'.")
+            found[key] = value
+        return cls(
+            name=text,
+            implementation=found.get("implementation", "auto"),
+            activation=found.get("activation"),
+            include=_patterns(found.get("include")),
+            exclude=_patterns(found.get("exclude")),
+        )
+
+    @classmethod
+    def of(
+        cls,
+        implementation: str = "auto",
+        activation: str | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+    ) -> Variant:
+        """The variant that is patched so, called as ``parse`` would read it."""
+        said = {
+            "activation": activation,
+            "include": ";".join(include) if include else None,
+            "exclude": ";".join(exclude) if exclude else None,
+        }
+        parts = [f"{key}={value}" for key, value in said.items() if value is not None]
+        if implementation != "auto" or not parts:
+            parts.insert(0, implementation)
+        return cls(
+            ",".join(parts),
+            implementation,
+            activation,
+            tuple(include) if include else None,
+            tuple(exclude) if exclude else None,
+        )
+
+
+_KEYS = tuple(field.name for field in fields(Variant) if field.name != "name")
+
+
+def _patterns(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(pattern.strip() for pattern in text.split(";") if pattern.strip())
+
+
+def check_variants(variants: Sequence[Variant]) -> None:
+    """See that results can be told apart by the variants' names.
+
+    Raises:
+        EvaluationError: there are no variants, or two of one name.
+    """
+    if not variants:
+        raise EvaluationError("there is no variant to evaluate: name one with --variant.")
+    name, count = Counter(variant.name for variant in variants).most_common(1)[0]
+    if count > 1:
+        raise EvaluationError(f"the variant {name!r} is named {count} times: once is enough.")
+    if any(variant.name == BEFORE for variant in variants):
+        raise EvaluationError(f"{BEFORE!r} is what the unpatched model is called: name the variant otherwise.")
