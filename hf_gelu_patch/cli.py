@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_gelu_patch import __version__
 from hf_gelu_patch.errors import PatchError
-from hf_gelu_patch.evaluation import report
 from hf_gelu_patch.evaluation.loading import TASKS, EvaluationError, Subject, data_file, locate, subject
 from hf_gelu_patch.evaluation.reference import REFERENCES, ReferenceUnavailableError
+from hf_gelu_patch.evaluation.variants import Variant, check_variants
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from hf_gelu_patch.evaluation.run import Progress
+    from hf_gelu_patch.evaluation.run import Progress, Result
 
 __all__ = ["main"]
 
@@ -33,13 +36,31 @@ examples:
       the reference models ({", ".join(REFERENCES)}) on their own data
   hf-gelu-patch evaluate --model_name_or_path gpt2 --activation silu
       one of them with another function
+  hf-gelu-patch evaluate --variant aten --variant activation=silu --variant "activation=gelu_tanh,include=*.h.0.*"
+      several at once, each against the unpatched model; --variant eager is that model against itself
   hf-gelu-patch evaluate --model_name_or_path ./my-model --task text-classification --validation_file test.csv
       a model and data of your own
+  hf-gelu-patch evaluate --config night.yaml --limit 100
+      options from a file (variant: [aten, activation=silu]); those of the command line come first
+  hf-gelu-patch evaluate --model_name_or_path gpt2 --dry_run
+      what would be loaded, patched, measured and written
+  hf-gelu-patch evaluate --model_name_or_path gpt2 --resume
+      go on after a run that was killed
   torchrun --standalone --nproc_per_node 2 scripts/evaluate.py --num_processes 2
       two processes, on CPU too; the same quality figures
 
-Options may be spelled with dashes as well: --output-dir.
+Options may be spelled with dashes as well: --output-dir. The exit status is 0; 1 where something that was named cannot
+be used; 2 for options that make no sense; 3 where the results are there and a variant's implementation is wrong.
 """
+_REPORT_EXAMPLES = """\
+examples:
+  hf-gelu-patch report results
+      the table, the plots and the page once more
+  hf-gelu-patch report monday tuesday --output_dir both
+      two runs in one report
+"""
+_PATCHING = ("variant", "implementation", "activation", "include", "exclude")
+_WRONG = 3
 _SITES_EXAMPLES = """\
 examples:
   hf-gelu-patch sites gpt2 --diff
@@ -54,12 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those of the process if None.
 
     Returns:
-        The exit status: 0, or 1 where what was named cannot be used, and 2 for arguments that make no sense (as
-        argparse exits with by itself).
+        The exit status: 0; or 1 where what was named cannot be used, 2 for arguments that make no sense (as argparse
+        exits with by itself), and 3 where a variant's implementation is wrong.
     """
     given = _normalised(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
+    parser = _parser()
     try:
+        options = parser.parse_args(given)
+        if getattr(options, "config", None) is not None:
+            options = parser.parse_args(_with_config(options, given))
         status: int = options.command(options)
     except (EvaluationError, PatchError, ReferenceUnavailableError) as error:
         rank = os.environ.get("RANK", "0")
@@ -86,6 +110,56 @@ def _normalised(arguments: Sequence[str]) -> list[str]:
     return spelled
 
 
+def _with_config(options: argparse.Namespace, given: Sequence[str]) -> list[str]:
+    """The arguments, and those that the config file names and they do not. How to patch is one matter: where the
+    command line says anything about it, the file's word does not count.
+
+    Raises:
+        EvaluationError: the file cannot be read, or names what is no option.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    path = options.config
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise EvaluationError(f"the config {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise EvaluationError(f"the config {path} names no options: write one a line, as in 'limit: 100'.")
+    valid = [name for name in vars(options) if name not in ("command", "config")]
+    found = {str(key).replace("-", "_"): value for key, value in config.items()}
+    if unknown := [key for key in found if key not in valid]:
+        raise EvaluationError(f"the config {path} has no option {', '.join(unknown)}. Valid: {', '.join(valid)}.")
+    said = {word[2:].partition("=")[0] for word in given if word.startswith("--")}
+    if said & {*_PATCHING}:
+        said |= {*_PATCHING}
+    added = []
+    for key, value in found.items():
+        if key in said or value is None or value is False:
+            continue
+        if value is True:
+            added.append(f"--{key}")
+            continue
+        values = value if isinstance(value, list) else [value]
+        if len(values) > 1 and not _repeats(key):
+            raise EvaluationError(f"the config {path} gives {key} {len(values)} values: it takes one.")
+        for one in values:
+            if isinstance(one, dict) and key == "variant":
+                one = ",".join(f"{name}={_joined(pattern)}" for name, pattern in one.items())
+            if isinstance(one, dict | list):
+                raise EvaluationError(f"the config {path} gives {key} {one!r}: it takes a text or a number.")
+            added.append(f"--{key}={one}")
+    return [given[0], *added, *given[1:]]
+
+
+def _joined(patterns: Any) -> str:
+    return ";".join(map(str, patterns)) if isinstance(patterns, list) else str(patterns)
+
+
+def _repeats(key: str) -> bool:
+    return key in ("model_name_or_path", "variant", "include", "exclude")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-gelu-patch", description="Patch the activations of Hugging Face models, and measure what that does."
@@ -103,6 +177,14 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     evaluate.set_defaults(command=_evaluate)
+    evaluate.add_argument(
+        "--config", type=Path, metavar="FILE", help="options from a YAML file; the command line's own come first"
+    )
+    evaluate.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="say what would be loaded, patched, measured and written; load no weights, write nothing",
+    )
     what = evaluate.add_argument_group("models and data")
     what.add_argument(
         "--model_name_or_path",
@@ -111,22 +193,48 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a reference model ({', '.join(REFERENCES)}), a checkpoint folder, or an id on the hub; may be repeated "
         "(default: the reference models)",
     )
-    what.add_argument("--task", metavar="TASK", help=f"{', '.join(TASKS)} (default: as the model's config tells)")
     what.add_argument(
-        "--validation_file", metavar="FILE", help="csv, json, jsonl, parquet or txt (default: the model's)"
+        "--task", metavar="TASK", help=f"{', '.join(TASKS)}, or a Python file (default: as the model's config tells)"
     )
+    what.add_argument(
+        "--validation_file",
+        metavar="DATA",
+        help="csv, json, jsonl, parquet, arrow or txt, a folder of images or of a saved dataset, or an id on the hub "
+        "(default: the model's)",
+    )
+    what.add_argument("--split", metavar="NAME", help="of the data, where they have several")
+    what.add_argument("--config_name", metavar="NAME", help="of data on the hub, where they have several")
     what.add_argument("--input_column", metavar="NAME", help="what the model is given (default: text, image or source)")
-    what.add_argument("--target_column", metavar="NAME", help="the right answer (default: label or target)")
+    what.add_argument("--second_column", metavar="NAME", help="a second text (default: text2, for similarity)")
+    what.add_argument("--target_column", metavar="NAME", help="the right answer (default: label, target or score)")
+    what.add_argument(
+        "--metric", metavar="METRIC", help="another metric beside the task's own: a script, or a name on the hub"
+    )
+    what.add_argument("--skip_bad_rows", action="store_true", help="leave out rows that cannot be used, and count them")
     what.add_argument(
         "--limit", type=_positive, metavar="N", help="use the first N rows, or blocks of text (default: all)"
     )
     what.add_argument(
         "--max_length", type=_positive, metavar="N", help="tokens in an example (default: the model's, at most 512)"
     )
+    what.add_argument(
+        "--stride",
+        type=_positive,
+        metavar="N",
+        help="running text by a window that moves on by N tokens (default: in blocks)",
+    )
     _add_loading(what)
     what.add_argument("--dtype", choices=_DTYPES, default="auto", help="of the weights (default: the checkpoint's)")
     what.add_argument("--attn_implementation", metavar="NAME", help="eager, sdpa, … (default: transformers' choice)")
-    _add_patching(evaluate.add_argument_group("patch"))
+    patching = evaluate.add_argument_group("patch")
+    patching.add_argument(
+        "--variant",
+        action="append",
+        metavar="VARIANT",
+        help="one way to patch: an implementation's name, and activation=, include= or exclude= with commas between "
+        "them and ';' between patterns; may be repeated, and takes the place of the four options below",
+    )
+    _add_patching(patching)
     how = evaluate.add_argument_group("measuring")
     how.add_argument(
         "--per_device_eval_batch_size",
@@ -140,6 +248,12 @@ def _parser() -> argparse.ArgumentParser:
         default=10.0,
         metavar="S",
         help="time each variant for so long at least, and all together for six times that at most (default: 10)",
+    )
+    how.add_argument(
+        "--margin",
+        type=_margin,
+        metavar="X",
+        help="how far a metric may move and count as equivalent: 0.01 is one point of accuracy, 1 %% of a perplexity",
     )
     how.add_argument("--seed", type=int, default=0, metavar="N", help="of everything drawn at random (default: 0)")
     how.add_argument(
@@ -159,6 +273,34 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--output_dir", type=Path, default=Path("results"), metavar="FOLDER", help="for results (default: results)"
     )
+    how.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with what a run that was killed recorded there, also with another number of processes",
+    )
+
+    report = commands.add_parser(
+        "report",
+        help="the reports of an evaluation once more, or of several together",
+        description="Build table, plots and page again from what evaluations wrote, and merge several into one.",
+        epilog=_REPORT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    report.set_defaults(command=_report)
+    report.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="a folder of results")
+    report.add_argument(
+        "--output_dir", type=Path, metavar="FOLDER", help="for the reports (default: the folder, where it is one)"
+    )
+
+    tasks = commands.add_parser("tasks", help="what models can be asked", description="List the tasks.")
+    tasks.set_defaults(command=_tasks)
+    implementations = commands.add_parser(
+        "implementations",
+        help="how activations can be computed, and where",
+        description="List the implementations: what they compute, where they run, and whether they do here.",
+    )
+    implementations.set_defaults(command=_implementations)
 
     sites = commands.add_parser(
         "sites",
@@ -185,7 +327,6 @@ def _add_loading(group: Any) -> None:
 def _add_patching(group: Any) -> None:
     group.add_argument(
         "--implementation",
-        default="auto",
         metavar="NAME",
         help="auto, aten, triton, epilogue or eager (default: auto: aten, where it gains something)",
     )
@@ -214,15 +355,43 @@ def _seconds(text: str) -> float:
     return number
 
 
-def _check_names(options: argparse.Namespace) -> None:
+def _margin(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no margin: it takes a number above 0")
+    return number
+
+
+def _variant(options: argparse.Namespace) -> Variant:
+    """What the options that stand for one variant say."""
+    return Variant.of(options.implementation or "auto", options.activation, options.include, options.exclude)
+
+
+def _variants(options: argparse.Namespace) -> tuple[Variant, ...]:
+    if not options.variant:
+        return (_variant(options),)
+    if other := [name for name in _PATCHING[1:] if getattr(options, name)]:
+        raise EvaluationError(
+            f"--variant says how to patch, and so does --{other[0]}: write --variant {other[0]}=… instead."
+        )
+    variants = tuple(map(Variant.parse, options.variant))
+    check_variants(variants)
+    return variants
+
+
+def _check_names(variants: Sequence[Variant]) -> None:
     """Names of activations and implementations, before anything is loaded."""
     from hf_gelu_patch.activations import get_activation
     from hf_gelu_patch.implementations import get_implementation
 
-    if options.implementation != "auto":
-        get_implementation(options.implementation)
-    if options.activation is not None:
-        get_activation(options.activation)
+    for variant in variants:
+        if variant.implementation != "auto":
+            get_implementation(variant.implementation)
+        if variant.activation is not None:
+            get_activation(variant.activation)
 
 
 def _prepare_libraries(options: argparse.Namespace) -> None:
@@ -242,26 +411,32 @@ def _evaluate(options: argparse.Namespace) -> int:
     wanted = options.num_processes or _launched_for()
     if wanted not in (None, started):
         raise EvaluationError(_mismatch(started, wanted))
-    report.writable(options.output_dir)
+    variants = _variants(options)
     # What is the user's own is looked for first, which takes no time; then come the names, which take importing torch;
     # then the reference models, which may have to be unpacked.
     if options.validation_file is not None:
-        data_file(options.validation_file)
-    named = options.model_name_or_path or REFERENCES
+        data_file(options.validation_file, allow_download=options.allow_download)
+    named = options.model_name_or_path or list(REFERENCES)
     own = {name: _subject(name, options) for name in named if name not in REFERENCES}
-    _check_names(options)
-    subjects = [own.get(name) or _subject(name, options) for name in named]
+    from hf_gelu_patch.evaluation import report
+
+    if not options.dry_run:
+        report.writable(options.output_dir)
+    _check_names(variants)
+    subjects = _told_apart([own.get(name) or _subject(name, options) for name in named])
+    if options.dry_run:
+        return _dry_run(subjects, variants, options)
     try:
-        from hf_gelu_patch.evaluation.run import Settings, evaluate_subject
+        from hf_gelu_patch.evaluation.run import STAGES, Settings, evaluate_subject
     except ModuleNotFoundError as error:
         raise EvaluationError(
             f"evaluating needs {error.name}, which is not installed: pip install 'hf-gelu-patch[evaluation]'"
         ) from error
     settings = Settings(
-        implementation=options.implementation,
-        activation=options.activation,
-        include=tuple(options.include) if options.include else None,
-        exclude=tuple(options.exclude) if options.exclude else None,
+        variants=variants,
+        margin=options.margin,
+        resume=options.resume,
+        skip_bad_rows=options.skip_bad_rows,
         limit=options.limit,
         batch_size=options.per_device_eval_batch_size,
         seed=options.seed,
@@ -269,12 +444,17 @@ def _evaluate(options: argparse.Namespace) -> int:
         attn_implementation=options.attn_implementation,
         trust_remote_code=options.trust_remote_code,
         min_seconds=options.timing_seconds,
-        max_seconds=6 * options.timing_seconds,
+        max_seconds=_most_seconds(options, variants),
     )
     accelerator = _accelerator(started, options.num_threads)
+    wrong: list[str] = []
     try:
-        with _progress(accelerator.is_main_process, len(subjects)) as progress:
-            results = [evaluate_subject(one, settings, accelerator, progress(one.name)) for one in subjects]
+        with _progress(accelerator.is_main_process, len(subjects), STAGES) as progress:
+            results = [
+                evaluate_subject(one, settings, accelerator, progress(one.name), folder=options.output_dir)
+                for one in subjects
+            ]
+        wrong = _wrong(results)
         if accelerator.is_main_process:
             from rich.console import Console
 
@@ -285,9 +465,22 @@ def _evaluate(options: argparse.Namespace) -> int:
             report.print_results(results, console)
             paths = report.save(results, settings, surroundings, options.output_dir)
             print(f"\n{time.perf_counter() - start:.0f} s; written to {' and '.join(map(str, paths))}")
+            for line in wrong:
+                print(f"hf-gelu-patch: wrong implementation: {line}", file=sys.stderr)
+        accelerator.wait_for_everyone()  # the launcher stops all of them when the first one fails
     finally:
         accelerator.end_training()
-    return 0
+    return _WRONG if wrong else 0
+
+
+def _wrong(results: Sequence[Result]) -> list[str]:
+    return [f"{one.subject.name}, {name}: {why}" for one in results for name, why in one.wrong.items()]
+
+
+def _most_seconds(options: argparse.Namespace, variants: Sequence[Variant]) -> float:
+    """Twice what all of them take at least, the unpatched model's two runs among them."""
+    seconds: float = 2 * options.timing_seconds * (2 + len(variants))
+    return seconds
 
 
 def _subject(name: str, options: argparse.Namespace) -> Subject:
@@ -296,10 +489,55 @@ def _subject(name: str, options: argparse.Namespace) -> Subject:
         task=options.task,
         validation_file=options.validation_file,
         input_column=options.input_column,
+        second_column=options.second_column,
         target_column=options.target_column,
         max_length=options.max_length,
+        split=options.split,
+        config_name=options.config_name,
+        metric=options.metric,
+        stride=options.stride,
         allow_download=options.allow_download,
     )
+
+
+def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:
+    """Folders of one name are called by their paths."""
+    names = Counter(one.name for one in subjects)
+    found = [replace(one, name=one.model) if names[one.name] > 1 else one for one in subjects]
+    name, count = Counter(one.name for one in found).most_common(1)[0]
+    if count > 1:
+        raise EvaluationError(f"the model {name} is named {count} times: once is enough.")
+    return found
+
+
+def _dry_run(subjects: Sequence[Subject], variants: Sequence[Variant], options: argparse.Namespace) -> int:
+    from hf_gelu_patch import find_sites
+    from hf_gelu_patch.evaluation import report
+    from hf_gelu_patch.evaluation.loading import skeleton
+    from hf_gelu_patch.evaluation.records import folder_name
+
+    for one in subjects:
+        columns = ", ".join(one.columns)
+        print(f"{one.name}: {one.task}")
+        print(f"  model: {one.model}")
+        print(f"  data: {one.data}{f' ({columns})' if columns else ''}")
+        model = skeleton(one.model, trust_remote_code=options.trust_remote_code)
+        for variant in variants:
+            found = find_sites(
+                model,
+                implementation=variant.implementation,
+                activation=variant.activation,
+                include=variant.include,
+                exclude=variant.exclude,
+            )
+            print(f"  {variant.name}: {found.summary}")
+            print("".join(f"  {line}\n" for line in found.lines()), end="")
+    some = "all" if options.limit is None else f"the first {options.limit}"
+    print(f"measured: quality and drift on {some} examples; layers on one batch; speed, each variant for")
+    print(f"  {options.timing_seconds:g} s or more, all together for {_most_seconds(options, variants):g} s at most")
+    written = [report.JSON_NAME, report.MARKDOWN_NAME, *(f"records/{folder_name(one.name)}/" for one in subjects)]
+    print(f"written to {options.output_dir}: {', '.join(written)}")
+    return 0
 
 
 def _launched_for() -> int | None:
@@ -308,7 +546,7 @@ def _launched_for() -> int | None:
     if "ACCELERATE_MIXED_PRECISION" not in os.environ or "WORLD_SIZE" in os.environ:
         return None
     import psutil  # type: ignore[import-untyped]
-    import yaml  # type: ignore[import-untyped]
+    import yaml
     from accelerate.commands.config import default_config_file
 
     launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -344,7 +582,7 @@ def _accelerator(started: int, threads: int) -> Accelerator:
 
 
 @contextmanager
-def _progress(main: bool, models: int) -> Iterator[Callable[[str], Progress]]:
+def _progress(main: bool, models: int, stages: Sequence[str]) -> Iterator[Callable[[str], Progress]]:
     """What makes, for each model in turn, what is told of its progress: a bar on a terminal, a line for each stage
     where there is none, and nothing on any process but the main one.
 
@@ -353,7 +591,6 @@ def _progress(main: bool, models: int) -> Iterator[Callable[[str], Progress]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    stages = ("load", "quality", "speed")
     console = Console(stderr=True)
     if not main or not console.is_terminal:
         numbers = itertools.count(1)
@@ -391,22 +628,74 @@ def _progress(main: bool, models: int) -> Iterator[Callable[[str], Progress]]:
         yield bar
 
 
+# ---------------------------------------------------------------------------------------------------------- listings
+
+
+def _report(options: argparse.Namespace) -> int:
+    from hf_gelu_patch.evaluation import report
+
+    if options.output_dir is None and len(options.results) > 1:
+        raise EvaluationError("several runs make a report of their own: name a folder for it with --output_dir.")
+    [first, *_] = options.results
+    folder = options.output_dir or (first if first.is_dir() else first.parent)
+    print(f"written to {' and '.join(map(str, report.rebuild(options.results, folder)))}")
+    return 0
+
+
+def _tasks(options: argparse.Namespace) -> int:
+    del options
+    for name, task in TASKS.items():
+        columns = ", ".join(filter(None, (task.input_column, task.second_column, task.target_column)))
+        print(f"{name}: {task.summary}")
+        print(f"  models: {task.auto_class}; columns: {columns}")
+        print(f"  metrics: {', '.join(task.metrics) or 'none, only drift and speed'}")
+    print("path/to/file.py: a task of your own; see hf_gelu_patch.evaluation.loading.own_task")
+    missing = [
+        name for name in ("accelerate", "datasets", "evaluate", "rich") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        print(f"\nnot available here: {', '.join(missing)} missing (pip install 'hf-gelu-patch[evaluation]')")
+    return 0
+
+
+def _implementations(options: argparse.Namespace) -> int:
+    del options
+    import torch
+
+    from hf_gelu_patch.implementations import AUTO, IMPLEMENTATIONS
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"auto: at each site {' or '.join(AUTO)}, the first that computes the activation and gains something")
+    for name, one in IMPLEMENTATIONS.items():
+        computes = [f"{len(one.functions)} activations"]
+        computes += [f"{len(one.gated)} with the product of a gated layer"] if one.gated else []
+        computes += [f"{len(one.linear)} after a linear layer"] if one.linear else []
+        dtypes = "any dtype" if one.dtypes is None else ", ".join(sorted(str(d).rpartition(".")[2] for d in one.dtypes))
+        obstacle = one.obstacle(device, torch.float32)
+        print(f"{name}: {', '.join(computes)}: {', '.join(one.functions)}")
+        print(f"  runs on {' or '.join(sorted(one.devices)) if one.devices else 'any device'}; {dtypes}", end="")
+        print("" if one.backward else "; no backward")
+        print(f"  here ({device}): {'available' if obstacle is None else f'not available: {obstacle}'}")
+    return 0
+
+
 # ------------------------------------------------------------------------------------------------------------- sites
 
 
 def _sites(options: argparse.Namespace) -> int:
     _prepare_libraries(options)
     place = locate(options.model_name_or_path, allow_download=options.allow_download)
-    _check_names(options)
+    variant = _variant(options)
+    _check_names([variant])
     from hf_gelu_patch import explain, find_sites, patched
     from hf_gelu_patch.evaluation.loading import skeleton
 
     model = skeleton(place, trust_remote_code=options.trust_remote_code)
-    wanted = {
-        "implementation": options.implementation,
-        "activation": options.activation,
-        "include": options.include,
-        "exclude": options.exclude,
+    wanted: dict[str, Any] = {
+        "implementation": variant.implementation,
+        "activation": variant.activation,
+        "include": variant.include,
+        "exclude": variant.exclude,
     }
     report = find_sites(model, **wanted)
     print(report)

@@ -9,15 +9,18 @@ fingerprint, whichever process wrote it. A last line without its end was torn, a
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import json
 import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +28,7 @@ from torch import Tensor
 from hf_gelu_patch.evaluation.data import EvaluationError
 from hf_gelu_patch.evaluation.quality import Outcome
 
-__all__ = ["Fingerprint", "Row", "Writer", "content_digest", "folder_name", "prepare", "read"]
+__all__ = ["Fingerprint", "Row", "Writer", "content_digest", "folder_name", "prepare", "read", "text_digest"]
 
 Fingerprint = dict[str, Any]
 """All that the answers depend on, as plain data."""
@@ -96,14 +99,15 @@ def content_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         if tensor.numel():
             leading = tensor.detach().reshape(-1)[:_LEADING].contiguous().cpu()
-            found.update(leading.view(torch.uint8).numpy())
-            found.update(f"{int(torch.hash_tensor(tensor.detach()))}".encode())
+            found.update(leading.view(torch.uint8).numpy().tobytes())
+            found.update(f"{int(torch.hash_tensor(tensor.detach()).view(torch.int64))}".encode())
     return found.hexdigest()
 
 
-def _digest(fingerprint: Fingerprint) -> str:
-    text = json.dumps(fingerprint, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+def text_digest(value: Any) -> str:
+    """A hash of plain data."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -125,10 +129,10 @@ def prepare(folder: Path, fingerprint: Fingerprint, *, resume: bool) -> None:
         present = sorted(folder.glob("*.jsonl"))
         if not resume:
             if present:
-                number = next(n for n in range(1, len(os.listdir(folder)) + 2) if not (folder / str(n)).exists())
-                (folder / str(number)).mkdir()
+                aside = next(one for one in (folder / str(n) for n in itertools.count(1)) if not one.exists())
+                aside.mkdir()
                 for path in present:
-                    path.rename(folder / str(number) / path.name)
+                    path.rename(aside / path.name)
             return
     except OSError as error:
         raise EvaluationError(f"records cannot be kept in {folder}: {error.strerror or error}.") from error
@@ -228,9 +232,9 @@ class Writer:
     """One process's file, made when there is something to write. A context manager."""
 
     def __init__(self, folder: Path, fingerprint: Fingerprint, rank: int) -> None:
-        self.path = folder / f"{_digest(fingerprint)}.rank{rank}.jsonl"
+        self.path = folder / f"{text_digest(fingerprint)}.rank{rank}.jsonl"
         self._fingerprint = fingerprint
-        self._file: BinaryIO | None = None
+        self._file: io.FileIO | None = None
         self._synced = 0.0
 
     def __enter__(self) -> Writer:
@@ -241,7 +245,7 @@ class Writer:
     ) -> None:
         del kind, error, trace
         if self._file is not None:
-            with self._told():
+            with _told(self.path):
                 os.fsync(self._file.fileno())
             self._file.close()
 
@@ -252,7 +256,7 @@ class Writer:
             EvaluationError: the disk is full, or fails. What was written before is kept.
         """
         text = "".join(json.dumps(row.to_json(), separators=(",", ":")) + "\n" for row in rows)
-        with self._told():
+        with _told(self.path):
             if self._file is None:
                 self._file = self._open()
             self._write(text)
@@ -260,7 +264,7 @@ class Writer:
                 os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
 
-    def _open(self) -> BinaryIO:
+    def _open(self) -> io.FileIO:
         file = self.path.open("a+b", buffering=0)
         file.seek(0)
         whole = file.read().rpartition(b"\n")
@@ -277,24 +281,14 @@ class Writer:
         while left:  # the system may take a part of it, as it does before it says that the disk is full
             left = left[self._file.write(left) :]
 
-    def _told(self) -> _Told:
-        return _Told(self.path)
 
-
-class _Told:
-    """Says of an error of the system which file it was about, and what to do."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        del kind, trace
-        if isinstance(error, OSError):
-            raise EvaluationError(
-                f"{self._path} cannot be written: {error.strerror or error}. What was found out so far is kept there: "
-                "make room, and run the same with --resume."
-            ) from error
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say of an error of the system which file it was about, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise EvaluationError(
+            f"{path} cannot be written: {error.strerror or error}. What was found out so far is kept there: make room, "
+            "and run the same with --resume."
+        ) from error

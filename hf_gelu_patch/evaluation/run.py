@@ -1,4 +1,4 @@
-"""One model evaluated before and after a patch: the same examples, the same batches, in one process or several."""
+"""One model evaluated before and after patches: the same examples, the same batches, in one process or several."""
 
 from __future__ import annotations
 
@@ -6,50 +6,84 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import torch
+import transformers
 from accelerate.utils import gather_object
 
-from hf_gelu_patch import NothingPatchedWarning, Report, patch
-from hf_gelu_patch.evaluation.loading import EvaluationError, Subject, load_data, load_model, load_processor
+from hf_gelu_patch import NothingPatchedWarning, Report, __version__, patch
+from hf_gelu_patch.evaluation import records
+from hf_gelu_patch.evaluation.drift import (
+    LayerDrift,
+    LogitDrift,
+    activation_share,
+    batch_drift,
+    exact_copy,
+    exact_drift,
+    layer_drift,
+    total_drift,
+)
+from hf_gelu_patch.evaluation.loading import EvaluationError, Subject, load_model, load_processor, load_rows
 from hf_gelu_patch.evaluation.quality import Outcome, Quality, compare
-from hf_gelu_patch.evaluation.speed import Speed, measure, summarise
+from hf_gelu_patch.evaluation.records import Row
+from hf_gelu_patch.evaluation.speed import CudaClock, Speed, measure, measure_generation, peak_memory, summarise
 from hf_gelu_patch.evaluation.tasks import Batch, Task, make_task
+from hf_gelu_patch.evaluation.variants import BEFORE, Variant, check_variants
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
-__all__ = ["Result", "Settings", "evaluate", "evaluate_subject", "unpatched_metrics"]
+__all__ = [
+    "STAGES",
+    "Result",
+    "Settings",
+    "Variant",
+    "VariantResult",
+    "evaluate",
+    "evaluate_subject",
+    "unpatched_metrics",
+]
 
 Progress = Callable[[str, float], None]
-"""Told the stage ("load", "quality", "speed") and the share of it that is done."""
+"""Told the stage, one of ``STAGES``, and the share of it that is done."""
+
+STAGES = ("load", "quality", "layers", "speed")
 
 _TIMED_BATCHES = 4
+_OTHER_TIMES = 1 / 3  # how long to measure end to end, and generation, beside the forward alone
+_AGAIN = "again"
+_ALIGNMENT = 64  # bytes, as torch gives them out
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to patch, and how to measure.
+    """What to compare, and how to measure.
 
     Attributes:
-        implementation, activation, include, exclude: as for ``patch``.
+        variants: each is compared with the unpatched model.
+        margin: how far a metric may move and count as equivalent, as for ``quality.compare``; None to declare none.
+        resume: go on with the records of a run that died.
+        skip_bad_rows: leave out rows that cannot be used, and count them; otherwise they are an error.
         limit: use the first so many examples; None for all.
         batch_size: examples in a batch; None for 32, or fewer where the logits would take more than 128 MB.
         seed: for the order of timed runs and the bootstrap.
         dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
         attn_implementation, trust_remote_code: as for ``from_pretrained``.
-        min_rounds, min_seconds, max_seconds: how long to time: so many rounds and so long for each variant, but no
-            longer than this in all.
+        min_rounds, min_seconds, max_seconds: how long to time the forward: so many rounds and so long for each
+            variant, but no longer than this in all. Each of what is timed beside it takes a third of that.
     """
 
-    implementation: str = "auto"
-    activation: str | None = None
-    include: tuple[str, ...] | None = None
-    exclude: tuple[str, ...] | None = None
+    variants: tuple[Variant, ...] = (Variant("auto"),)
+    margin: float | None = None
+    resume: bool = False
+    skip_bad_rows: bool = False
     limit: int | None = None
     batch_size: int | None = None
     seed: int = 0
@@ -62,23 +96,58 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class VariantResult:
+    """Everything that was found out about one variant.
+
+    Attributes:
+        variant: how it was patched.
+        patch: what was patched, and why the rest was not.
+        quality: before and after.
+        drift: of the logits (of a task without logits, of what stands for them), over all examples; ``own`` and
+            ``exact`` on one batch.
+        layers: the drift of each layer's output on that batch, the logits last.
+        speed: before and after.
+        wrong: why its implementation is wrong, in words; None where nothing says so. It is where there are numbers
+            that are not finite where the unpatched model's are, or where the sites claim to compute the same function
+            and the logits moved by more than √ε of the dtype, relative to their scale: what ``patch(verify=)`` refuses.
+    """
+
+    variant: Variant
+    patch: Report
+    quality: Quality
+    drift: LogitDrift
+    layers: tuple[LayerDrift, ...]
+    speed: Speed
+    wrong: str | None
+
+
+@dataclass(frozen=True)
 class Result:
     """Everything that was found out about one model.
 
     Attributes:
         subject: the model and its data.
-        patch: what was patched, and why the rest was not.
-        quality: before and after.
-        speed: before and after.
+        variants: each against the unpatched model.
+        unpatched: that model's metrics by name.
+        activation_share: the share of its forward's time that activations take.
+        peak_memory: the memory its forward takes, as ``speed.peak_memory`` tells it.
+        described: a short text of each example whose answer is in some ``quality.flipped``.
+        exact_reason: why there was no float64 copy to compare with; "" where there was one.
         model_class, parameters, dtype, device, attn_implementation: the model as it ran.
         batch_size: examples in a batch.
-        seconds: how long each stage took.
+        seconds: how long each of ``STAGES`` took.
+        skipped: each row of the data that was left out, counted from 1, and why.
+        records: the folder with what each model said of each example, relative to the one for results; None where
+            nothing was recorded.
     """
 
     subject: Subject
-    patch: Report
-    quality: Quality
-    speed: Speed
+    variants: tuple[VariantResult, ...]
+    unpatched: dict[str, float]
+    activation_share: float
+    peak_memory: int | None
+    described: dict[int, str]
+    exact_reason: str
     model_class: str
     parameters: int
     dtype: str
@@ -86,45 +155,67 @@ class Result:
     attn_implementation: str | None
     batch_size: int
     seconds: dict[str, float]
+    skipped: tuple[tuple[int, str], ...]
+    records: str | None
+
+    @property
+    def wrong(self) -> dict[str, str]:
+        """The variants whose implementation is wrong, and why."""
+        return {one.variant.name: one.wrong for one in self.variants if one.wrong is not None}
 
 
 def evaluate_subject(
-    subject: Subject, settings: Settings, accelerator: Accelerator, progress: Progress | None = None
+    subject: Subject,
+    settings: Settings,
+    accelerator: Accelerator,
+    progress: Progress | None = None,
+    *,
+    folder: Path | None = None,
 ) -> Result:
     """Load a model with its data and evaluate it; arguments and errors as for ``evaluate`` and the loading."""
     tell = progress if progress is not None and accelerator.is_main_process else _tell_nobody
     tell("load", 0.0)
     start = time.perf_counter()
-    model, task = _load(subject, settings, accelerator)
+    model, task, rows = _load(subject, settings, accelerator)
     tell("load", 1.0)
-    return evaluate(model, task, settings, accelerator, progress, load_seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return evaluate(model, task, settings, accelerator, progress, rows=rows, folder=folder, load_seconds=seconds)
 
 
 def unpatched_metrics(subject: Subject, settings: Settings, accelerator: Accelerator) -> dict[str, float]:
     """The task's metrics for the model as it is: nothing is patched, nothing timed. Errors as for the loading."""
-    model, task = _load(subject, settings, accelerator)
+    model, task, _ = _load(subject, settings, accelerator)
+    batches = task.batches(settings.batch_size or task.batch_size())
     with torch.inference_mode():
-        batches = _batches(task, settings.batch_size or task.batch_size(), accelerator)
-        return _quality(task, model, None, batches, accelerator, _tell_nobody).before
+        answers = _answers(task, model, {}, (), batches, accelerator, _tell_nobody)
+    return task.metrics([row.outcome for row in answers[BEFORE]])
 
 
-def _load(subject: Subject, settings: Settings, accelerator: Accelerator) -> tuple[PreTrainedModel, Task]:
-    columns = (subject.input_column, *filter(None, (subject.target_column,)))
-    data = load_data(subject.data, columns)
-    processor = load_processor(subject.model, subject.task, trust_remote_code=settings.trust_remote_code)
+def _load(
+    subject: Subject, settings: Settings, accelerator: Accelerator
+) -> tuple[PreTrainedModel, Task, datasets.Dataset]:
+    rows = load_rows(subject, skip_bad_rows=settings.skip_bad_rows)
+    hub = {"trust_remote_code": settings.trust_remote_code, "allow_download": subject.allow_download}
+    processor = load_processor(subject.model, subject.task, **hub)
     model = load_model(
         subject.model,
         subject.task,
         dtype=settings.dtype,
         attn_implementation=settings.attn_implementation,
-        trust_remote_code=settings.trust_remote_code,
         device=accelerator.device,
+        **hub,
     )
-    return model, make_task(subject, model.config, processor, data, limit=settings.limit)
+    task = make_task(subject, model.config, processor, rows, limit=settings.limit, skip_bad_rows=settings.skip_bad_rows)
+    return model, task, rows
 
 
-def _batches(task: Task, size: int, accelerator: Accelerator) -> list[Batch]:
-    return [batch.to(accelerator.device) for batch in task.batches(size)]
+def _align(model: PreTrainedModel) -> None:
+    """Move weights that do not start at a multiple of 64 bytes to where they do. MKL adds up the product of a vector
+    and a matrix in another order where the matrix starts elsewhere; and where transformers leaves the weights depends
+    on the file's header, and on whether there are several processes, which would then not find the same."""
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.device.type == "cpu" and weight.data_ptr() % _ALIGNMENT:
+            weight.data = weight.data.clone()
 
 
 def evaluate(
@@ -134,63 +225,117 @@ def evaluate(
     accelerator: Accelerator,
     progress: Progress | None = None,
     *,
+    rows: datasets.Dataset | None = None,
+    folder: Path | None = None,
     load_seconds: float = 0.0,
 ) -> Result:
-    """Evaluate a loaded model before and after a patch. ``model`` itself is not patched: a twin of it is, which
-    shares its weights.
+    """Evaluate a loaded model before and after patches. ``model`` itself is not patched: twins of it are, which share
+    its weights.
 
     Quality is computed by all processes together, whole batches to each in turn, and put together on every one of
     them in the order of the examples: the figures are the same for any number of processes with the same number of
-    threads. Speed is measured by the main process while the others wait, on every batch as it stands; in the other
-    processes' results it is the main one's.
+    threads. Layers are looked at, and speed is measured, by the main process while the others wait, on batches as they
+    stand; in the other processes' results it is the main one's.
 
     Args:
         model: in evaluation mode, on ``accelerator.device``.
         task: its data, from ``make_task``.
-        settings: how to patch and to measure.
+        settings: what to compare, and how to measure.
         accelerator: the processes.
         progress: told what is done; only ever called on the main process.
+        rows: the data that ``task`` was made of, to time it from its rows on; None to time the forward alone.
+        folder: for results; below it, what each model says of each example is recorded batch by batch. None to record
+            nothing.
 
     Raises:
-        PatchError: the patch was refused, before anything was measured.
-        EvaluationError: ``model`` is in training mode, or examples were lost among the processes.
+        PatchError: a patch was refused, before anything was measured.
+        EvaluationError: ``model`` is in training mode; two variants have one name; the records cannot be written or
+            are of another run; or examples were lost among the processes.
     """
     if model.training:
         raise EvaluationError("the model is in training mode, where dropout would differ: call model.eval() first.")
+    check_variants(settings.variants)
     tell = progress if progress is not None and accelerator.is_main_process else _tell_nobody
-    before, twin = model, _twin(model)
-    report = _patch(twin, settings)
-    after = twin if report.changed else None
+    clock = _Stopwatch({"load": load_seconds})
+    names = tuple(variant.name for variant in settings.variants)
+    patches, twins = {}, {}
+    for variant in settings.variants:
+        twins[variant.name] = _twin(model)
+        patches[variant.name] = _patch(twins[variant.name], variant)
+    # What was left as it is says what the unpatched model says. Only where that is what was asked for is it run.
+    running = {v.name: twins[v.name] for v in settings.variants if _runs(v, patches[v.name])}
     size = settings.batch_size or task.batch_size()
-    batches = _batches(task, size, accelerator)
+    batches = task.batches(size)
+    place = None if folder is None else folder / "records" / records.folder_name(task.subject.name)
 
     with torch.inference_mode():
-        start = time.perf_counter()
-        quality = _quality(task, before, after, batches, accelerator, tell)
-        quality_seconds = time.perf_counter() - start
-        start = time.perf_counter()
-        found = [_speed(task, before, after, batches, settings, tell)] if accelerator.is_main_process else []
+        writer: records.Writer | None = None
+        known: dict[tuple[int, str], Row] = {}
+        if place is not None:
+            fingerprint = _fingerprint(model, task, settings, batches, size)
+            writer, known = _open_records(place, fingerprint, settings, accelerator)
+        answers = _answers(task, model, running, names, batches, accelerator, tell, writer, known)
+        clock.stop("quality")
+        found = []
+        if accelerator.is_main_process:
+            on_device = [batch.to(model.device) for batch in _chosen(batches)]
+            drifts, layers, reason = _drift(task, model, running, names, answers, batches, tell)
+            clock.stop("layers")
+            share = activation_share(model, on_device, task.forward)
+            speeds, memory = _speeds(task, model, running, names, on_device, rows, settings, tell)
+            clock.stop("speed")
+            found.append((drifts, layers, reason, share, speeds, memory, clock.seconds))
         accelerator.wait_for_everyone()
-        [speed] = gather_object(found)
+        [(drifts, layers, reason, share, speeds, memory, seconds)] = gather_object(found)
 
-    weight = next(model.parameters())
+    outcomes = {name: [row.outcome for row in rows_] for name, rows_ in answers.items()}
+    results = tuple(
+        VariantResult(
+            variant=variant,
+            patch=patches[variant.name],
+            quality=_quality(task, outcomes[BEFORE], outcomes[variant.name], drifts[variant.name], settings),
+            drift=drifts[variant.name],
+            layers=layers[variant.name],
+            speed=speeds[variant.name],
+            wrong=_wrong(patches[variant.name], answers[variant.name], drifts[variant.name], model.dtype),
+        )
+        for variant in settings.variants
+    )
+    flipped = sorted({flip.example for result in results for flip in result.quality.flipped})
     return Result(
         subject=task.subject,
-        patch=report,
-        quality=quality,
-        speed=speed,
+        variants=results,
+        unpatched=results[0].quality.before,
+        activation_share=share,
+        peak_memory=memory,
+        described={example: task.describe(example) for example in flipped},
+        exact_reason=reason,
         model_class=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
-        dtype=str(weight.dtype).removeprefix("torch."),
-        device=str(weight.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
         attn_implementation=getattr(model.config, "_attn_implementation", None),
         batch_size=size,
-        seconds={"load": load_seconds, "quality": quality_seconds, "speed": time.perf_counter() - start},
+        seconds=seconds,
+        skipped=task.skipped,
+        records=None if folder is None or place is None else str(place.relative_to(folder)),
     )
 
 
 def _tell_nobody(stage: str, share: float) -> None:
     del stage, share
+
+
+class _Stopwatch:
+    """How long stages took, one after the other."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self._start = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage], self._start = now - self._start, now
 
 
 def _twin(model: PreTrainedModel) -> PreTrainedModel:
@@ -199,109 +344,326 @@ def _twin(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, {id(weight): weight for weight in weights})
 
 
-def _patch(model: PreTrainedModel, settings: Settings) -> Report:
+def _patch(model: PreTrainedModel, variant: Variant) -> Report:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingPatchedWarning)  # the result says so
         return patch(
             model,
-            implementation=settings.implementation,
-            activation=settings.activation,
-            include=settings.include,
-            exclude=settings.exclude,
+            implementation=variant.implementation,
+            activation=variant.activation,
+            include=variant.include,
+            exclude=variant.exclude,
         )
 
 
-@dataclass(frozen=True)
-class _Record:
-    """What both variants said of one example."""
+def _runs(variant: Variant, report: Report) -> bool:
+    """Whether there is something to run: ``eager`` by itself changes nothing, and is asked for to compare the model
+    with itself."""
+    return bool(report.changed) or variant.implementation == "eager"
 
-    example: int
-    before: Outcome
-    after: Outcome
-    change: float
-    scale: float
+
+# ------------------------------------------------------------------------------------------------------------- quality
+
+
+def _fingerprint(
+    model: PreTrainedModel, task: Task, settings: Settings, batches: Sequence[Batch], size: int
+) -> records.Fingerprint:
+    """All that answers depend on, by content: of the model its weights and config, of the data and their tokenizer the
+    batches."""
+    generation = getattr(model, "generation_config", None)
+    configs = [model.config.to_dict(), {} if generation is None else generation.to_dict()]
+    for config in configs:
+        for key in ("_name_or_path", "transformers_version"):
+            config.pop(key, None)
+    cuda = model.device.type == "cuda"
+    return {
+        "model": type(model).__name__,
+        "weights": records.content_digest(model.state_dict().items()),
+        "config": records.text_digest(configs),
+        "task": task.subject.task,
+        "examples": len(task.examples),
+        "limit": settings.limit,
+        "max_length": task.subject.max_length,
+        "stride": task.subject.stride,
+        "batch_size": size,
+        "data": records.content_digest(
+            (name, tensor) for batch in batches for name, tensor in {**batch.inputs, "targets": batch.targets}.items()
+        ),
+        "order": records.text_digest([batch.ids for batch in batches]),
+        "variants": [vars(variant) for variant in settings.variants],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attn_implementation": getattr(model.config, "_attn_implementation", None),
+        "device": torch.cuda.get_device_name(model.device) if cuda else torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "hf_gelu_patch": __version__,
+    }
+
+
+def _open_records(
+    place: Path, fingerprint: records.Fingerprint, settings: Settings, accelerator: Accelerator
+) -> tuple[records.Writer, dict[tuple[int, str], Row]]:
+    """Where to write, and what there is already. No process writes before all have read."""
+    failed: list[str] = []
+    if accelerator.is_main_process:
+        try:
+            records.prepare(place, fingerprint, resume=settings.resume)
+        except EvaluationError as error:
+            failed.append(str(error))
+    if failed := gather_object(failed):
+        raise EvaluationError(failed[0])
+    known = records.read(place)[1] if settings.resume else {}
+    accelerator.wait_for_everyone()
+    return records.Writer(place, fingerprint, accelerator.process_index), known
+
+
+def _answers(
+    task: Task,
+    before: PreTrainedModel,
+    running: Mapping[str, PreTrainedModel],
+    names: Sequence[str],
+    batches: Sequence[Batch],
+    accelerator: Accelerator,
+    tell: Progress,
+    writer: records.Writer | None = None,
+    known: Mapping[tuple[int, str], Row] | None = None,
+) -> dict[str, list[Row]]:
+    """What the unpatched model and each variant say, in the order of the examples: what is known, and the rest found
+    out by all processes together."""
+    everyone = (BEFORE, *names)
+    found = dict(known or {})
+    left = [batch for batch in batches if any((id_, name) not in found for id_ in batch.ids for name in everyone)]
+    own: list[Row] = []
+    tell("quality", 1 - len(left) / len(batches))
+    with writer or nullcontext():
+        for number, batch in enumerate(left):
+            if number % accelerator.num_processes == accelerator.process_index:
+                said = _said(task, before, running, names, batch.to(before.device))
+                own += said
+                if writer is not None:
+                    writer.append(said)
+            tell("quality", 1 - (len(left) - number - 1) / len(batches))
+    gathered: list[Row] = gather_object(own)
+    found.update({(row.example, row.variant): row for row in gathered})
+    wanted = {(example, name) for example in range(len(task.examples)) for name in everyone}
+    once = sum(len(batch.ids) for batch in left) * len(everyone) == len(gathered)
+    if found.keys() != wanted or not once:
+        raise EvaluationError(
+            f"{len(found)} results came back where {len(wanted)} were due: a process was lost. Run it again."
+        )
+    return {name: [found[example, name] for example in range(len(task.examples))] for name in everyone}
+
+
+def _said(
+    task: Task, before: PreTrainedModel, running: Mapping[str, PreTrainedModel], names: Sequence[str], batch: Batch
+) -> list[Row]:
+    """What they say of one batch. Only two models' logits are held at a time."""
+    counts = batch.targets != -100
+    old = task.predict(before, batch)
+    rows = [Row(example, BEFORE, outcome, None) for example, outcome in zip(batch.ids, old.outcomes, strict=True)]
+    for name in names:
+        new = task.predict(running[name], batch) if name in running else old
+        moved = batch_drift(old.logits, new.logits, counts)
+        for place, (example, outcome) in enumerate(zip(batch.ids, new.outcomes, strict=True)):
+            row = moved[place] | {"lost": 0.0}
+            if not math.isfinite(row["max_abs"]):
+                was, is_ = old.logits[place][counts[place]], new.logits[place][counts[place]]
+                row["lost"] = float((was.isfinite() & ~is_.isfinite()).sum())
+            rows.append(Row(example, name, outcome, row))
+    return rows
 
 
 def _quality(
-    task: Task,
-    before: PreTrainedModel,
-    after: PreTrainedModel | None,
-    batches: list[Batch],
-    accelerator: Accelerator,
-    tell: Progress,
+    task: Task, before: Sequence[Outcome], after: Sequence[Outcome], drift: LogitDrift, settings: Settings
 ) -> Quality:
-    records: list[_Record] = []
-    for number, batch in enumerate(batches):
-        if number % accelerator.num_processes == accelerator.process_index:
-            records += _records(task, before, after, batch)
-        tell("quality", (number + 1) / len(batches))
-    records = sorted(gather_object(records), key=lambda record: record.example)
-    if [record.example for record in records] != list(range(len(task.examples))):
-        raise EvaluationError(
-            f"{len(records)} results came back for {len(task.examples)} examples: a process was lost. Run it again."
-        )
-    old, new = [record.before for record in records], [record.after for record in records]
-    metrics = task.metrics(old)
     return compare(
-        old,
-        new,
-        (metrics, dict(metrics) if after is None else task.metrics(new)),
-        max_abs_logit_change=_largest(record.change for record in records),
-        max_abs_logit=_largest(record.scale for record in records),
+        before,
+        after,
+        task.columns,
+        task.metric,
+        seed=settings.seed,
+        margin=settings.margin,
+        metrics=None if task.extra is None else (task.metrics(before), task.metrics(after)),
+        max_abs_logit_change=drift.max_abs,
+        max_abs_logit=drift.scale,
     )
 
 
-def _largest(values: Any) -> float:
-    """The maximum; NaN if any is, which ``max`` would hide."""
-    values = list(values)
-    return math.nan if any(math.isnan(value) for value in values) else max(values)
+def _wrong(report: Report, rows: Sequence[Row], drift: LogitDrift, dtype: torch.dtype) -> str | None:
+    """See ``VariantResult.wrong``."""
+    lost = [row.example for row in rows if row.drift is not None and row.drift["lost"]]
+    if lost:
+        return f"it gives numbers that are not finite where the unpatched model's are, first in example {lost[0]}"
+    margin = math.sqrt(torch.finfo(dtype).eps)
+    same = report.changed and all(site.equivalence in ("identical", "rounding") for site in report.changed)
+    if same and drift.positions and not drift.max_abs <= margin * drift.scale:
+        return (
+            f"it is said to compute the same function, and moves logits by {drift.max_abs:.2g}: more than "
+            f"{margin:.2g} (√ε of {str(dtype).removeprefix('torch.')}) of their largest, {drift.scale:.3g}"
+        )
+    return None
 
 
-def _records(task: Task, before: PreTrainedModel, after: PreTrainedModel | None, batch: Batch) -> list[_Record]:
-    old = task.predict(before, batch)
-    new = old if after is None else task.predict(after, batch)
-    counts = batch.targets != -100
-    records = []
-    for row, example in enumerate(batch.ids):
-        a, b = old.logits[row][counts[row]].float(), new.logits[row][counts[row]].float()
-        change = 0.0 if after is None else float((b - a).abs().max())
-        records.append(_Record(example, old.outcomes[row], new.outcomes[row], change, float(a.abs().max())))
-    return records
+# --------------------------------------------------------------------------------------------------------------- drift
 
 
-def _speed(
+def _drift(
     task: Task,
     before: PreTrainedModel,
-    after: PreTrainedModel | None,
-    batches: list[Batch],
+    running: Mapping[str, PreTrainedModel],
+    names: Sequence[str],
+    answers: Mapping[str, Sequence[Row]],
+    batches: Sequence[Batch],
+    tell: Progress,
+) -> tuple[dict[str, LogitDrift], dict[str, tuple[LayerDrift, ...]], str]:
+    """The drift of each variant's logits over all examples, and of its layers on the batch in the middle (neither the
+    longest nor the shortest); and why there is no float64 copy beside it, if there is none."""
+    tell("layers", 0.0)
+    batch = batches[len(batches) // 2].to(before.device)
+    models = {name: running.get(name, before) for name in names}
+    exact = exact_copy(before, batch, task.forward)
+    tell("layers", 0.3)
+    layers = layer_drift(before, models, batch, task.forward, exact=exact)
+    tell("layers", 0.7)
+    errors = exact_drift(before, models, batch, task.forward, counts=batch.targets != -100, exact=exact)
+    drifts = {
+        name: replace(
+            total_drift(row.drift for row in answers[name] if row.drift is not None),
+            own=errors.get(BEFORE),
+            exact=errors.get(name),
+        )
+        for name in names
+    }
+    tell("layers", 1.0)
+    return drifts, {name: tuple(layers[name]) for name in names}, exact.reason
+
+
+# --------------------------------------------------------------------------------------------------------------- speed
+
+
+def _chosen(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """A few that stand for all: from the longest to the shortest."""
+    return batches[:: max(1, len(batches) // _TIMED_BATCHES)][:_TIMED_BATCHES]
+
+
+def _speeds(
+    task: Task,
+    before: PreTrainedModel,
+    running: Mapping[str, PreTrainedModel],
+    names: Sequence[str],
+    batches: Sequence[Batch],
+    rows: datasets.Dataset | None,
     settings: Settings,
     tell: Progress,
-) -> Speed:
-    chosen = batches[:: max(1, len(batches) // _TIMED_BATCHES)][:_TIMED_BATCHES]
+) -> tuple[dict[str, Speed], int | None]:
+    """The speed of each variant, all timed in the same rounds; and the memory that the unpatched model takes."""
     device = before.device
+    cuda = device.type == "cuda"
+    models = {BEFORE: before, _AGAIN: _twin(before), **running}
+    parts = ["forward", *(["rows"] if rows is not None else []), *(["generation"] if task.generates else [])]
 
-    def runner(model: PreTrainedModel) -> Callable[[int], None]:
-        def run(batch: int) -> None:
-            task.forward(model, chosen[batch])
-            if device.type == "cuda":
+    def timing(part: str) -> dict[str, Any]:
+        # With nothing to compare, a third of the time is enough to say how fast the model is.
+        effort = (1.0 if running else 1 / 3) * (1.0 if part == "forward" else _OTHER_TIMES)
+        place = parts.index(part)
+        return {
+            "seed": settings.seed,
+            "min_rounds": max(3, round(settings.min_rounds * effort)),
+            "min_seconds": settings.min_seconds * effort,
+            "max_seconds": settings.max_seconds * effort,
+            "progress": lambda share: tell("speed", (place + share) / len(parts)),
+        }
+
+    def waits(run: Callable[..., object]) -> Callable[..., None]:
+        def until_done(*arguments: Any) -> None:
+            run(*arguments)
+            if cuda:
                 torch.cuda.synchronize(device)
 
-        return run
+        return until_done
 
-    variants = {"before": runner(before), "again": runner(_twin(before))}
-    if after is not None:
-        variants["after"] = runner(after)
-    # With nothing to compare, a third of the time is enough to say how fast the model is.
-    effort = 1.0 if after is not None else 1 / 3
-    shapes = {tuple(value.shape for value in batch.inputs.values()): number for number, batch in enumerate(chosen)}
+    def forward(model: PreTrainedModel) -> Callable[[int], object]:
+        return lambda batch: task.forward(model, batches[batch])
+
+    shapes = {tuple(value.shape for value in batch.inputs.values()): number for number, batch in enumerate(batches)}
     timings = measure(
-        variants,
-        [batch.units for batch in chosen],
+        {name: forward(model) for name, model in models.items()},
+        [batch.units for batch in batches],
         warm_up=list(shapes.values()),
-        seed=settings.seed,
-        min_rounds=max(3, round(settings.min_rounds * effort)),
-        min_seconds=settings.min_seconds * effort,
-        max_seconds=settings.max_seconds * effort,
-        progress=lambda share: tell("speed", share),
+        clock=CudaClock(device) if cuda else time.perf_counter,
+        **timing("forward"),
     )
-    return summarise(timings, task.unit, seed=settings.seed)
+    speeds = summarise(timings, task.unit, variants=names, seed=settings.seed)
+
+    if rows is not None and (made := _from_rows(task, batches, rows)) is not None:
+        run, units = made
+        timings = measure(
+            {name: waits(run(model)) for name, model in models.items()},
+            units,
+            warm_up=range(len(units)),
+            resolution=0.03,
+            **timing("rows"),
+        )
+        for name, speed in summarise(timings, task.unit, variants=names, seed=settings.seed).items():
+            speeds[name] = replace(speeds[name], end_to_end=speed)
+
+    new_tokens = getattr(task, "decode_tokens", 0)
+    if task.generates and new_tokens >= 2:
+
+        def generate(model: PreTrainedModel) -> Callable[[int, int], object]:
+            return lambda batch, tokens: task.generate(model, batches[batch], tokens)  # type: ignore[attr-defined]
+
+        sequences = [len(batch.ids) for batch in batches]
+        prefill, decode = measure_generation(
+            {name: waits(generate(model)) for name, model in models.items()},
+            sequences,
+            sequences,
+            new_tokens,
+            warm_up=list(shapes.values()),
+            **timing("generation"),
+        )
+        for part, times, unit in (("prefill", prefill, "prompts"), ("decode", decode, "tokens")):
+            if times.units:
+                for name, speed in summarise(times, unit, variants=names, seed=settings.seed).items():
+                    more: dict[str, Any] = {part: speed}
+                    speeds[name] = replace(speeds[name], **more)
+
+    for name, model in running.items():
+        speeds[name] = replace(speeds[name], peak_memory=_memory(task, model, batches[0]))
+    tell("speed", 1.0)
+    return speeds, _memory(task, before, batches[0])
+
+
+def _memory(task: Task, model: PreTrainedModel, batch: Batch) -> int | None:
+    return peak_memory(lambda: task.forward(model, batch), model.device)
+
+
+def _from_rows(
+    task: Task, batches: Sequence[Batch], rows: datasets.Dataset
+) -> tuple[Callable[[PreTrainedModel], Callable[[int], object]], list[int]] | None:
+    """What runs a batch from the rows of the data on: tokenised (or an image opened and resized), put together, copied
+    to the device, forward. Of running text, whose blocks are no rows, the batch's own text is a row. And the units in
+    each such batch. None where there is no such text."""
+    copied = copy.copy(task)  # encoding notes down what it finds
+    column = task.subject.input_column
+    sources: list[datasets.Dataset]
+    if task.unit == "tokens":
+        if column is None or not hasattr(task.processor, "decode"):
+            return None
+        ids = [batch.inputs["input_ids"] for batch in batches]
+        texts = ["\n\n".join(task.processor.decode(one, skip_special_tokens=True) for one in some) for some in ids]
+        sources = [datasets.Dataset.from_dict({column: [text]}) for text in texts]
+    else:
+        bad = {row - 1 for row, _ in task.skipped}
+        good = [row for row in range(len(rows)) if row not in bad]
+        sources = [rows.select([good[example] for example in batch.ids]) for batch in batches]
+
+    def batch_of(number: int) -> Batch:
+        examples = copied.encode(sources[number], None)
+        return copied.collate(tuple(range(len(examples))), examples)
+
+    def runner(model: PreTrainedModel) -> Callable[[int], object]:
+        return lambda number: task.forward(model, batch_of(number).to(model.device))
+
+    return runner, [batch_of(number).units for number in range(len(sources))]

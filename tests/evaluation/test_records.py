@@ -1,0 +1,311 @@
+"""What is written down as it is found out: to the bit, whatever dies, and by however many processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from evaluation_worker import finish, kill_when, start, untimed, write_rows, written
+from tiny_classifier import write_checkpoint
+
+from hf_gelu_patch.evaluation.loading import EvaluationError, subject
+from hf_gelu_patch.evaluation.quality import Outcome
+from hf_gelu_patch.evaluation.records import Row, Writer, content_digest, folder_name, prepare, read
+from hf_gelu_patch.evaluation.run import Settings, Variant, evaluate_subject
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+VARIANTS = (Variant.parse("aten"), Variant.parse("activation=relu_squared"))
+QUICK = Settings(variants=VARIANTS, batch_size=4, min_rounds=3, min_seconds=0.001, max_seconds=0.01)
+FINGERPRINT = {"model": "some", "limit": 3}
+
+
+def row(example: int, variant: str = "before", loss: float = 0.1) -> Row:
+    drift = None if variant == "before" else {"max_abs": math.inf, "kl_sum": 1e-17}
+    return Row(example, variant, Outcome((1, "a b"), (None, "ü"), loss, 2, score=math.nan, top5=(True,)), drift)
+
+
+def write(folder: Path, *rows: Row, rank: int = 0, fingerprint: dict[str, Any] | None = None) -> Path:
+    writer = Writer(folder, fingerprint or FINGERPRINT, rank)
+    with writer:
+        writer.append(rows)
+    return writer.path
+
+
+def same(found: Row, expected: Row) -> bool:
+    return json.dumps(found.to_json()) == json.dumps(expected.to_json())  # NaN is not equal to itself
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def test_what_is_written_is_read_to_the_bit(tmp_path: Path) -> None:
+    rows = [row(0), row(0, "aten", loss=math.pi), row(1, loss=math.inf), row(1, "aten", loss=5e-324)]
+    path = write(tmp_path, *rows)
+    fingerprint, found = read(tmp_path)
+    assert fingerprint == FINGERPRINT
+    assert list(found) == [(0, "before"), (0, "aten"), (1, "before"), (1, "aten")]
+    assert all(same(found[one.example, one.variant], one) for one in rows)
+    for line in path.read_text(encoding="utf-8").splitlines():
+        json.loads(line, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+
+
+def test_a_file_cut_anywhere_gives_the_whole_lines_and_goes_on_after_them(tmp_path: Path) -> None:
+    rows = [row(example) for example in range(4)]
+    (tmp_path / "whole").mkdir()
+    whole = write(tmp_path / "whole", *rows)
+    content = whole.read_bytes()
+    for length in {0, 1, len(content) - 1, len(content), *random.Random(0).sample(range(len(content)), 40)}:
+        folder = tmp_path / str(length)
+        folder.mkdir()
+        (folder / whole.name).write_bytes(content[:length])
+        kept = max(0, content[:length].count(b"\n") - 1)
+        assert len(read(folder)[1]) == kept
+        write(folder, *rows[kept:])
+        assert (folder / whole.name).read_bytes() == content
+
+
+def test_rows_of_several_processes_come_together_and_may_repeat_each_other(tmp_path: Path) -> None:
+    write(tmp_path, row(0), row(2))
+    write(tmp_path, row(1), row(2), rank=1)
+    assert sorted(read(tmp_path)[1]) == [(0, "before"), (1, "before"), (2, "before")]
+    path = write(tmp_path, row(2, loss=0.2), rank=3)
+    with pytest.raises(EvaluationError, match=rf"{path.name}: line 2 says of example 2 \(before\) what another"):
+        read(tmp_path)
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, row(0), row(1), row(2))
+    lines = path.read_bytes().splitlines(keepends=True)
+    for damaged in (b"\0" * 20 + b"\n", b"{}\n", lines[2][:30] + b"\n"):
+        path.write_bytes(b"".join([*lines[:2], damaged, *lines[3:]]))
+        with pytest.raises(EvaluationError, match="line 3 is damaged"):
+            read(tmp_path)
+
+
+def test_earlier_records_are_kept_aside(tmp_path: Path) -> None:
+    for run in range(3):
+        prepare(tmp_path, FINGERPRINT, resume=False)
+        assert read(tmp_path) == (None, {})
+        write(tmp_path, row(run))
+    assert [key for folder in ("1", "2", ".") for key in read(tmp_path / folder)[1]] == [
+        (0, "before"),
+        (1, "before"),
+        (2, "before"),
+    ]
+
+
+def test_records_of_another_run_are_refused(tmp_path: Path) -> None:
+    prepare(tmp_path, FINGERPRINT, resume=True)  # none yet, so there is nothing to go on with
+    write(tmp_path, row(0))
+    prepare(tmp_path, FINGERPRINT, resume=True)
+    other = {"model": "some", "limit": 4, "stride": None}
+    with pytest.raises(EvaluationError, match="limit 3 there, 4 now.*--resume.*--output_dir"):
+        prepare(tmp_path, other, resume=True)
+    assert list(read(tmp_path)[1]) == [(0, "before")]
+
+
+def test_what_is_hashed() -> None:
+    one = torch.arange(100_000, dtype=torch.float32)
+    last, first = one.clone(), one.clone()
+    last[-1], first[0] = 0.5, 0.5
+    different = [[("a", one)], [("b", one)], [("a", last)], [("a", first)], [("a", one.half())], [("a", one[None])], []]
+    assert len({content_digest(tensors) for tensors in different}) == len(different)
+    assert content_digest([("a", one)]) == content_digest([("a", one.clone())])
+    assert content_digest([("a", torch.ones(0)), ("b", torch.ones(()))])
+
+
+@pytest.mark.parametrize(("name", "folder"), [("tiny", "tiny"), ("owner/tiny", "owner--tiny"), ("../x", "--x")])
+def test_a_name_is_a_folder(name: str, folder: str) -> None:
+    assert folder_name(name) == folder
+
+
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: the system takes a part of a write, then none."""
+    code = f"""
+import resource, sys
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]!r}
+from test_records import FINGERPRINT, Path, Writer, row
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+with Writer(Path({str(tmp_path)!r}), FINGERPRINT, 0) as writer:
+    for example in range(100):
+        writer.append([row(example)])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "EvaluationError" in last
+    assert ".rank0.jsonl cannot be written: File too large" in last
+    assert "--resume" in last
+    [path] = tmp_path.glob("*.jsonl")
+    assert path.stat().st_size == 1000, "the last line is torn"
+    found = read(tmp_path)[1]
+    assert 3 < len(found) < 20
+    assert all(same(one, row(example)) for (example, _), one in found.items())
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "many.csv", 402)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "few.csv", 37)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(checkpoint: Path, many: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    found = evaluate_subject(subject(str(checkpoint), validation_file=str(many)), QUICK, Accelerator(cpu=True),
+                             folder=folder)  # fmt: skip
+    assert written(folder) == 402 * 3
+    assert found.variants[1].quality.flips > 0, "or else there would be little to compare"
+    return untimed(found)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("worlds", [(1, 1, 1, 1, 1, 1), (2, 1, 2, 2, 3, 1)], ids=["one", "several"])
+def test_killed_at_any_moment_it_goes_on_to_the_same_end(
+    worlds: tuple[int, ...],
+    seed: int,
+    checkpoint: Path,
+    many: Path,
+    uninterrupted: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    """Each run is killed five times; the last one finishes. In all, forty times."""
+    *killed, last = worlds
+    total = 402 * 3
+    moments = sorted(random.Random(seed).randrange(total - 100) for _ in killed)
+    for world, lines in zip(killed, moments, strict=True):
+        processes = start(checkpoint, many, tmp_path, replace(QUICK, resume=True), world)
+        assert kill_when(processes, tmp_path, lines), "killed too late"
+    before = written(tmp_path)
+    assert moments[-1] <= before < total
+    found = finish(start(checkpoint, many, tmp_path, replace(QUICK, resume=True), last), tmp_path)
+    assert found == uninterrupted
+    assert total <= written(tmp_path) < total + 12 * 5 * 3, "no more than a batch of each process is run again"
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_37_examples_are_the_same_for_any_number_of_processes(
+    world: int, checkpoint: Path, few: Path, tmp_path: Path
+) -> None:
+    """In ten batches of four, the last one of one."""
+    one = subject(str(checkpoint), validation_file=str(few))
+    alone = evaluate_subject(one, QUICK, Accelerator(cpu=True), folder=tmp_path / "alone")
+    (tmp_path / "together").mkdir()
+    found = finish(start(checkpoint, few, tmp_path / "together", QUICK, world), tmp_path / "together")
+    assert found == untimed(alone)
+    rows = [read(tmp_path / folder / "records" / "tiny")[1] for folder in ("alone", "together")]
+    assert sorted(rows[0]) == sorted((example, name) for example in range(37) for name in
+                                     ("before", *(variant.name for variant in VARIANTS)))  # fmt: skip
+    assert rows[0] == rows[1]
+    files = sorted((tmp_path / "together" / "records" / "tiny").iterdir())
+    assert len(files) == world
+    assert {len(path.read_text().splitlines()) for path in files} - {1}, "each had its share"
+
+
+def test_a_complete_run_asks_the_model_nothing_again(checkpoint: Path, few: Path, tmp_path: Path) -> None:
+    one = subject(str(checkpoint), validation_file=str(few))
+    first = evaluate_subject(one, QUICK, Accelerator(cpu=True), folder=tmp_path)
+    [path] = (tmp_path / "records" / "tiny").iterdir()
+    content = path.read_bytes()
+    again = evaluate_subject(one, replace(QUICK, resume=True), Accelerator(cpu=True), folder=tmp_path)
+    assert path.read_bytes() == content
+    assert untimed(again) == untimed(first)
+
+
+def test_only_what_is_missing_is_run(checkpoint: Path, few: Path, tmp_path: Path) -> None:
+    """Answers that were recorded are believed, so a planted one stands out, and stays."""
+    one = subject(str(checkpoint), validation_file=str(few))
+    evaluate_subject(one, QUICK, Accelerator(cpu=True), folder=tmp_path)
+    [path] = (tmp_path / "records" / "tiny").iterdir()
+    lines = path.read_text().splitlines(keepends=True)
+    planted = json.loads(lines[5])  # of the first batch
+    planted["outcome"]["answers"] = [1 - planted["outcome"]["answers"][0]]
+    lines[5] = json.dumps(planted) + "\n"
+    path.write_text("".join(lines[:40]) + lines[40][:17])
+    again = evaluate_subject(one, replace(QUICK, resume=True), Accelerator(cpu=True), folder=tmp_path)
+    flips = {(flip.example, variant.variant.name) for variant in again.variants for flip in variant.quality.flipped}
+    assert (planted["example"], planted["variant"]) in flips
+    assert len(read(tmp_path / "records" / "tiny")[1]) == 37 * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"limit": 20}, "limit none there, 20 now"),
+        ({"batch_size": 5}, "batch_size 4 there, 5 now"),
+        ({"variants": VARIANTS[:1]}, r"variants \[aten, activation=relu_squared\] there, \[aten\] now"),
+        ({"dtype": "bfloat16"}, "dtype float32 there, bfloat16 now"),
+    ],
+)
+def test_another_run_is_not_gone_on_with(
+    change: dict[str, Any], said: str, checkpoint: Path, few: Path, tmp_path: Path
+) -> None:
+    one = subject(str(checkpoint), validation_file=str(few))
+    evaluate_subject(one, QUICK, Accelerator(cpu=True), folder=tmp_path)
+    other = replace(QUICK, resume=True, **change)
+    with pytest.raises(EvaluationError, match=said):
+        evaluate_subject(one, other, Accelerator(cpu=True), folder=tmp_path)
+    assert written(tmp_path) == 37 * 3
+    evaluate_subject(one, replace(other, resume=False), Accelerator(cpu=True), folder=tmp_path)
+    assert len(read(tmp_path / "records" / "tiny" / "1")[1]) == 37 * 3
+
+
+def test_another_model_or_other_data_under_the_same_name_are_not_gone_on_with(
+    checkpoint: Path, few: Path, tmp_path: Path
+) -> None:
+    model, data = tmp_path / "tiny", tmp_path / "few.csv"
+    shutil.copytree(checkpoint, model)
+    shutil.copy(few, data)
+    one = subject(str(model), validation_file=str(data))
+    evaluate_subject(one, QUICK, Accelerator(cpu=True), folder=tmp_path)
+    resumed = replace(QUICK, resume=True)
+    moved = replace(one, model=str(checkpoint), data=few)  # the same, elsewhere
+    evaluate_subject(moved, resumed, Accelerator(cpu=True), folder=tmp_path)
+
+    text = data.read_text()
+    data.write_text(text.replace("w1", "w2", 1))
+    with pytest.raises(EvaluationError, match=r"data \w+ there, \w+ now"):
+        evaluate_subject(one, resumed, Accelerator(cpu=True), folder=tmp_path)
+    data.write_text(text)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    weights["classifier.bias"][0] += 1e-6
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EvaluationError, match=r"weights \w+ there, \w+ now"):
+        evaluate_subject(one, resumed, Accelerator(cpu=True), folder=tmp_path)
+
+
+def test_records_that_cannot_be_written_are_told_by_every_process(checkpoint: Path, few: Path, tmp_path: Path) -> None:
+    (tmp_path / "records").write_text("a file where the folder should be")
+    began = time.monotonic()
+    for process in start(checkpoint, few, tmp_path, QUICK, 2):
+        process.join(60)
+        assert process.exitcode == 1
+    assert time.monotonic() - began < 30
