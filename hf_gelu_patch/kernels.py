@@ -88,7 +88,7 @@ _SHIFT_FP32, _FP32 = (tl.constexpr(value) for value in MILLS["float32"])
 
 @triton.jit
 def _polynomial(v, COEFFICIENTS: tl.constexpr, DEGREE: tl.constexpr):
-    y = v * COEFFICIENTS[DEGREE] + COEFFICIENTS[DEGREE - 1]
+    y = tl.fma(v, COEFFICIENTS[DEGREE], COEFFICIENTS[DEGREE - 1])
     for k in tl.static_range(2, DEGREE + 1):
         y = tl.fma(y, v, COEFFICIENTS[DEGREE - k])
     return y
@@ -580,6 +580,8 @@ _MIN_COLUMNS = 64
 def _coalesced(tensors: Sequence[Tensor], like: Tensor) -> tuple[list[int], list[list[int]]]:
     """The sizes, and each tensor's strides, with as few dimensions as describe them all, in the order of the strides of
     ``like``; at least one."""
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return [like.numel()], [[1] for _ in tensors]
     dims = [dim for dim, size in enumerate(like.shape) if size != 1]
     dims.sort(key=like.stride, reverse=True)
     sizes: list[int] = []
