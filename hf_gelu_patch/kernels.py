@@ -570,8 +570,10 @@ def gated_backward_kernel(
 
 # Launching. Any shape and strides: what would be slow as it lies in memory goes through dense copies.
 
-# 8 elements of a 16-bit dtype a thread: one 128-bit access. Interpreted, a program costs a millisecond at any size.
+# Interpreted, a program costs a millisecond at any size.
 _BLOCK = 16384 if INTERPRETED.value else 1024
+_WARP = 8 * (64 if torch.version.hip else 32)
+"""The elements of a warp: 8 a thread, of a 16-bit dtype one 128-bit access."""
 _MAX_RANK = 4
 _MIN_COLUMNS = 64
 """Rows shorter than this are not worth a program each."""
@@ -628,7 +630,7 @@ def _launch(
         block = min(_BLOCK, triton.next_power_of_2(columns))
     else:
         block = next((size for size in (1024, 512, 256) if rank > 1 and columns % size == 0), _BLOCK)
-        constants["num_warps"] = block // 256
+        constants["num_warps"] = max(1, block // _WARP)
     arguments: list[Any] = []
     for tensor, (*outer, inner) in zip(tensors, strides, strict=True):
         arguments += [tensor, (*reversed(outer), inner)]
