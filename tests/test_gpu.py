@@ -1,7 +1,7 @@
 """The kernels on a GPU at full size, and the same tests interpreted and small where there is none.
 
-Interpreted is how conftest runs everything. Compiled, on a machine with CUDA: ``TRITON_INTERPRET=0 python -m pytest -m
-gpu``, conftest permitting.
+Interpreted is how conftest runs everything that is not told otherwise. Compiled, on a machine with CUDA:
+``TRITON_INTERPRET=0 scripts/test -m gpu``.
 """
 
 from __future__ import annotations
