@@ -227,11 +227,11 @@ def _d_laplace(x: Tensor, mu: float, sigma: float) -> Tensor:
 
 
 def _ref_sqrt_softplus(x: Tensor) -> Tensor:
-    return _softplus(x).sqrt()
+    return torch.where(x < -40, torch.exp(0.5 * x), _softplus(x).sqrt())
 
 
 def _d_sqrt_softplus(x: Tensor) -> Tensor:
-    return torch.sigmoid(x) / (2.0 * _ref_sqrt_softplus(x))
+    return torch.where(x < -40, 0.5 * torch.exp(0.5 * x), torch.sigmoid(x) / (2.0 * _softplus(x).sqrt()))
 
 
 def _d_prelu(x: Tensor, weight: float) -> Tensor:

@@ -88,7 +88,7 @@ _SHIFT_FP32, _FP32 = (tl.constexpr(value) for value in MILLS["float32"])
 
 @triton.jit
 def _polynomial(v, COEFFICIENTS: tl.constexpr, DEGREE: tl.constexpr):
-    y = v * COEFFICIENTS[DEGREE] + COEFFICIENTS[DEGREE - 1]
+    y = tl.fma(v, COEFFICIENTS[DEGREE], COEFFICIENTS[DEGREE - 1])
     for k in tl.static_range(2, DEGREE + 1):
         y = tl.fma(y, v, COEFFICIENTS[DEGREE - k])
     return y
@@ -570,8 +570,10 @@ def gated_backward_kernel(
 
 # Launching. Any shape and strides: what would be slow as it lies in memory goes through dense copies.
 
-# 8 elements of a 16-bit dtype a thread: one 128-bit access. Interpreted, a program costs a millisecond at any size.
+# Interpreted, a program costs a millisecond at any size.
 _BLOCK = 16384 if INTERPRETED.value else 1024
+_WARP = 8 * (64 if torch.version.hip else 32)
+"""The elements of a warp: 8 a thread, of a 16-bit dtype one 128-bit access."""
 _MAX_RANK = 4
 _MIN_COLUMNS = 64
 """Rows shorter than this are not worth a program each."""
@@ -580,6 +582,8 @@ _MIN_COLUMNS = 64
 def _coalesced(tensors: Sequence[Tensor], like: Tensor) -> tuple[list[int], list[list[int]]]:
     """The sizes, and each tensor's strides, with as few dimensions as describe them all, in the order of the strides of
     ``like``; at least one."""
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return [like.numel()], [[1] for _ in tensors]
     dims = [dim for dim, size in enumerate(like.shape) if size != 1]
     dims.sort(key=like.stride, reverse=True)
     sizes: list[int] = []
@@ -626,7 +630,7 @@ def _launch(
         block = min(_BLOCK, triton.next_power_of_2(columns))
     else:
         block = next((size for size in (1024, 512, 256) if rank > 1 and columns % size == 0), _BLOCK)
-        constants["num_warps"] = block // 256
+        constants["num_warps"] = max(1, block // _WARP)
     arguments: list[Any] = []
     for tensor, (*outer, inner) in zip(tensors, strides, strict=True):
         arguments += [tensor, (*reversed(outer), inner)]

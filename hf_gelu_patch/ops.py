@@ -1,8 +1,9 @@
 """Torch ops over the Triton kernels: checks, memory layout, shapes for tracing, autograd, vmap.
 
-``pointwise``, ``gated`` and ``gated_halves`` are what a model calls. While torch.compile or torch.export traces, they
-are the plain aten expression, so that Inductor fuses it with its neighbours; an opaque op would keep it from doing so.
-float64 is that expression too, and so is anything on a CPU, unless Triton's interpreter runs the kernels there.
+``pointwise``, ``gated`` and ``gated_halves`` are what a model calls. While torch.compile, torch.export or torch.jit
+traces, they are the plain aten expression, so that Inductor fuses it with its neighbours; an opaque op would keep it
+from doing so. float64 is that expression too, and so are torch.func's transforms, forward-mode derivatives, subclasses
+of Tensor (nested, sharded) and anything on a CPU, unless Triton's interpreter runs the kernels there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from hf_gelu_patch.activations import ACTIVATIONS
 from hf_gelu_patch.errors import UnknownNameError
@@ -55,9 +57,9 @@ def pointwise(x: Tensor, activation: str, **parameters: float) -> Tensor:
         NotImplementedError: there is no kernel for x's device.
     """
     constants = _constants(activation, parameters, POINTWISE)
+    _check(x)
     if _plain(x):
         return _eager(activation, constants)(x)
-    _check(x)
     y: Tensor = _pointwise(x, activation, constants)
     return y
 
@@ -92,9 +94,9 @@ def gated(gate: Tensor, up: Tensor, activation: str, *, rounded: bool = False, *
         raise ValueError(f"gate has shape {tuple(gate.shape)} and up {tuple(up.shape)}: expand or split them first")
     if gate.dtype != up.dtype or gate.device != up.device:
         raise TypeError(f"gate is {gate.dtype} on {gate.device}, up {up.dtype} on {up.device}: they have to be alike")
-    if _plain(gate):
-        return _eager_gated(activation, constants)(gate, up)
     _check(gate)
+    if _plain(gate) or _plain(up):
+        return _eager_gated(activation, constants)(gate, up)
     y: Tensor = _gated(gate, up, activation, constants, rounded)
     return y
 
@@ -122,16 +124,26 @@ def gated_halves(
     constants = _constants(activation, parameters, GATED)
     if gate_up.dim() == 0 or gate_up.shape[-1] % 2:
         raise ValueError(f"the last dimension is split into halves, and the shape is {tuple(gate_up.shape)}")
+    _check(gate_up)
     if _plain(gate_up):
         return _eager_gated(activation, constants)(*_halves(gate_up, interleaved))
-    _check(gate_up)
     y: Tensor = _gated_halves(gate_up, activation, constants, interleaved, rounded)
     return y
 
 
 def _plain(x: Tensor) -> bool:
     """Whether the aten expression is what x gets, decided before the dispatcher, which is slower than a small op."""
-    return torch.compiler.is_compiling() or x.dtype == torch.float64 or (x.is_cpu and not _INTERPRETED)
+    return _by_aten(x) or torch.compiler.is_compiling() or _transformed() or type(x) not in (Tensor, nn.Parameter)
+
+
+def _transformed() -> bool:
+    """Whether torch.func or torch.jit.trace goes through here, or a forward-mode derivative, which an op of
+    torch.library would drop in silence."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+    )
 
 
 def _check(x: Tensor) -> None:
@@ -181,13 +193,13 @@ def _eager_gated(activation: str, constants: Sequence[float]) -> Callable[[Tenso
 
 def _swiglu_oai(gate: Tensor, up: Tensor, alpha: float, limit: float) -> Tensor:
     gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
-    return (up + 1) * (gate * torch.sigmoid(gate * alpha))
+    return gate * torch.sigmoid(gate * alpha) * (up + 1)
 
 
 def _halves(gate_up: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
     if interleaved:
         return gate_up[..., ::2], gate_up[..., 1::2]
-    gate, up = gate_up.chunk(2, dim=-1) if gate_up.shape[-1] else (gate_up, gate_up)
+    gate, up = gate_up.chunk(2, dim=-1)
     return gate, up
 
 
@@ -382,17 +394,23 @@ def _in_front(info: Any, dims: Sequence[int | None], tensors: Sequence[Tensor]) 
     ]
 
 
-def _vectorised(op: Callable[..., Any], tensors: int, results: int) -> Callable[..., Any]:
+def _vectorised(op: Callable[..., Any], tensors: int) -> Callable[..., Any]:
     def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
         batched = _in_front(info, in_dims[:tensors], arguments[:tensors])
-        return op(*batched, *arguments[tensors:]), 0 if results == 1 else (0,) * results
+        return op(*batched, *arguments[tensors:]), 0
 
     return rule
 
 
-_pointwise.register_vmap(_vectorised(_pointwise, 1, 1))
-_pointwise_backward.register_vmap(_vectorised(_pointwise_backward, 2, 1))
-_gated.register_vmap(_vectorised(_gated, 2, 1))
-_gated_halves.register_vmap(_vectorised(_gated_halves, 1, 1))
-_gated_halves_backward.register_vmap(_vectorised(_gated_halves_backward, 2, 1))
-_gated_backward.register_vmap(_vectorised(_gated_backward, 3, 3))
+_pointwise.register_vmap(_vectorised(_pointwise, 1))
+_pointwise_backward.register_vmap(_vectorised(_pointwise_backward, 2))
+_gated.register_vmap(_vectorised(_gated, 2))
+_gated_halves.register_vmap(_vectorised(_gated_halves, 1))
+_gated_halves_backward.register_vmap(_vectorised(_gated_halves_backward, 2))
+
+
+@_gated_backward.register_vmap
+def _(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> Any:
+    batched = _in_front(info, in_dims[:3], arguments[:3])
+    again = arguments[-1]
+    return _gated_backward(*batched, *arguments[3:]), (0, 0, 0 if again else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is declared, so before anything imports one
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is declared, so before anything imports one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import copy

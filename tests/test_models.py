@@ -99,8 +99,8 @@ def test_patched_outputs_are_as_near_to_float64_as_the_models_own(
     assert out.dtype == dtype
     if implementation == "eager" or (implementation in ("auto", "aten") and family.name in IDENTICAL):
         assert torch.equal(out, own)
-    # Rounding moves an output either way: a unit in the last place of the output's scale is no worse.
-    slack = torch.finfo(dtype).eps * float(exact.abs().max())
+    # Rounding moves an output either way: two units in the last place of the output's scale are no worse.
+    slack = 2 * torch.finfo(dtype).eps * float(exact.abs().max())
     assert error(out) <= error(own) + slack
     if report.changed:
         unpatch(model)

@@ -1,0 +1,569 @@
+"""What is known of the Triton kernels without a GPU.
+
+    python scripts/kernels.py fit       # the coefficients of kernels.MILLS, and how far off they are
+    python scripts/kernels.py errors    # every kernel, interpreted, over all values of fp16 and bf16, against float64
+    python scripts/kernels.py static    # every kernel, compiled for four GPUs: instructions, registers, accesses
+    python scripts/kernels.py all       # all of it, written to scripts/kernels.md
+
+``--json`` prints the figures instead. Compiling and interpreting need a process each: ``all`` starts them.
+"""
+
+# ruff: noqa: E402 (what is set first has to be set before the imports that read it)
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# scripts/evaluate.py must not stand before the library of that name
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+
+if __name__ == "__main__" and "errors" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is declared
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what triton 3.9 warns about; our sums are written as fma
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_gelu_patch import ACTIVATIONS, ops
+
+# ------------------------------------------------------------------------------------------------------- coefficients
+
+FITS = {"bfloat16": (6, 3.0, 2e-3), "float16": (7, 2.5, 1e-3), "float32": (10, 2.25, 0.1)}
+"""Storage dtype → (coefficients, the first being ½; shift; the floor of the weight)."""
+_END = 14.2
+
+
+def _ratio(t: np.ndarray) -> np.ndarray:
+    from scipy.special import erfcx
+
+    return 0.5 * erfcx(t / math.sqrt(2.0))
+
+
+def fitted(dtype: str, iterations: int = 1500) -> tuple[float, list[float]]:
+    """(largest weighted error, coefficients) of R(t) = e^(t²/2)·Φ(−t) as a polynomial in t/(shift + t) on [0, 14.2].
+
+    Minimax by Lawson's iteration: least squares, each point's weight then multiplied by its error. The error that
+    counts is relative, the more so the larger e^(−t²/2) is: max(e^(−t²/2), floor)/R(t).
+    """
+    count, shift, floor = FITS[dtype]
+    nodes = np.arange(4000)
+    t = _END / 2 * (1 - np.cos(np.pi * (nodes + 0.5) / len(nodes)))
+    base = np.maximum(np.exp(-t * t / 2), floor) / _ratio(t)
+    basis = np.stack([(t / (shift + t)) ** k for k in range(1, count)], axis=1)
+    scale = np.abs(basis).max(axis=0)
+    basis, target, weights = basis / scale, _ratio(t) - 0.5, np.ones(len(t))
+    best = (math.inf, np.zeros(count - 1))
+    for _ in range(iterations):
+        rows = np.sqrt(weights) * base
+        found, *_ = np.linalg.lstsq(basis * rows[:, None], target * rows, rcond=None)
+        error = np.abs(basis @ found - target) * base
+        if error.max() < best[0]:
+            best = float(error.max()), found / scale
+        weights *= error / error.max() + 1e-12
+        weights /= weights.mean()
+    return best[0], [0.5, *(float(f"{np.float32(value):.9g}") for value in best[1])]
+
+
+def polynomial(dtype: str, coefficients: list[float], t: np.ndarray) -> np.ndarray:
+    """R(t) by these coefficients, in float64."""
+    shift = FITS[dtype][1]
+    value = np.zeros_like(t)
+    for c in reversed([float(np.float32(c)) for c in coefficients]):
+        value = value * (t / (shift + t)) + c
+    return value
+
+
+def bounds(dtype: str, coefficients: list[float]) -> dict[str, float]:
+    """How far off the polynomial is in exact arithmetic: Φ(−t) absolutely, R(t) relatively."""
+    t = np.linspace(0.0, _END, 200_001)
+    error = polynomial(dtype, coefficients, t) - _ratio(t)
+    return {
+        "tail_absolute": float(np.abs(error * np.exp(-t * t / 2)).max()),
+        "ratio_relative": float(np.abs(error / _ratio(t)).max()),
+    }
+
+
+def fit() -> dict[str, Any]:
+    from hf_gelu_patch import kernels
+
+    found = {}
+    for dtype in FITS:
+        error, coefficients = fitted(dtype)
+        shift, kept = kernels.MILLS[dtype]
+        found[dtype] = {
+            "weighted_error": error,
+            "shift": shift,
+            "coefficients": coefficients,
+            "kept": list(kept),
+            **bounds(dtype, list(kept)),
+        }
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_PRECISION = {torch.bfloat16: (8, -126), torch.float16: (11, -14), torch.float32: (24, -126)}
+SPECIAL = (0.0, -0.0, 1e-40, -1e-40, 3.4028234663852886e38, -3.4028234663852886e38, math.inf, -math.inf, math.nan)
+
+
+def values(dtype: torch.dtype) -> Tensor:
+    """All finite values of a 16-bit dtype; of fp32, two million on [−14, 14] and 200,000 of every magnitude."""
+    if dtype == torch.float32:
+        near, far = torch.linspace(-14.0, 14.0, 2_000_001), torch.logspace(-37, 38, 100_001)
+        return torch.cat([near, far, -far])
+    x = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
+    return x[x.isfinite()]
+
+
+def ulp(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance between neighbours of ``dtype`` at y, a float64 tensor."""
+    digits, least = _PRECISION[dtype]
+    return torch.exp2(torch.floor(torch.log2(y.abs().clamp(min=2.0**least))) - digits + 1)
+
+
+def in_ulp(y: Tensor, exact: Tensor) -> Tensor:
+    """|y − exact| in units in the last place of y's dtype; inf for what is not finite and should be."""
+    error = (y.double() - exact).abs() / ulp(exact, y.dtype)
+    error[~y.isfinite()] = math.inf
+    error[exact.abs() > torch.finfo(y.dtype).max] = 0.0
+    return error
+
+
+def computed(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and derivative by our kernels."""
+    leaf = x.clone().requires_grad_()
+    y = ops.pointwise(leaf, name)
+    return y.detach(), torch.autograd.grad(y, leaf, torch.ones_like(y))[0]
+
+
+def by_torch(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and derivative as transformers' own module has them."""
+    record, leaf = ACTIVATIONS[name], x.clone().requires_grad_()
+    y = record.bind(record.eager)(leaf)
+    return y.detach(), torch.autograd.grad(y, leaf, torch.ones_like(y))[0]
+
+
+def errors() -> dict[str, Any]:
+    """Largest errors in ulp, by activation and dtype: [value for x ≥ −5, value, derivative], ours and torch's."""
+    warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of ∞ in the interpreter: meant, where not discarded
+    table: dict[str, Any] = {}
+    for name in ops.POINTWISE:
+        record = ACTIVATIONS[name]
+        for label, dtype in DTYPES.items():
+            x = values(dtype)
+            exact = record.bind(record.reference)(x.double()), record.bind(record.derivative)(x.double())
+            near = x >= -5
+            row = {}
+            for who, (y, slope) in (("ours", computed(name, x)), ("torch", by_torch(name, x))):
+                value = in_ulp(y, exact[0])
+                row[who] = [float(e.max()) for e in (value[near], value, in_ulp(slope, exact[1]))]
+            table.setdefault(name, {})[label] = row
+    return {"errors": table, "special": special(), "rounding": rounding()}
+
+
+def special() -> dict[str, list[list[str]]]:
+    """Value and derivative in fp32 at ``SPECIAL``: ours, and torch's."""
+
+    def told(pair: tuple[Tensor, Tensor]) -> str:
+        return ", ".join(f"{value.item():.6g}" for value in pair)
+
+    points = [torch.tensor([point]) for point in SPECIAL]
+    return {name: [[told(computed(name, x)), told(by_torch(name, x))] for x in points] for name in ops.POINTWISE}
+
+
+def rounding() -> dict[str, Any]:
+    """act(gate) · up of N(0, 1) numbers: mean and largest error in ulp, and the share of eager's bits."""
+    generator = torch.Generator().manual_seed(0)
+    gate, up = (torch.randn(2**18, generator=generator) for _ in range(2))
+    table: dict[str, Any] = {}
+    for name in ("gelu", "gelu_tanh", "silu"):
+        record = ACTIVATIONS[name]
+        for label in ("bfloat16", "float16"):
+            g, u = gate.to(DTYPES[label]), up.to(DTYPES[label])
+            exact, eager = record.reference(g.double()) * u.double(), record.eager(g) * u
+            ways = {"once": ops.gated(g, u, name), "as eager": ops.gated(g, u, name, rounded=True), "torch": eager}
+            table.setdefault(name, {})[label] = {
+                way: [
+                    float(in_ulp(y, exact).mean()),
+                    float(in_ulp(y, exact).max()),
+                    float((y == eager).double().mean()),
+                ]
+                for way, y in ways.items()
+            }
+    return table
+
+
+def on_hardware() -> dict[str, dict[str, list[float]]]:
+    """Exact GELU with the errors a GPU adds: e^… and the quotient off by a factor 1 ± 2⁻²², in all four combinations
+    (PTX: ex2.approx and div.approx within 2 ulp). [value, derivative] for x ≥ −5, in ulp."""
+    from hf_gelu_patch import kernels
+
+    found = {}
+    record = ACTIVATIONS["gelu"]
+    for label, dtype in DTYPES.items():
+        x = values(dtype)
+        x = x[(x >= -5) & (x < 1e4)]
+        exact = record.reference(x.double()), record.derivative(x.double())
+        single = x.float()
+        t = single.abs().clamp(max=_END)
+        shift, coefficients = kernels.MILLS[label]
+        worst = [0.0, 0.0]
+        for wrong_e in (-1, 1):
+            for wrong_v in (-1, 1):
+                v = (t / (t + shift)) * (1 + wrong_v * 2.0**-22)
+                ratio = torch.full_like(t, coefficients[-1])
+                for c in reversed(coefficients[:-1]):
+                    ratio = (ratio.double() * v.double() + float(np.float32(c))).float()
+                e = torch.exp2(t * (-0.5 / math.log(2.0)) * t) * (1 + wrong_e * 2.0**-22)
+                e[e < 2.0**-126] = 0.0
+                tail = e * ratio
+                value = (single.clamp(min=0).double() - t.double() * tail.double()).float()
+                density = e * (1 / math.sqrt(2 * math.pi))
+                slope = (tail.double() - t.double() * density.double()).float()
+                slope = torch.where(single < 0, slope, 1 - slope)
+                off = in_ulp(value.to(dtype), exact[0]), in_ulp(slope.to(dtype), exact[1])
+                worst = [max(most, float(error.max())) for most, error in zip(worst, off, strict=True)]
+        found[label] = worst
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- static
+
+FORMS = ("forward", "backward", "gated forward", "gated backward")
+BUDGETS = {
+    ("gelu", "forward"): 20,
+    ("gelu_tanh", "forward"): 13,
+    ("silu", "forward"): 11,
+    ("gelu", "backward"): 28,
+    ("gelu", "gated forward"): 23,
+    ("gelu", "gated backward"): 34,
+}
+"""Instructions an element, bf16 on sm_90, that a kernel may take."""
+SLOTS = {
+    ("bf16", "forward"): 27.6,
+    ("bf16", "backward"): 41,
+    ("bf16", "gated forward"): 41,
+    ("bf16", "gated backward"): 69,
+}
+"""Issue slots an element on an H200 at the bandwidth of its memory (calculated): more, and it is no longer that which
+limits."""
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+_CONSTANTS = {"gelu_clipped": (-10.0, 10.0), "laplace": (0.707107, 0.282095), "swiglu_oai": (1.702, 7.0)}
+_PER_THREAD = 8
+
+
+def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense") -> Any:
+    """One kernel as Triton compiles it for ``target``, without a driver.
+
+    Args:
+        layout: ``dense``; ``rows``, a strided tensor of two dimensions; ``interleaved``, gate and up in turn.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from hf_gelu_patch import kernels
+
+    kernel = getattr(kernels, f"{form.replace(' ', '_') if 'gated' in form else 'pointwise_' + form}_kernel")
+    rank = 2 if layout == "rows" else 1
+    pairs = layout == "interleaved"
+    constants: dict[Any, Any] = {
+        "ACT": kernels.FUNCTIONS[name],
+        "UP": kernels.UP_FUNCTIONS[name],
+        "P": _CONSTANTS.get(name, ()),
+        "RANK": rank,
+        "BLOCK": 1024,
+        "ROUNDED": False,
+        "AGAIN": False,
+        "PAIRS": pairs,
+        "GRAD_PAIRS": pairs,
+    }
+    signature: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    divisible = [["tt.divisibility", 16]]
+    for place, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument.endswith("_strides"):
+            two = pairs and argument.removesuffix("_strides") in ("gate", "up", "grad_gate", "grad_up")
+            signature[argument] = ("i64",) * (rank - 1) + ("i32" if two else "constexpr",)
+            if not two:
+                constants[place, rank - 1] = 1
+            attributes |= {(place, outer): divisible for outer in range(rank - 1)}
+        elif argument == "columns":
+            signature[argument] = "i32"
+        elif argument == "sizes":
+            signature[argument] = ("i32",) * (rank - 1)
+        else:
+            signature[argument] = f"*{dtype}"
+            attributes[place,] = divisible
+    known = {key: value for key, value in constants.items() if not isinstance(key, str) or key in signature}
+    backend, arch = ("hip", target) if target.startswith("gfx") else ("cuda", int(target.removeprefix("sm_")))
+    source = ASTSource(fn=kernel, signature=signature, constexprs=known, attrs=attributes)
+    lanes = 64 if backend == "hip" else 32
+    return triton.compile(
+        source, target=GPUTarget(backend, arch, lanes), options={"num_warps": 1024 // (_PER_THREAD * lanes)}
+    )
+
+
+def inspect(kernel: Any) -> dict[str, Any]:
+    """Registers, spills, accesses and instructions of a compiled kernel. Of a whole block's way through it, that is:
+    the end of a row takes another, which comes behind the first EXIT."""
+    # Where a block begins, its pointer plus a number: what could pass 2³¹.
+    begins = re.findall(r"tt\.addptr [^:]*: !tt\.ptr<\w+>, (i\d+)", kernel.asm["ttir"])
+    found: dict[str, Any] = {"offsets_64": set(begins) == {"i64"}}
+    if "amdgcn" in kernel.asm:
+        text = kernel.asm["amdgcn"]
+        spilled = [int(count) for count in re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", text)]
+        found |= {
+            "registers": int(re.findall(r"\.vgpr_count:\s*(\d+)", text)[0]),
+            "spills": sum(spilled),
+            "f64": len(re.findall(r"^\s+v_\w+_f64", text, re.MULTILINE)),
+            "wide": bool(re.search(r"(global|buffer)_load_(dwordx4|b128)", text))
+            and bool(re.search(r"(global|buffer)_store_(dwordx4|b128)", text)),
+        }
+        return found
+    import triton
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(kernel.asm["cubin"])
+
+        def run(tool: str, *options: str) -> str:
+            program = getattr(triton.knobs.nvidia, tool).path
+            done = subprocess.run([program, *options, str(path)], capture_output=True, text=True, check=True)
+            return done.stdout + done.stderr
+
+        text, usage = run("nvdisasm", "-c"), run("cuobjdump", "-res-usage")
+    operations = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", text)
+    whole = operations[: operations.index("EXIT") + 1]
+    accesses = [name for name in whole if name.startswith(("LDG", "STG"))]
+    registers, stack = (int(re.findall(rf"{word}:(\d+)", usage)[0]) for word in ("REG", "STACK"))
+    return found | {
+        "registers": registers,
+        "spills": stack + sum(name.startswith(("LDL", "STL")) for name in operations),
+        "f64": len(re.findall(r"\.f64", kernel.asm["ptx"])),
+        "wide": bool(accesses) and all(name.endswith(".128") for name in accesses),
+        "accesses": dict(Counter(accesses)),
+        "instructions": len(whole) / _PER_THREAD,
+    }
+
+
+def checked_kernels() -> Iterator[tuple[str, str, str, str, str]]:
+    """What is held to its budget: (activation, form, dtype, target, layout)."""
+    for target in TARGETS:
+        for name, form in BUDGETS:
+            yield name, form, "bf16", target, "dense"
+        for layout in ("rows", "interleaved"):
+            yield "gelu", "gated backward", "bf16", target, layout
+    yield from (
+        ("gelu", form, dtype, "sm_90", "dense") for form in ("forward", "backward") for dtype in ("fp16", "fp32")
+    )
+
+
+def static(everything: bool) -> list[dict[str, Any]]:
+    from hf_gelu_patch import kernels
+
+    wanted = list(checked_kernels())
+    if everything:
+        for name in kernels.FUNCTIONS:
+            forms = FORMS if name != "swiglu_oai" else FORMS[2:]
+            wanted += [(name, form, dtype, "sm_90", "dense") for form in forms for dtype in ("bf16", "fp16", "fp32")]
+    keys = ("activation", "form", "dtype", "target", "layout")
+    return [dict(zip(keys, key, strict=True)) | inspect(compiled(*key)) for key in dict.fromkeys(wanted)]
+
+
+# -------------------------------------------------------------------------------------------------------------- table
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if value < 1e4 else f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def document(found: dict[str, Any]) -> str:
+    fits, numbers, built = found["fit"], found["errors"], found["static"]
+    lines = [
+        "# The Triton kernels, without a GPU",
+        "",
+        "Written by `python scripts/kernels.py all`. **Nothing here was measured on a GPU**: errors are those of the",
+        "kernels interpreted on a CPU, with correctly rounded exponentials and quotients; instructions are counted in",
+        f"what the compilers make of them (triton {found['triton']}); shares of a GPU's capacity are calculated.",
+        "",
+        "## Coefficients",
+        "",
+        "Φ(−t) = e^(−t²/2)·R(t); R as a polynomial in t/(shift + t). Errors of the polynomial in exact arithmetic.",
+        "",
+        *_table(
+            ["stored in", "degree", "shift", "max abs. error of Φ(−t)", "max rel. error of R"],
+            [
+                [
+                    dtype,
+                    str(len(row["kept"]) - 1),
+                    f"{row['shift']:g}",
+                    f"{row['tail_absolute']:.1e}",
+                    f"{row['ratio_relative']:.1e}",
+                ]
+                for dtype, row in fits.items()
+            ],
+        ),
+        "## Errors",
+        "",
+        "Largest error in units in the last place against float64, ours / PyTorch's own on this CPU: over all finite",
+        "values of fp16 and bf16, and 2.2 million of fp32. Near zeros of a derivative, and where the result is",
+        "subnormal in fp32, a unit is tiny: that is what the large figures are. inf: NaN or ∞ where a number should",
+        "be.",
+        "",
+        *_table(
+            ["activation", "dtype", "value, x ≥ −5", "value", "derivative"],
+            [
+                [
+                    name,
+                    dtype,
+                    *(f"{_figure(a)} / {_figure(b)}" for a, b in zip(row["ours"], row["torch"], strict=True)),
+                ]
+                for name, dtypes in numbers["errors"].items()
+                for dtype, row in dtypes.items()
+            ],
+        ),
+        "On a GPU, ex2.approx and div.approx may be off by 2 ulp. Exact GELU with both off by a factor 1 ± 2⁻²², in",
+        "the worst of the four combinations (emulated):",
+        "",
+        *_table(
+            ["dtype", "value, x ≥ −5", "derivative, x ≥ −5"],
+            [[dtype, *map(_figure, row)] for dtype, row in found["hardware"].items()],
+        ),
+        "## Special values",
+        "",
+        "Value, derivative in fp32; in brackets PyTorch's own, where it is another. ±∞ give the limits.",
+        "",
+        *_table(
+            ["activation", "0", "−0", "1e−40", "−1e−40", "largest", "−largest", "∞", "−∞", "NaN"],
+            [
+                [name, *(ours if ours == torchs else f"{ours} ({torchs})" for ours, torchs in cells)]
+                for name, cells in numbers["special"].items()
+            ],
+        ),
+        "## Rounding of gated products",
+        "",
+        "act(gate)·up of 262,144 pairs from N(0, 1): mean / largest error in ulp, and how many have eager's bits.",
+        "The default computes in fp32 and rounds once, at the store: it is the nearest to the truth. `triton_rounded`",
+        "(`rounded=True`) rounds act(gate) first, as two ops do: for who wants eager's bits.",
+        "",
+        *_table(
+            ["activation", "dtype", "once (default)", "act(gate) first", "PyTorch's two ops"],
+            [
+                [name, dtype, *(f"{mean:.3f} / {most:.2f}, {same:.2%}" for mean, most, same in row.values())]
+                for name, dtypes in numbers["rounding"].items()
+                for dtype, row in dtypes.items()
+            ],
+        ),
+        "## Instructions",
+        "",
+        "An element, on a whole block's way through the kernel, sm_90; in brackets the share of the issue slots that",
+        "an H200's memory leaves time for (calculated: 27.6 forward, 41 backward and gated forward, 69 gated backward,",
+        "in bf16). Beyond 100 % it would not be memory that limits.",
+        "",
+    ]
+    dense = {
+        (r["activation"], r["form"], r["dtype"]): r for r in built if r["target"] == "sm_90" and r["layout"] == "dense"
+    }
+    rows = []
+    for name in dict.fromkeys(name for name, *_ in dense):
+        for dtype in ("bf16", "fp16", "fp32"):
+            cells = []
+            for form in FORMS:
+                row = dense.get((name, form, dtype))
+                slots = SLOTS.get((dtype, form))
+                share = f" ({row['instructions'] / slots:.0%})" if row and slots else ""
+                cells.append(f"{row['instructions']:.1f}{share}" if row else "")
+            rows.append([name, dtype, *cells])
+    lines += _table(["activation", "dtype", *FORMS], rows)
+    lines += [
+        "Compiled for four GPUs: registers; spills; whether all accesses of a whole block",
+        "are 128 bits wide, nothing is computed in fp64, and offsets are 64 bits.",
+        "",
+        *_table(
+            [
+                "activation",
+                "form",
+                "dtype",
+                "layout",
+                "target",
+                "registers",
+                "spills",
+                "128-bit, no fp64, 64-bit offsets",
+            ],
+            [
+                [
+                    *(row[key] for key in ("activation", "form", "dtype", "layout", "target")),
+                    str(row["registers"]),
+                    str(row["spills"]),
+                    "yes" if row["wide"] and not row["f64"] and row["offsets_64"] else "no",
+                ]
+                for row in built
+                if (row["activation"], row["form"], row["dtype"], row["target"], row["layout"])
+                in set(checked_kernels())
+            ],
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _all() -> None:
+    import triton
+
+    def run(command: str, *options: str) -> Any:
+        print(f"{command} …", file=sys.stderr, flush=True)
+        environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+        done = subprocess.run(
+            [sys.executable, __file__, command, "--json", *options], env=environment, stdout=subprocess.PIPE, check=True
+        )
+        return json.loads(done.stdout)
+
+    found = {name: run(name) for name in ("fit", "errors")}
+    found |= {"static": run("static", "--everything"), "hardware": on_hardware(), "triton": triton.__version__}
+    path = Path(__file__).with_name("kernels.md")
+    path.write_text(document(found).rstrip() + "\n", encoding="utf-8")
+    print(f"written to {path.name}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("command", choices=("fit", "errors", "static", "all"))
+    parser.add_argument("--everything", action="store_true", help="static: every activation, not only what is checked")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    options = parser.parse_args()
+    if options.command == "all":
+        _all()
+        return
+    commands: dict[str, Callable[[], Any]] = {
+        "fit": fit,
+        "errors": errors,
+        "static": lambda: static(options.everything),
+    }
+    found = commands[options.command]()
+    print(json.dumps(found, indent=None if options.json else 1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""The numbers of the kernels, interpreted, against float64; and what the compilers make of them, without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+
+from hf_gelu_patch import ACTIVATIONS, kernels, ops
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "kernels.py"
+TABLE = SCRIPT.with_suffix(".md")
+
+
+def _load() -> Any:
+    spec = importlib.util.spec_from_file_location("kernels_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    kept = list(sys.path)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path[:] = kept
+    return module
+
+
+script = _load()
+
+# (value for x ≥ −5, value, derivative): the largest error in ulp over all finite values. PyTorch's own is allowed
+# where it is more than the first or the last of these.
+BOUNDS = {
+    "gelu": {"bfloat16": (0.51, 0.55, 0.51), "float16": (0.56, 0.56, 0.53)},
+    "gelu_tanh": {"bfloat16": (0.51, 160, 230), "float16": (0.51, 0.51, 0.53)},
+    "quick_gelu": {"bfloat16": (0.51, 255, 255), "float16": (0.51, 0.51, 0.51)},
+    "gelu_clipped": {"bfloat16": (0.51, 0.55, 0.51), "float16": (0.56, 0.56, 0.53)},
+    "silu": {"bfloat16": (0.51, 250, 250), "float16": (0.51, 0.51, 0.51)},
+    "relu": {"bfloat16": (0, 0, 0), "float16": (0, 0, 0)},
+    "relu_squared": {"bfloat16": (0.51, 0.51, 0), "float16": (0.51, 0.51, 0)},
+    "mish": {"bfloat16": (0.51, 0.51, 0.51), "float16": (0.51, 0.51, 0.51)},
+    "laplace": {"bfloat16": (0.59, 0.59, 0.51), "float16": (0.54, 0.54, 0.51)},
+    "sqrt_softplus": {"bfloat16": (0.51, 0.51, 0.51), "float16": (0.51, 0.51, 0.51)},
+}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("activation", ops.POINTWISE)
+def test_every_value_of_16_bits(activation: str, dtype: str) -> None:
+    record, x = ACTIVATIONS[activation], script.values(script.DTYPES[dtype])
+    exact, slope = record.bind(record.reference)(x.double()), record.bind(record.derivative)(x.double())
+    y, grad = script.computed(activation, x)
+    value, derivative = script.in_ulp(y, exact), script.in_ulp(grad, slope)
+    near, everywhere, steep = BOUNDS[activation][dtype]
+    assert float(value[x >= -5].max()) <= near
+    assert float(value.max()) <= everywhere
+    assert float(derivative.max()) <= steep
+    own = script.in_ulp(script.by_torch(activation, x)[1], slope)
+    assert float(derivative.max()) <= max(0.51, float(own.max()))
+    assert len(x) == {"bfloat16": 65280, "float16": 63488}[dtype]
+
+
+def test_exact_gelu_in_float32() -> None:
+    x = script.values(torch.float32)
+    exact = ACTIVATIONS["gelu"].reference(x.double())
+    y, _ = script.computed("gelu", x)
+    within = x.abs() <= 1e3
+    assert float((y.double() - exact)[within].abs().max()) <= 3e-7
+    assert float(script.in_ulp(y, exact)[x.abs() <= 1].max()) <= 3
+    tail = (x >= -12) & (x < 0)
+    relative = ((y.double() - exact) / exact)[tail].abs()
+    assert float(relative.max()) <= 2e-5
+    own, _ = script.by_torch("gelu", x)  # which loses everything there
+    assert float(((own.double() - exact) / exact)[(x >= -12) & (x < -5.5)].abs().max()) > 0.99
+
+
+@pytest.mark.parametrize("activation", ops.POINTWISE)
+def test_derivatives_in_float32_are_no_worse_than_torchs(activation: str) -> None:
+    """In ulp over all finite values; and near zero by a bound of their own, in absolute terms."""
+    x, record = script.values(torch.float32), ACTIVATIONS[activation]
+    slope = record.bind(record.derivative)(x.double())
+    grad, own = script.computed(activation, x)[1], script.by_torch(activation, x)[1]
+    assert float(script.in_ulp(grad, slope).max()) <= float(script.in_ulp(own, slope).max())
+    absolute = {"gelu": 1.2e-7, "gelu_clipped": 1.2e-7, "mish": 5e-7}.get(activation, 3e-7)
+    assert float((grad.double() - slope)[x.abs() <= 14].abs().max()) <= absolute
+
+
+NAN = "nan, nan"
+SPECIAL = {  # value, derivative at 0, −0, 1e−40, −1e−40, the largest, minus the largest, ∞, −∞, NaN
+    "gelu": ["0, 0.5", "-0, 0.5", "", "", "3.40282e+38, 1", "-0, 0", "inf, 1", "-0, 0", NAN],
+    "gelu_tanh": ["0, 0.5", "-0, 0.5", "", "", "3.40282e+38, 1", "-0, 0", "inf, 1", "-0, 0", NAN],
+    "quick_gelu": ["0, 0.5", "-0, 0.5", "", "", "3.40282e+38, 1", "-0, 0", "inf, 1", "-0, 0", NAN],
+    "silu": ["0, 0.5", "-0, 0.5", "", "", "3.40282e+38, 1", "-0, 0", "inf, 1", "-0, 0", NAN],
+    "mish": ["0, 0.6", "-0, 0.6", "", "", "3.40282e+38, 1", "-0, -0", "inf, 1", "-0, -0", NAN],
+    "gelu_clipped": ["0, 0.5", "-0, 0.5", "", "", "10, 0", "-0, 0", "10, 0", "-0, 0", NAN],
+    "relu": ["0, 0", "0, 0", "", "", "3.40282e+38, 1", "0, 0", "inf, 1", "0, 0", "nan, 1"],
+    "relu_squared": ["0, 0", "0, 0", "", "", "inf, inf", "0, 0", "inf, inf", "0, 0", NAN],
+    "laplace": ["", "", "", "", "1, 0", "0, 0", "1, 0", "0, 0", NAN],
+    "sqrt_softplus": ["", "", "", "", "1.84467e+19, 2.71051e-20", "0, 0", "inf, 0", "0, 0", NAN],
+}
+
+
+@pytest.mark.parametrize("activation", SPECIAL)
+def test_special_values(activation: str) -> None:
+    assert SPECIAL.keys() == set(ops.POINTWISE)
+
+    def unsigned(pair: str) -> list[float]:
+        return [abs(float(value)) for value in pair.split(", ")]
+
+    for point, (ours, _), expected in zip(
+        script.SPECIAL, script.special()[activation], SPECIAL[activation], strict=True
+    ):
+        if not expected:
+            x = torch.tensor([point], dtype=torch.float64)
+            record = ACTIVATIONS[activation]
+            truth = [float(record.bind(f)(x)) for f in (record.reference, record.derivative)]
+            assert unsigned(ours) == pytest.approx([abs(value) for value in truth], rel=1e-5, abs=1e-40)
+        elif "nan" in expected:
+            assert ours == expected
+        else:
+            assert unsigned(ours) == pytest.approx(unsigned(expected), rel=1e-5), point
+    zeros, minus = (script.computed(activation, torch.tensor([sign * 0.0]))[0] for sign in (1, -1))
+    if activation in ("gelu_tanh", "quick_gelu", "silu", "mish"):  # exact GELU's −0 is 0
+        assert (math.copysign(1, zeros.item()), math.copysign(1, minus.item())) == (1, -1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("activation", ops.POINTWISE)
+def test_what_is_not_finite_in_16_bits(activation: str, dtype: torch.dtype) -> None:
+    record = ACTIVATIONS[activation]
+    x = torch.tensor([math.inf, -math.inf, math.nan], dtype=dtype)
+    y, grad = script.computed(activation, x)
+    assert y.isnan().tolist() == [False, False, True]
+    assert grad[:2].isfinite().all() or activation == "relu_squared"
+    limits = record.bind(record.reference)(torch.tensor([1e300, -1e300], dtype=torch.float64)).clamp(max=1e3)
+    assert (y[:2].double().clamp(max=1e3) - limits).abs().max() <= 1e-6
+
+
+def test_rounding_to_bfloat16_is_to_the_nearest_even() -> None:
+    bits = torch.randint(-(2**31), 2**31, (200_000,), generator=torch.Generator().manual_seed(0), dtype=torch.int64)
+    ties = (torch.arange(-32768, 32768) << 16) + 0x8000
+    x = torch.cat([bits, ties, ties - 1, ties + 1]).to(torch.int32).view(torch.float32).abs()
+    y = torch.empty_like(x, dtype=torch.bfloat16)
+    kernels.pointwise_forward(x, y, "relu", ())
+    expected = x.to(torch.bfloat16)
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y[~y.isnan()].view(torch.int16), expected[~y.isnan()].view(torch.int16))
+
+
+def test_offsets_past_two_to_the_31st_element() -> None:
+    far = 2**31
+    try:
+        storage = torch.empty(far + 2048, dtype=torch.bfloat16)  # 4 GB of addresses, of which two rows are touched
+    except RuntimeError as error:
+        pytest.skip(f"no room for the addresses: {error}")
+    x = storage.as_strided((2, 1024), (far, 1))
+    x.copy_(torch.randn(2, 1024, generator=torch.Generator().manual_seed(0)))
+    y = ops.pointwise(x, "silu")
+    assert torch.equal(y, ops.pointwise(x.contiguous(), "silu"))
+    grad = storage.as_strided((2, 1024), (far, 1), 1024)
+    kernels.pointwise_backward(torch.ones_like(y), x, grad, "silu", ())
+    assert torch.equal(grad, script.computed("silu", x.contiguous())[1])
+
+
+def test_there_is_a_kernel_for_every_activation_the_ops_declare() -> None:
+    assert set(ops.GATED) == kernels.FUNCTIONS.keys() == kernels.UP_FUNCTIONS.keys()
+    assert set(ops.POINTWISE) < set(ops.GATED)
+
+
+# Coefficients
+
+
+@pytest.mark.parametrize("dtype", script.FITS)
+def test_the_coefficients_are_those_of_the_fit(dtype: str) -> None:
+    shift, kept = kernels.MILLS[dtype]
+    assert shift == script.FITS[dtype][1]
+    error, found = script.fitted(dtype)
+    assert found == pytest.approx(list(kept), abs=2e-7 if dtype == "float32" else 2e-8)
+    limits = {"bfloat16": (3.5e-7, 4.3e-4), "float16": (5.2e-8, 1.1e-4), "float32": (4e-9, 1.2e-7)}[dtype]
+    bounds = script.bounds(dtype, list(kept))
+    assert bounds["tail_absolute"] <= limits[0]
+    assert bounds["ratio_relative"] <= limits[1]
+    assert error < 1e-6
+
+
+# Compiled for GPUs
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """In a process of its own, whose Triton compiles, with nothing in its cache."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    command = [sys.executable, str(SCRIPT), "static", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_what_the_compilers_make_of_the_kernels(compiled: list[dict[str, Any]]) -> None:
+    assert {row["target"] for row in compiled} == {"sm_80", "sm_90", "sm_100", "gfx942"}
+    for row in compiled:
+        assert row["spills"] == 0, row
+        assert row["f64"] == 0, row
+        assert row["wide"], row
+        assert row["offsets_64"], row
+        assert row["registers"] <= 64, row
+
+
+@pytest.mark.parametrize("kernel", script.BUDGETS, ids=" ".join)
+def test_instructions_an_element(compiled: list[dict[str, Any]], kernel: tuple[str, str]) -> None:
+    key = (*kernel, "bf16", "sm_90", "dense")
+    (row,) = [
+        row for row in compiled if (row["activation"], row["form"], row["dtype"], row["target"], row["layout"]) == key
+    ]
+    assert 1 < row["instructions"] <= script.BUDGETS[kernel]
+
+
+def test_the_table_is_that_of_the_command(compiled: list[dict[str, Any]]) -> None:
+    text = TABLE.read_text(encoding="utf-8")
+    if f"(triton {triton.__version__})" not in text:
+        pytest.skip(f"the table was made with another triton than {triton.__version__}")
+    for row in compiled:
+        cells = [str(row[key]) for key in ("activation", "form", "dtype", "layout", "target", "registers", "spills")]
+        assert f"| {' | '.join(cells)} | yes |" in text
+        if (row["target"], row["layout"], row["dtype"]) == ("sm_90", "dense", "bf16"):
+            (line,) = _lines(text, f"| {row['activation']} | bf16 | ")
+            assert f"{row['instructions']:.1f} (" in line
+
+
+def _lines(text: str, start: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(start)]
+
+
+def test_the_errors_in_the_table_are_those_found() -> None:
+    text = TABLE.read_text(encoding="utf-8")
+    for dtype in ("bfloat16", "float16"):
+        x = script.values(script.DTYPES[dtype])
+        exact = ACTIVATIONS["gelu"].reference(x.double())
+        value: Tensor = script.in_ulp(script.computed("gelu", x)[0], exact)
+        (line,) = _lines(text, f"| gelu | {dtype} | ")[:1]
+        assert line.split(" | ")[2].startswith(f"{float(value[x >= -5].max()):.3g} / ")
