@@ -417,9 +417,7 @@ def test_every_number_comes_out_of_what_was_written_down(name: str, accelerator:
     assert any(variant.quality.flips for variant in result.variants) or name == "vit"
 
 
-def test_every_number_comes_out_of_the_tiny_models_too(
-    tiny: Subject, accelerator: Accelerator, tmp_path: Path
-) -> None:
+def test_every_number_comes_out_of_the_tiny_models_too(tiny: Subject, accelerator: Accelerator, tmp_path: Path) -> None:
     texts = ("auto", "activation=gelu_tanh", "activation=relu_squared", "eager")
     result = evaluate_subject(tiny, of(*texts, batch_size=4), accelerator, folder=tmp_path)
     for variant in result.variants:
