@@ -11,8 +11,9 @@ import copy
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -186,3 +187,14 @@ def _quiet_libraries() -> None:
 def _small_tensors_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what is written in place only where it is large is written in place here."""
     monkeypatch.setattr(implementations, "LARGE", 0)
+
+
+@pytest.fixture(scope="session")
+def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where evaluate copies the scripts of metrics to, once for all tests: Python keeps the package it finds first."""
+    import evaluate
+
+    own = evaluate.config.HF_MODULES_CACHE
+    evaluate.config.HF_MODULES_CACHE = folder = tmp_path_factory.mktemp("modules")
+    yield folder
+    evaluate.config.HF_MODULES_CACHE = own

@@ -205,6 +205,7 @@ def _load(
         device=accelerator.device,
         **hub,
     )
+    _align(model)
     task = make_task(subject, model.config, processor, rows, limit=settings.limit, skip_bad_rows=settings.skip_bad_rows)
     return model, task, rows
 

@@ -332,6 +332,7 @@ def test_models_and_data_come_from_the_hub_if_allowed_and_then_from_its_cache(tm
     assert "cannot be reached at http://127.0.0.1:9" in said
 
 
+@pytest.mark.usefixtures("modules_cache")
 def test_a_metric_that_is_not_here_is_refused_at_once(tmp_path: Path, checkpoint: Path) -> None:
     start = time.perf_counter()
     for name, said in [

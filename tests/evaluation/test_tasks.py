@@ -447,8 +447,8 @@ class Errors(evaluate.Metric):
 """
 
 
-def test_another_metric_is_measured_too(classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluate.config.HF_MODULES_CACHE", tmp_path / "modules")
+@pytest.mark.usefixtures("modules_cache")
+def test_another_metric_is_measured_too(classifier: Path, tmp_path: Path) -> None:
     script = tmp_path / "errors" / "errors.py"
     script.parent.mkdir()
     script.write_text(METRIC.replace("KIND", "int64"))
