@@ -6,10 +6,12 @@
 patching: milliseconds of wall time, the median over fresh processes (first) and over rounds in one (again), with every
 sample in the JSON that --output names.
 
-kernels: each candidate is checked against float64, then all are timed in rounds, in an order drawn anew for each, with
-eager there twice: what is found between the two is the noise floor. A copy is timed in the same rounds; a candidate's
-share of its bandwidth is that of the bytes that one fused kernel would move. On a CPU, Triton's kernels run only
-interpreted (TRITON_INTERPRET=1): that is checked and timed, and is not a speed.
+kernels: first every candidate is checked against float64, over all values of a 16-bit dtype; then they are timed in
+rounds, in an order drawn anew for each, with eager there twice: what is found between the two is the noise floor. A
+copy is timed in the same rounds; a candidate's share of its bandwidth is that of the bytes that one fused kernel would
+move. A backward is torch.autograd.grad alone, on a graph that is kept. On a CPU, Triton's kernels run only interpreted
+(TRITON_INTERPRET=1): that is checked and timed, and is not a speed. With --output, what there is so far is in the JSON
+after every cell.
 """
 
 # ruff: noqa: E402
@@ -26,12 +28,13 @@ import math
 import os
 import platform
 import random
+import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,7 @@ import torch
 from torch import Tensor
 
 from hf_gelu_patch import ACTIVATIONS, UnknownNameError
-from hf_gelu_patch.evaluation.speed import Timings, judge, measure, ratio
+from hf_gelu_patch.evaluation.speed import judge, measure, ratio
 from hf_gelu_patch.implementations import get_implementation
 from hf_gelu_patch.ops import GATED, gated
 
@@ -202,6 +205,7 @@ MUCH = 4.0
 _FLOOR = 1 / 64
 """Results below it are held to the ulp it has: eager loses the small ones, and at a zero all do."""
 _FAR = 32.0
+"""Beyond, where eager loses values (bf16's far end is ∞), each value is compared with eager's own."""
 
 
 def values(dtype: torch.dtype) -> Tensor:
@@ -237,26 +241,25 @@ def exact(activation: str, form: str, gate: Tensor, up: Tensor, grad_y: Tensor) 
     }[form]
 
 
-def errors(results: Sequence[Tensor], expected: Sequence[Tensor], x: Tensor) -> dict[str, float]:
-    """Largest errors in ulp: ``ulp`` on [−5, 32], and ``judged`` on [−32, 32], where results below 1/64 count in its
-    ulp."""
-    found = {"ulp": 0.0, "judged": 0.0}
+def errors(results: Sequence[Tensor], expected: Sequence[Tensor], floor: float = 0.0) -> Tensor:
+    """A row for each result: how far off each value is, in ulp, those below ``floor`` in its ulp; ∞ if not finite."""
+    rows = []
     for y, truth in zip(results, expected, strict=True):
         off = torch.where(y.isfinite(), (y.double() - truth).abs(), math.inf)
-        inside, near, size = x.abs() <= _FAR, (x >= -5) & (x <= _FAR), truth.abs()
-        strict, judged = off / ulp(size, y.dtype), off / ulp(size.clamp(min=_FLOOR), y.dtype)
-        found["ulp"] = max(found["ulp"], float(strict[near].max()))
-        found["judged"] = max(found["judged"], float(judged[inside].max()))
-    return found
+        rows.append(off / ulp(truth.abs().clamp(min=floor), y.dtype))
+    return torch.stack(rows)
 
 
 def check(
     functions: Mapping[str, Function], activation: str, form: str, dtype: torch.dtype, device: str, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Each candidate's errors over all values of the dtype, against float64; "eager" has to be one of them.
+    """Each candidate's largest errors over all values of the dtype, against float64; "eager" has to be one of them.
+
+    Returns:
+        By candidate, in ulp: "ulp" on [−5, 32], and "judged" on [−32, 32], where results below 1/64 count in its ulp.
 
     Raises:
-        WrongCandidateError: one is much further off than eager and than one ulp, or not finite where eager is.
+        WrongCandidateError: one is much further off than eager and than one ulp.
     """
     x = values(dtype)
     generator = torch.Generator().manual_seed(seed)
@@ -264,60 +267,90 @@ def check(
     expected = exact(activation, form, x, up, grad_y)
     shape = (-1, math.gcd(len(x), COLUMNS))
     inputs = [t.view(shape).to(device) for t in ((x, up) if form.startswith("gated") else (x,))]
-    results: dict[str, list[Tensor]] = {}
+    inside, near = x.abs() <= _FAR, (x >= -5) & (x <= _FAR)
+    judged: dict[str, Tensor] = {}
+    found: dict[str, dict[str, float]] = {}
     for name, function in functions.items():
         result = prepared(function, form, inputs, grad_y.view(shape).to(device))()
-        results[name] = [y.cpu().flatten() for y in ((result,) if isinstance(result, Tensor) else result)]
-    found = {name: errors(own, expected, x) for name, own in results.items()}
-    for name, own in found.items():
-        told = f"{name} is wrong: {activation}, {form}, {str(dtype).removeprefix('torch.')}: "
-        if own["judged"] > MUCH * max(1.0, found["eager"]["judged"]):
-            raise WrongCandidateError(f"{told}off by {own['judged']:.3g} ulp, eager by {found['eager']['judged']:.3g}")
-        if any(
-            bool((~y.isfinite() & z.isfinite()).any()) for y, z in zip(results[name], results["eager"], strict=True)
-        ):
-            raise WrongCandidateError(f"{told}not finite where eager is")
+        results = [y.cpu().flatten() for y in ((result,) if isinstance(result, Tensor) else result)]
+        judged[name] = errors(results, expected, _FLOOR)
+        strict = errors(results, expected)[:, near]
+        found[name] = {"ulp": float(strict.max()), "judged": float(judged[name][:, inside].max())}
+    allowed = torch.where(inside, found["eager"]["judged"], judged["eager"]).clamp(min=1.0) * MUCH
+    for name, own in judged.items():
+        beyond = (own / allowed).nan_to_num(nan=0.0, posinf=math.inf)  # ∞/∞: eager is no better
+        if float(beyond.max()) > 1:
+            row, at = divmod(int(beyond.argmax()), len(x))
+            raise WrongCandidateError(
+                f"{name} is wrong: {activation}, {form}, {str(dtype).removeprefix('torch.')}: "
+                f"off by {own[row, at]:.3g} ulp at x = {x[at]:.6g}, and {allowed[row, at]:.3g} would be {MUCH:g} times "
+                "eager's error or one ulp"
+            )
     return found
 
 
 # Timing
 
+MOST_ROUNDS = 1000
+"""Medians need no more, unless --rounds asks for more."""
+_HEAD_START = 0.01
+"""Seconds that the GPU waits at most: queuing a round takes longer than that only where something is compiled."""
+_CYCLES = 3e9
+"""In a second of waiting; at a lower clock it waits longer, which costs time alone."""
 
-def measure_on_cuda(
-    variants: Mapping[str, Callable[[int], None]], *, flush: Tensor | None, seed: int, rounds: int, seconds: float
-) -> Timings:
-    """Rounds as in ``measure``, by an event before and behind each call and one synchronisation at the end."""
-    generator = random.Random(seed)
+Calls = Mapping[str, Callable[[], Any]]
+Samples = dict[str, list[float]]
 
-    def timed(name: str) -> tuple[torch.cuda.Event, torch.cuda.Event]:
-        before, behind = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        if flush is not None:
-            flush.zero_()
-        before.record()
-        variants[name](0)
-        behind.record()
-        return before, behind
 
-    def run(count: int) -> dict[str, list[float]]:
-        events: dict[str, list[Any]] = {name: [] for name in variants}
-        order = list(variants)
-        for _ in range(count):
-            generator.shuffle(order)
-            for name in order:
-                events[name].append(timed(name))
+def rounds_on_cpu(calls: Calls, count: int, seed: int) -> Samples:
+    """``count`` rounds of every call, in seconds by call."""
+    variants = {name: (lambda _, call=call: call()) for name, call in calls.items()}
+    limits = {"min_rounds": count, "min_seconds": 0.0, "max_seconds": math.inf}
+    return measure(variants, [1], warm_up=[], seed=seed, **limits).seconds
+
+
+def rounds_on_cuda(calls: Calls, count: int, seed: int, *, flush: Tensor | None = None) -> Samples:
+    """The same on the GPU's clock, from an event before each call to one behind it.
+
+    The GPU waits while Python queues a round, as long as that took for the round before: small calls would else be
+    timed by how fast Python launches them.
+    """
+    generator, order, queuing = random.Random(seed), list(calls), 0.0
+    samples: Samples = {name: [] for name in calls}
+    for _ in range(count):
+        generator.shuffle(order)
+        events = {name: [torch.cuda.Event(enable_timing=True) for _ in range(2)] for name in order}
+        start = time.perf_counter()
+        torch.cuda._sleep(int(min(queuing, _HEAD_START) * _CYCLES))
+        for name in order:
+            if flush is not None:
+                flush.zero_()
+            events[name][0].record()
+            calls[name]()
+            events[name][1].record()
+        queuing = time.perf_counter() - start
         torch.cuda.synchronize()
-        return {name: [a.elapsed_time(b) / 1e3 for a, b in pairs] for name, pairs in events.items()}
-
-    run(3)
-    once = {name: statistics.median(own) for name, own in run(3).items()}
-    wanted = max(rounds, math.ceil(seconds / min(once.values())))
-    affordable = math.ceil(_most_seconds(seconds, len(variants)) / sum(once.values()))
-    count = max(3, min(wanted, affordable))
-    return Timings(run(count), [1] * count)
+        for name, (before, behind) in events.items():
+            samples[name].append(before.elapsed_time(behind) / 1e3)
+    return samples
 
 
-def _most_seconds(seconds: float, variants: int) -> float:
-    return 1.0 + 4.0 * seconds * variants
+def enough(trial: Mapping[str, Sequence[float]], rounds: int, seconds: float) -> int:
+    """How many rounds give every call ``seconds``, within what is worth it and, for the slow ones, endurable."""
+    once = [statistics.median(own) for own in trial.values()]
+    wanted = max(rounds, min(MOST_ROUNDS, math.ceil(seconds / min(once))))
+    endured = (1.0 + 4.0 * seconds * len(once)) / sum(once)
+    return max(3, min(wanted, math.ceil(endured)))
+
+
+def peak(call: Callable[[], Any]) -> int:
+    """The GPU memory that a call takes at most beyond what was there before it, in bytes; its results count."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def timed_cell(
@@ -330,32 +363,25 @@ def timed_cell(
     inputs = (gate, up) if form.startswith("gated") else (gate,)
     calls = {name: prepared(function, form, inputs, grad_y) for name, function in functions.items()}
     target = torch.empty_like(gate)
-    calls = {"copy": lambda: target.copy_(gate), "again": calls["eager"], **calls}
-    variants = {name: (lambda _, call=call: call()) for name, call in calls.items()}
+    calls = {"copy": lambda: target.copy_(gate), "again": prepared(functions["eager"], form, inputs, grad_y), **calls}
     moved = MOVED[form] * elements * dtype.itemsize
-    flushed = False
+    flush, rounds = None, rounds_on_cpu
     if options.device == "cuda":
         cache = torch.cuda.get_device_properties(0).L2_cache_size
-        flushed = moved < 4 * cache
-        flush = torch.empty(2 * cache, dtype=torch.int8, device="cuda") if flushed else None
-        timings = measure_on_cuda(
-            variants, flush=flush, seed=options.seed, rounds=options.rounds, seconds=options.seconds
-        )
-    else:
-        timings = measure(
-            variants,
-            [1],
-            warm_up=[0, 0, 0],
-            seed=options.seed,
-            min_rounds=options.rounds,
-            min_seconds=options.seconds,
-            max_seconds=_most_seconds(options.seconds, len(variants)),
-        )
-    return {
+        if moved < 4 * cache:
+            flush = torch.empty(2 * cache, dtype=torch.int8, device="cuda")
+        rounds = functools.partial(rounds_on_cuda, flush=flush)
+    rounds(calls, 3, options.seed)  # compiles
+    count = enough(rounds(calls, 3, options.seed), options.rounds, options.seconds)
+    samples = {name: [round(s, 10) for s in own] for name, own in rounds(calls, count, options.seed).items()}
+    cell = {
         "bytes": moved,
-        "flushed": flushed,
-        **concluded(timings.seconds, moved, elements * dtype.itemsize * 2, options),
+        "flushed": flush is not None,
+        **concluded(samples, moved, elements * dtype.itemsize * 2, options),
     }
+    for name, row in cell["candidates"].items():
+        row["peak_bytes"] = peak(calls[name]) if options.device == "cuda" else None
+    return cell
 
 
 def concluded(
@@ -391,45 +417,82 @@ def concluded(
     }
 
 
-def kernels(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every cell: activation × dtype × form × size."""
+@dataclass(frozen=True)
+class Subject:
+    """What is measured at every size: the candidates for one activation, dtype and form, checked.
+
+    Attributes:
+        functions: "eager" and the other candidates there are.
+        absent: for each that there is not, why.
+        errors: of each of ``functions``, in ulp.
+    """
+
+    activation: str
+    dtype: str
+    form: str
+    functions: dict[str, Function]
+    absent: dict[str, str]
+    errors: dict[str, dict[str, float]]
+
+    def named(self) -> dict[str, str]:
+        return {"activation": self.activation, "dtype": self.dtype, "form": self.form}
+
+
+def say(*words: str) -> None:
+    print(*words, file=sys.stderr, flush=True)
+
+
+def subject(activation: str, dtype: str, form: str, options: argparse.Namespace) -> Subject:
+    import torch._dynamo.exc
+
+    functions, absent = {"eager": eager(activation, form)}, {}
+    for name in options.implementations:
+        made = candidate(name, activation, form, options.device)
+        if isinstance(made, str):
+            absent[name] = made
+        else:
+            functions[name] = made
+    arguments = (activation, form, DTYPES[dtype], options.device, options.seed)
+    try:
+        errors = check(functions, *arguments)
+    except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, say
+        absent["compile"] = f"torch.compile failed: {' '.join(str(error).split()[:40])}"
+        del functions["compile"]
+        errors = check(functions, *arguments)
+    return Subject(activation, dtype, form, functions, absent, errors)
+
+
+def kernels(options: argparse.Namespace) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    """The checks and the cells (activation × dtype × form × size), after all checks and again after each cell."""
     import torch._dynamo.config
     import torch._functorch.config
 
     torch._functorch.config.donated_buffer = False  # a kept graph runs more than once
     torch._dynamo.config.recompile_limit = 4 + len(options.elements)
     torch.set_num_threads(1)
-    cells = []
+    subjects = []
     for activation, dtype, form in itertools.product(options.activations, options.dtypes, options.forms):
         if activation == "swiglu_oai" and not form.startswith("gated"):
             continue
+        say("checking", activation, dtype, form.replace("_", " "))
         torch.compiler.reset()
-        functions, absent = {"eager": eager(activation, form)}, {}
-        for name in options.implementations:
-            made = candidate(name, activation, form, options.device)
-            if isinstance(made, str):
-                absent[name] = made
-            else:
-                functions[name] = made
-        arguments = (activation, form, DTYPES[dtype], options.device, options.seed)
-        try:
-            checked = check(functions, *arguments)
-        except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, say
-            absent["compile"] = f"torch.compile failed: {' '.join(str(error).split()[:40])}"
-            del functions["compile"]
-            checked = check(functions, *arguments)
+        subjects.append(subject(activation, dtype, form, options))
+    checks = [{**one.named(), "values": len(values(DTYPES[one.dtype])), "error_ulp": one.errors} for one in subjects]
+    cells: list[dict[str, Any]] = []
+    yield checks, cells
+    for one in subjects:
+        torch.compiler.reset()
         for elements in options.elements:
-            print(f"{activation} {dtype} {form.replace('_', ' ')} {sized(elements)}", file=sys.stderr, flush=True)
-            cell = {"activation": activation, "dtype": dtype, "form": form, "elements": elements}
+            say("timing", one.activation, one.dtype, one.form.replace("_", " "), sized(elements))
+            cell = {**one.named(), "elements": elements, "absent": one.absent, "candidates": {}}
             try:
-                cell |= timed_cell(functions, form, DTYPES[dtype], elements, options)
+                cell |= timed_cell(one.functions, one.form, DTYPES[one.dtype], elements, options)
             except torch.OutOfMemoryError:
-                cells.append({**cell, "candidates": {}, "absent": dict.fromkeys(functions, "out of memory") | absent})
-                continue
+                cell["absent"] = dict.fromkeys(one.functions, f"out of memory from {sized(elements)} on") | one.absent
             for name, row in cell["candidates"].items():
-                row["error_ulp"], row["eager_error_ulp"] = checked[name], checked["eager"]
-            cells.append({**cell, "absent": absent})
-    return cells
+                row["error_ulp"], row["eager_error_ulp"] = one.errors[name], one.errors["eager"]
+            cells.append(cell)
+            yield checks, cells
 
 
 # Writing it down
@@ -477,6 +540,15 @@ def device_name(device: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def nvidia_smi() -> list[str] | None:
+    """Each GPU's name, driver, clocks and limit of power, where there is something to ask."""
+    if (program := shutil.which("nvidia-smi")) is None:
+        return None
+    asked = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,temperature.gpu,power.limit"
+    done = subprocess.run([program, f"--query-gpu={asked}", "--format=csv"], capture_output=True, text=True)
+    return (done.stdout or done.stderr).splitlines()
+
+
 def kernels_environment(options: argparse.Namespace) -> dict[str, Any]:
     return {
         **environment(),
@@ -487,6 +559,7 @@ def kernels_environment(options: argparse.Namespace) -> dict[str, Any]:
         "device_name": device_name(options.device),
         "threads": torch.get_num_threads(),
         "interpreted": INTERPRETED,
+        "nvidia_smi": nvidia_smi(),
         "revision": git_revision(),
         "seed": options.seed,
         "rounds": options.rounds,
@@ -502,12 +575,18 @@ READING = (
 )
 HEADINGS = (
     *("activation", "dtype", "elements", "by", "median", "GB/s", "of a copy"),
-    *("over eager", "floor", "error", "verdict"),
+    *("over eager", "floor", "error", "peak", "verdict"),
 )
-CACHES = {
-    "cuda": "Where a call moves less than four times what the L2 cache holds, the cache is overwritten before each.",
-    "cpu": "Nothing empties the caches between calls.",
+CLOCKS = {
+    "cuda": "Times are the GPU's own, by events: what Python takes to launch is not in them. Where a call moves less "
+    "than four times what the L2 cache holds, the cache is overwritten before each. Peak: the memory that a call "
+    "takes, its results included, in tensors of that size.",
+    "cpu": "Wall time. Nothing empties the caches between calls.",
 }
+
+
+def line(fields: Sequence[str]) -> str:
+    return f"| {' | '.join(fields)} |"
 
 
 def table(cells: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
@@ -518,29 +597,34 @@ def table(cells: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
         "",
         f"{versions}; threads: {about['threads']}; revision {about['revision']}; seed {about['seed']}.",
         "",
-        READING + CACHES[about["device"]],
+        READING + CLOCKS[about["device"]],
     ]
     for form in MOVED:
         own = [cell for cell in cells if cell["form"] == form]
         if not own:
             continue
-        lines += [
-            "",
-            f"## {form.replace('_', ' ').capitalize()}",
-            "",
-            f"| {' | '.join(HEADINGS)} |",
-            "|---" * len(HEADINGS) + "|",
-        ]
+        headings = [heading for heading in HEADINGS if heading != "peak" or about["device"] == "cuda"]
+        lines += ["", f"## {form.replace('_', ' ').capitalize()}", "", line(headings), "|---" * len(headings) + "|"]
         for cell in own:
-            where = f"| {cell['activation']} | {cell['dtype']} | {sized(cell['elements'])} |"
             for name, row in cell["candidates"].items():
-                against = "" if row["ratio"] is None else "{value:.3f}× [{low:.3f}, {high:.3f}]".format(**row["ratio"])
-                floor = "[{low:.3f}, {high:.3f}]".format(**cell["floor"]) if name == "eager" else ""
-                lines.append(
-                    f"{where} {name} | {row['median_s'] * 1e6:,.1f} µs | {row['gb_per_s']:,.1f} | "
-                    f"{row['share_of_copy']:.0%} | {against} | {floor} | {row['error_ulp']['judged']:.3g} | "
-                    f"{row['verdict'] or ''} |"
-                )
+                fields = {
+                    "activation": cell["activation"],
+                    "dtype": cell["dtype"],
+                    "elements": sized(cell["elements"]),
+                    "by": name,
+                    "median": f"{row['median_s'] * 1e6:,.1f} µs",
+                    "GB/s": f"{row['gb_per_s']:,.1f}",
+                    "of a copy": f"{row['share_of_copy']:.0%}",
+                    "error": f"{row['error_ulp']['judged']:.3g}",
+                    "verdict": row["verdict"] or "",
+                }
+                if row["ratio"] is not None:
+                    fields["over eager"] = "{value:.3f}× [{low:.3f}, {high:.3f}]".format(**row["ratio"])
+                if name == "eager":
+                    fields["floor"] = "[{low:.3f}, {high:.3f}]".format(**cell["floor"])
+                if row["peak_bytes"] is not None:
+                    fields["peak"] = f"{row['peak_bytes'] / (cell['copy']['bytes'] / 2):.2f}"
+                lines.append(line([fields.get(heading, "") for heading in headings]))
     reasons = sorted({f"{name}: {reason}" for cell in cells for name, reason in cell["absent"].items()})
     lines += ["", "Absent:", "", *(f"- {reason}" for reason in reasons)] if reasons else []
     return "\n".join(lines) + "\n"
@@ -620,22 +704,27 @@ def run_kernels(options: argparse.Namespace) -> None:
     options.elements = sorted(options.elements or DEFAULTS[options.device]["elements"])
     if "all" in options.activations:
         options.activations = list(GATED)
+    if (output := options.output) and output.suffix != ".json":
+        output = output / "kernels.json"
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    checks, cells = [], []
     try:
         with np.errstate(all="ignore"):  # the interpreter computes in numpy, what is discarded too
-            cells = kernels(options)
+            for checks, cells in kernels(options):
+                about = kernels_environment(options)  # anew: the clocks just after the load
+                if output:
+                    found = {"environment": about, "checks": checks, "cells": cells}
+                    output.write_text(json.dumps(found) + "\n", encoding="utf-8")
     except WrongCandidateError as error:
         sys.exit(str(error))
-    if not cells:
+    if not checks:
         sys.exit("nothing to measure: swiglu_oai has gated forms only (--forms gated_forward gated_backward)")
-    about = kernels_environment(options)
     written = table(cells, about)
     print(written, end="")
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        found = {"environment": about, "cells": cells}
-        (options.output / "kernels.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (options.output / "kernels.md").write_text(written, encoding="utf-8")
-        plot(cells, about, options.output / "kernels.png")
+    if output:
+        output.with_suffix(".md").write_text(written, encoding="utf-8")
+        plot(cells, about, output.with_suffix(".png"))
 
 
 # ------------------------------------------------------------------------------------------------------- command line
@@ -674,7 +763,12 @@ def add_kernels(commands: Any) -> None:
         "--seconds", type=float, default=0.2, metavar="S", help="of every candidate, at least (default: 0.2)"
     )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of data and orders (default: 0)")
-    command.add_argument("--output", type=Path, metavar="FOLDER", help="for kernels.json, kernels.md and kernels.png")
+    command.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="for kernels.json, .md and .png; or FILE.json, for it and those beside it",
+    )
 
 
 def main() -> None:

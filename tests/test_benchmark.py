@@ -8,12 +8,16 @@ import os
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.config
+import torch._functorch.config
 from torch import Tensor
 
 from hf_gelu_patch.evaluation.speed import Ratio, judge
@@ -44,15 +48,37 @@ def cells(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
+def checks(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "kernels.json").read_text())["checks"]
+
+
+@pytest.fixture(scope="module")
 def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     path = list(sys.path)
+    sys.modules[spec.name] = module  # where dataclasses look
     spec.loader.exec_module(module)
     sys.path[:] = path
     return module
+
+
+@pytest.fixture
+def main(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """The script's command, in this process, whose torch it sets up for itself."""
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), "kernels", *QUICK, *arguments])
+        script.main()
+
+    graphs, dynamo = torch._functorch.config, torch._dynamo.config
+    with (
+        graphs.patch(donated_buffer=graphs.donated_buffer),
+        dynamo.patch(recompile_limit=dynamo.recompile_limit),
+    ):
+        yield run
 
 
 def test_every_cell_is_there(cells: list[dict[str, Any]]) -> None:
@@ -66,6 +92,17 @@ def test_every_cell_is_there(cells: list[dict[str, Any]]) -> None:
         names = {"eager", "triton"} if cell["activation"] == "swiglu_oai" else {"eager", "triton", "aten"}
         assert set(cell["candidates"]) == names
         assert "Liger-Kernel" in cell["absent"]["liger"]
+
+
+def test_all_values_are_checked(checks: list[dict[str, Any]], cells: list[dict[str, Any]]) -> None:
+    assert [check["values"] for check in checks] == [2 * 255 * 128] * 6  # signs, exponents but that of ∞, mantissas
+    for cell in cells:
+        (errors,) = [
+            check["error_ulp"]
+            for check in checks
+            if all(check[key] == cell[key] for key in ("activation", "dtype", "form"))
+        ]
+        assert errors == {name: row["error_ulp"] for name, row in cell["candidates"].items()}
 
 
 def test_figures_follow_from_the_samples(cells: list[dict[str, Any]]) -> None:
@@ -113,18 +150,93 @@ def test_table_plot_and_environment(folder: Path, cells: list[dict[str, Any]]) -
     about = json.loads((folder / "kernels.json").read_text())["environment"]
     assert about["torch"] == torch.__version__
     assert about["threads"] == 1
+    assert about["nvidia_smi"] is None or isinstance(about["nvidia_smi"], list)
     assert about["seed"] == 0
     assert {"triton", "transformers", "device_name", "revision", "python", "interpreted"} <= about.keys()
 
 
 def test_without_the_interpreter_triton_is_absent(tmp_path: Path) -> None:
     tiny = ("--activations", "silu", "--forms", "forward", "--dtypes", "float16", "--elements", "1000")
-    done = run(*QUICK, *tiny, "--implementations", "triton", "--output", str(tmp_path), interpreted=False)
+    output = tmp_path / "new" / "own.json"
+    done = run(*QUICK, *tiny, "--implementations", "triton", "--output", str(output), interpreted=False)
     assert done.returncode == 0, done.stderr
-    (cell,) = json.loads((tmp_path / "kernels.json").read_text())["cells"]
+    (cell,) = json.loads(output.read_text())["cells"]
     assert set(cell["candidates"]) == {"eager"}
     assert "TRITON_INTERPRET=1" in cell["absent"]["triton"]
-    assert "TRITON_INTERPRET=1" in (tmp_path / "kernels.md").read_text()
+    assert "TRITON_INTERPRET=1" in output.with_suffix(".md").read_text()
+    assert output.with_suffix(".png").exists()
+
+
+def test_needs_only_what_it_measures() -> None:
+    tiny = ("--activations", "relu", "--forms", "forward", "--dtypes", "bfloat16", "--elements", "100")
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = {['benchmark.py', 'kernels', *QUICK, *tiny, '--implementations', 'aten']}\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "loaded = {'datasets', 'evaluate', 'matplotlib', 'sklearn'} & sys.modules.keys()\n"
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+TINY = ("--activations", "silu", "relu", "--forms", "forward", "--dtypes", "bfloat16", "--elements", "64", "128")
+
+
+def test_without_matplotlib(
+    script: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(script.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(SystemExit, match=r"matplotlib is not installed: pip install .*\[evaluation\]"):
+        main(*TINY, "--output", str(tmp_path))
+
+
+def test_out_of_memory_is_absence(
+    script: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    timed = script.timed_cell
+
+    def small(functions: Any, form: str, dtype: torch.dtype, elements: int, options: Any) -> dict[str, Any]:
+        if elements > 64:
+            raise torch.OutOfMemoryError
+        return timed(functions, form, dtype, elements, options)
+
+    monkeypatch.setattr(script, "timed_cell", small)
+    main(*TINY, "--implementations", "aten", "--output", str(tmp_path))
+    cells = json.loads((tmp_path / "kernels.json").read_text())["cells"]
+    assert [bool(cell["candidates"]) for cell in cells] == [True, False, True, False]
+    assert all("out of memory" in cell["absent"]["aten"] for cell in cells if not cell["candidates"])
+    assert "aten: out of memory from 128 on" in (tmp_path / "kernels.md").read_text()
+
+
+def test_what_is_there_is_kept_when_it_is_stopped(
+    script: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    timed = script.timed_cell
+
+    def stopped(functions: Any, form: str, dtype: torch.dtype, elements: int, options: Any) -> dict[str, Any]:
+        if elements > 64:
+            raise KeyboardInterrupt
+        return timed(functions, form, dtype, elements, options)
+
+    monkeypatch.setattr(script, "timed_cell", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        main(*TINY, "--implementations", "aten", "--output", str(tmp_path))
+    found = json.loads((tmp_path / "kernels.json").read_text())
+    assert (len(found["checks"]), len(found["cells"])) == (2, 1)
+
+
+def test_nothing_is_timed_before_all_is_checked(
+    script: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def candidate(_name: str, activation: str, *_: str) -> Callable[[Tensor], Tensor]:
+        return torch.nn.functional.silu if activation == "silu" else torch.nn.functional.gelu
+
+    monkeypatch.setattr(script, "candidate", candidate)
+    monkeypatch.setattr(script, "timed_cell", lambda *_: pytest.fail("timed"))
+    with pytest.raises(SystemExit, match="aten is wrong: relu, forward, bfloat16: off by"):
+        main(*TINY, "--implementations", "aten", "--output", str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -138,19 +250,24 @@ def test_without_the_interpreter_triton_is_absent(tmp_path: Path) -> None:
         (("--activations", "swiglu_oai", "--forms", "forward"), "nothing to measure"),
     ],
 )
-def test_what_it_refuses(arguments: tuple[str, ...], told: str) -> None:
-    done = run(*QUICK, *arguments)
-    assert done.returncode != 0
-    assert told in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_it_refuses(
+    main: Callable[..., None], capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(*arguments)
+    assert stopped.value.code
+    assert told in f"{capsys.readouterr().err}{stopped.value}"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_cuda() -> None:
-    done = run("--device", "cuda", interpreted=False)
-    assert done.returncode != 0
-    assert "torch sees no CUDA device" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("available", "told"), [(False, "torch sees no CUDA device"), (True, "unset TRITON_INTERPRET")]
+)
+def test_cuda_that_cannot_be(
+    main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, available: bool, told: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    with pytest.raises(SystemExit, match=told):
+        main("--device", "cuda")
 
 
 def planted(x: Tensor) -> Tensor:
@@ -161,6 +278,10 @@ def infinite(x: Tensor) -> Tensor:
     return torch.nn.functional.gelu(x) + torch.where(x > 1e30, torch.inf, 0.0).to(x.dtype)
 
 
+def clamped(x: Tensor) -> Tensor:
+    return torch.nn.functional.gelu(x).clamp(max=1e38)
+
+
 @pytest.mark.parametrize("form", ["forward", "backward"])
 def test_a_wrong_candidate_fails(script: ModuleType, form: str) -> None:
     functions = {"eager": torch.nn.functional.gelu, "planted": planted}
@@ -168,10 +289,20 @@ def test_a_wrong_candidate_fails(script: ModuleType, form: str) -> None:
         script.check(functions, "gelu", form, torch.float32, "cpu", 0)
 
 
-def test_a_candidate_that_loses_large_values_fails(script: ModuleType) -> None:
-    functions = {"eager": torch.nn.functional.gelu, "planted": infinite}
-    with pytest.raises(script.WrongCandidateError, match="not finite"):
+@pytest.mark.parametrize(("wrong", "off"), [(infinite, "inf ulp at x = 1.0"), (clamped, r"105 ulp at x = 1\.69")])
+def test_a_candidate_that_loses_large_values_fails(script: ModuleType, wrong: Any, off: str) -> None:
+    functions = {"eager": torch.nn.functional.gelu, "planted": wrong}
+    with pytest.raises(script.WrongCandidateError, match=f"planted is wrong: .* off by {off}"):
         script.check(functions, "gelu", "forward", torch.bfloat16, "cpu", 0)
+
+
+def test_eager_losing_large_values_is_allowed(script: ModuleType) -> None:
+    """The candidate that keeps them is as right as the one that does not."""
+    gelu = torch.nn.functional.gelu
+    found = script.check(
+        {"eager": infinite, "kept": gelu, "lost": infinite}, "gelu", "forward", torch.bfloat16, "cpu", 0
+    )
+    assert found["kept"] == found["lost"]
 
 
 def test_a_wrong_gradient_of_up_fails(script: ModuleType) -> None:
@@ -184,6 +315,102 @@ def test_a_wrong_gradient_of_up_fails(script: ModuleType) -> None:
 
 
 def test_errors_in_ulp(script: ModuleType) -> None:
-    x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.bfloat16)
-    found = script.errors([x + torch.tensor([0.0, 0.015625, 0.0], dtype=torch.bfloat16)], [x.double()], x)
-    assert found == {"ulp": 1.0, "judged": 1.0}
+    x = torch.tensor([1.0, 2.0, 2.0**-20, 3.0], dtype=torch.bfloat16)
+    y = x + torch.tensor([0.0, 2.0**-6, 2.0**-27, torch.inf], dtype=torch.bfloat16)
+    assert script.errors([y, x], [x.double()] * 2).tolist() == [[0.0, 1.0, 1.0, torch.inf], [0.0] * 4]
+    assert script.errors([y], [x.double()], 1 / 64).tolist() == [[0.0, 1.0, 2.0**-14, torch.inf]]
+
+
+@pytest.mark.parametrize(
+    ("slowest", "rounds", "seconds", "count"),
+    [
+        (1e-6, 50, 0.2, 1000),  # no more than is worth it
+        (1e-6, 2000, 0.2, 2000),  # unless asked for
+        (1e-3, 50, 0.2, 200),  # the seconds asked for
+        (1e-1, 50, 0.2, 13),  # two calls, 2.6 s in all
+        (10.0, 50, 0.0, 3),
+    ],
+)
+def test_rounds(script: ModuleType, slowest: float, rounds: int, seconds: float, count: int) -> None:
+    assert script.enough({"copy": [slowest] * 3, "eager": [slowest, slowest, 100.0]}, rounds, seconds) == count
+
+
+class Gpu:
+    """A stand-in for torch.cuda, on whose clock each thing that is queued takes as long as it says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.held = self.peak = 0
+        self.waits: list[float] = []
+        gpu = self
+
+        class Event:
+            def __init__(self, *, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = gpu.now
+
+            def elapsed_time(self, other: Event) -> float:
+                return (other.at - self.at) / 1000  # milliseconds; the clock counts microseconds
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(torch.cuda, "_sleep", self.wait)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: self.held)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: self.peak)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: setattr(self, "peak", self.held))
+
+    def wait(self, cycles: int) -> None:
+        self.waits.append(cycles / 3e9)
+        self.now += cycles
+
+    def work(self, microseconds: int, held: int = 0) -> None:
+        self.now += microseconds
+        self.peak = max(self.peak, self.held + held)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    return Gpu(monkeypatch)
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_rounds_on_cuda(script: ModuleType, gpu: Gpu, flushed: bool) -> None:
+    """Neither the wait at a round's start nor the overwriting of the cache is in a sample."""
+    order: list[str] = []
+
+    def call(name: str, microseconds: int) -> Callable[[], None]:
+        return lambda: (time.sleep(0.001), order.append(name), gpu.work(microseconds))
+
+    class Flush:
+        def zero_(self) -> None:
+            order.append("flush")
+            gpu.work(70)
+
+    calls = {"copy": call("copy", 5), "eager": call("eager", 11)}
+    samples = script.rounds_on_cuda(calls, 20, 0, flush=Flush() if flushed else None)
+    assert samples == {"copy": [pytest.approx(5e-6)] * 20, "eager": [pytest.approx(11e-6)] * 20}
+    if flushed:
+        assert order[::2] == ["flush"] * 40
+        del order[::2]
+    rounds = [tuple(order[i : i + 2]) for i in range(0, 40, 2)]
+    assert set(rounds) == {("copy", "eager"), ("eager", "copy")}
+    assert len(gpu.waits) == 20
+    assert gpu.waits[0] == 0  # nothing is known yet
+    assert all(0.002 <= wait <= 0.01 for wait in gpu.waits[1:])  # as long as Python took, which slept
+
+
+def test_peak_memory(script: ModuleType, gpu: Gpu) -> None:
+    gpu.held, gpu.peak = 1000, 5000
+    assert script.peak(lambda: gpu.work(1, held=300)) == 300
+
+
+def test_clocks_are_asked_for(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert script.nvidia_smi() is None
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\necho "$1"\n')
+    program.chmod(0o755)
+    (line,) = script.nvidia_smi()
+    assert line.startswith("--query-gpu=")
+    assert {"driver_version", "clocks.sm", "clocks.mem"} <= set(line.partition("=")[2].split(","))
