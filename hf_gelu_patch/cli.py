@@ -117,7 +117,7 @@ def _with_config(options: argparse.Namespace, given: Sequence[str]) -> list[str]
     Raises:
         EvaluationError: the file cannot be read, or names what is no option.
     """
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     path = options.config
     try:
@@ -545,7 +545,7 @@ def _launched_for() -> int | None:
     not what started this one. Asked for several on a CPU, it starts one and does not say so."""
     if "ACCELERATE_MIXED_PRECISION" not in os.environ or "WORLD_SIZE" in os.environ:
         return None
-    import psutil  # type: ignore[import-untyped]
+    import psutil
     import yaml
     from accelerate.commands.config import default_config_file
 

@@ -96,7 +96,7 @@ def exact_outputs(model: nn.Module, batch: object) -> dict[str, Tensor] | None:
     if len(devices) != 1 or any("_hf_hook" in vars(module) for module in model.modules()):
         return None
     (device,) = devices
-    if 2 * 8 * sum(weight.numel() for weight in weights) > _free_memory(device):
+    if 2 * 8 * sum(weight.numel() for weight in weights) > free_memory(device):
         return None
     try:
         exact = copy.deepcopy(model).double()
@@ -105,7 +105,7 @@ def exact_outputs(model: nn.Module, batch: object) -> dict[str, Tensor] | None:
         return None
 
 
-def _free_memory(device: torch.device) -> float:
+def free_memory(device: torch.device) -> float:
     """Bytes free on a device, as far as it tells; 0 on meta."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

@@ -24,7 +24,7 @@ from hf_gelu_patch.activations import ACTIVATIONS
 from hf_gelu_patch.evaluation.speed import CudaClock
 from hf_gelu_patch.implementations import IMPLEMENTATIONS, Fused, Implementation, register_implementation
 from hf_gelu_patch.replacements import PatchedActivation
-from hf_gelu_patch.verification import _free_memory, output_tensors
+from hf_gelu_patch.verification import free_memory, output_tensors
 
 __all__ = [
     "Exact",
@@ -260,7 +260,7 @@ def exact_copy(model: nn.Module, batch: Any, forward: Forward) -> Exact:
         return Exact(None, None, None, "the model is spread over devices")
     (device,) = devices
     needed = 2 * 8 * sum(weight.numel() for weight in weights)
-    if needed > (free := _free_memory(device)):
+    if needed > (free := free_memory(device)):
         reason = f"a float64 copy needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
         return Exact(None, None, None, reason)
     doubled = _in_double(batch)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import datasets
 import evaluate
 import numpy as np
-from scipy.special import bdtr, stdtr, stdtrit  # type: ignore[import-untyped]
+from scipy.special import bdtr, stdtr, stdtrit
 
 __all__ = [
     "LOWER_IS_BETTER",
