@@ -55,14 +55,16 @@ def untimed(result: Result) -> dict[str, Any]:
     return plain
 
 
-def work(model: str, data: str, folder: str, settings: Settings, rank: int, world: int, port: int) -> None:
+def work(
+    model: str, data: str, folder: str, settings: Settings, rank: int, world: int, port: int, machines: bool
+) -> None:
     """One process of an evaluation; each writes what came out into a file of its own."""
     if world > 1:
         os.environ.update(
             RANK=str(rank),
-            LOCAL_RANK=str(rank),
+            LOCAL_RANK="0" if machines else str(rank),
             WORLD_SIZE=str(world),
-            LOCAL_WORLD_SIZE=str(world),
+            LOCAL_WORLD_SIZE="1" if machines else str(world),
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(port),
         )
@@ -80,8 +82,8 @@ def work(model: str, data: str, folder: str, settings: Settings, rank: int, worl
     accelerator.end_training()
 
 
-def start(model: Path, data: Path, folder: Path, settings: Settings, world: int) -> list[BaseProcess]:
-    """The processes of an evaluation, started."""
+def start(model: Path, data: Path, folders: Path | Sequence[Path], settings: Settings, world: int) -> list[BaseProcess]:
+    """The processes of an evaluation, started; each on a machine of its own where each has a folder of its own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["evaluation_worker", "accelerate", "transformers.models.bert.modeling_bert"])
     with socket.socket() as free:
@@ -89,7 +91,9 @@ def start(model: Path, data: Path, folder: Path, settings: Settings, world: int)
         port = free.getsockname()[1]
     processes: list[BaseProcess] = []
     for rank in range(world):
-        arguments = (str(model), str(data), str(folder), settings, rank, world, port)
+        machines = not isinstance(folders, Path)
+        folder = folders[rank] if machines else folders
+        arguments = (str(model), str(data), str(folder), settings, rank, world, port, machines)
         process = context.Process(target=work, args=arguments, daemon=True)
         process.start()
         processes.append(process)
@@ -117,12 +121,13 @@ def written(folder: Path) -> int:
     return sum(counts) - len(counts)
 
 
-def finish(processes: Sequence[BaseProcess], folder: Path) -> dict[str, Any]:
+def finish(processes: Sequence[BaseProcess], folders: Path | Sequence[Path]) -> dict[str, Any]:
     """What came out, which has to be the same in all of them."""
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
-    found = [json.loads((folder / f"{rank}.{RESULT}").read_text()) for rank in range(len(processes))]
+    places = [folders] * len(processes) if isinstance(folders, Path) else folders
+    found = [json.loads((folder / f"{rank}.{RESULT}").read_text()) for rank, folder in enumerate(places)]
     assert all(one == found[0] for one in found)
     first: dict[str, Any] = found[0]
     return first

@@ -405,18 +405,21 @@ def _fingerprint(
 def _open_records(
     place: Path, fingerprint: records.Fingerprint, settings: Settings, accelerator: Accelerator
 ) -> tuple[records.Writer, dict[tuple[int, str], Row]]:
-    """Where to write, and what there is already. No process writes before all have read."""
+    """Where to write, and what there is already: on every machine, whose folders may be one and the same or not. No
+    process writes before all have read."""
     failed: list[str] = []
-    if accelerator.is_main_process:
-        try:
-            records.prepare(place, fingerprint, resume=settings.resume)
-        except EvaluationError as error:
-            failed.append(str(error))
-    if failed := gather_object(failed):
-        raise EvaluationError(failed[0])
-    known = records.read(place)[1] if settings.resume else {}
-    accelerator.wait_for_everyone()
-    return records.Writer(place, fingerprint, accelerator.process_index), known
+    known: list[dict[tuple[int, str], Row]] = []
+    for turn in (accelerator.is_main_process, accelerator.is_local_main_process and not accelerator.is_main_process):
+        if turn:
+            try:
+                records.prepare(place, fingerprint, resume=settings.resume)
+                known.append(records.read(place)[1])
+            except EvaluationError as error:
+                failed.append(str(error))
+        if told := gather_object(failed):
+            raise EvaluationError(told[0])
+    together = {key: row for one in gather_object(known) for key, row in one.items()}
+    return records.Writer(place, fingerprint, accelerator.process_index), together
 
 
 def _answers(

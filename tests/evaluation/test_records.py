@@ -112,7 +112,7 @@ def test_records_of_another_run_are_refused(tmp_path: Path) -> None:
     write(tmp_path, row(0))
     prepare(tmp_path, FINGERPRINT, resume=True)
     other = {"model": "some", "limit": 4, "stride": None}
-    with pytest.raises(EvaluationError, match="limit 3 there, 4 now.*--resume.*--output_dir"):
+    with pytest.raises(EvaluationError, match=r"limit 3 there, 4 now.*--resume.*--output_dir"):
         prepare(tmp_path, other, resume=True)
     assert list(read(tmp_path)[1]) == [(0, "before")]
 
@@ -226,6 +226,25 @@ def test_37_examples_are_the_same_for_any_number_of_processes(
     files = sorted((tmp_path / "together" / "records" / "tiny").iterdir())
     assert len(files) == world
     assert {len(path.read_text().splitlines()) for path in files} - {1}, "each had its share"
+
+
+def test_machines_that_share_no_disk_put_together_what_each_has(checkpoint: Path, few: Path, tmp_path: Path) -> None:
+    one = subject(str(checkpoint), validation_file=str(few))
+    alone = untimed(evaluate_subject(one, QUICK, Accelerator(cpu=True), folder=tmp_path))
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    assert finish(start(checkpoint, few, folders, QUICK, 2), folders) == alone
+    rows = [read(folder / "records" / "tiny")[1] for folder in folders]
+    assert not rows[0].keys() & rows[1].keys()
+    assert len(rows[0]) + len(rows[1]) == 37 * 3
+    [path] = (folders[1] / "records" / "tiny").iterdir()
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:20]))
+    assert finish(start(checkpoint, few, folders, replace(QUICK, resume=True), 2), folders) == alone
+    again = [read(folder / "records" / "tiny")[1] for folder in folders]
+    assert {**again[0], **again[1]} == {**rows[0], **rows[1]}
+    assert again[0].keys() >= rows[0].keys()
 
 
 def test_a_complete_run_asks_the_model_nothing_again(checkpoint: Path, few: Path, tmp_path: Path) -> None:
