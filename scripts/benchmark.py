@@ -12,6 +12,9 @@ copy is timed in the same rounds; a candidate's share of its bandwidth is that o
 move. A backward is torch.autograd.grad alone, on a graph that is kept. On a CPU, Triton's kernels run only interpreted
 (TRITON_INTERPRET=1): that is checked and timed, and is not a speed. With --output, what there is so far is in the JSON
 after every cell.
+
+noise: how far the verdicts on speed can be trusted here. Whole evaluations of a reference model, each of the model
+against itself and against itself with a planted delay; and how many of them found what there is to find.
 """
 
 # ruff: noqa: E402
@@ -33,8 +36,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -727,6 +732,104 @@ def run_kernels(options: argparse.Namespace) -> None:
         plot(cells, about, output.with_suffix(".png"))
 
 
+# -------------------------------------------------------------------------------------------------------------- noise
+
+SAME, SLOWED = "eager", "slowed"
+
+
+@contextmanager
+def planted_delay(seconds: float) -> Iterator[None]:
+    """An implementation that computes what the model does, and then waits, busily, at each activation."""
+    from hf_gelu_patch import Implementation, register_implementation
+    from hf_gelu_patch.implementations import IMPLEMENTATIONS
+
+    def late(function: Function) -> Function:
+        def run(*tensors: Tensor, **parameters: Any) -> Tensor:
+            y = function(*tensors, **parameters)
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                pass
+            return y
+
+        return run
+
+    functions = {name: late(record.eager) for name, record in ACTIVATIONS.items() if not record.learned}
+    register_implementation(Implementation(SLOWED, functions))
+    try:
+        yield
+    finally:
+        del IMPLEMENTATIONS[SLOWED]
+
+
+def noise(options: argparse.Namespace) -> dict[str, Any]:
+    """What each run found: the verdict on each variant, with its interval and that of the noise floor."""
+    from accelerate import Accelerator
+
+    from hf_gelu_patch import find_sites
+    from hf_gelu_patch.evaluation.loading import load_model, subject
+    from hf_gelu_patch.evaluation.run import Settings, Variant, evaluate_subject
+
+    torch.set_num_threads(1)
+    one = subject(options.model)
+    settings = Settings(
+        variants=(Variant.parse(SAME),),
+        limit=options.examples,
+        batch_size=options.examples,
+        min_seconds=options.seconds,
+        max_seconds=8 * options.seconds,
+    )
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    [alone] = evaluate_subject(one, settings, accelerator).variants
+    forward = alone.speed.percentiles["before"]["p50"]
+    sites = len(find_sites(load_model(one.model, one.task), implementation="eager").sites)
+    runs = []
+    with planted_delay(options.delay * forward / sites):
+        variants = (Variant.parse(SAME), Variant.parse(SLOWED))
+        for number in range(options.runs):
+            found = evaluate_subject(one, replace(settings, variants=variants, seed=number), accelerator)
+            told = {
+                variant.variant.name: {
+                    "verdict": variant.speed.verdict,
+                    "ratio": asdict(variant.speed.ratio),
+                    "floor": asdict(variant.speed.floor),
+                    "rounds": len(variant.speed.timings.units),
+                }
+                for variant in found.variants
+            }
+            runs.append(told)
+            say(f"{number + 1}/{options.runs}", *(f"{name}: {one['verdict']}" for name, one in told.items()))
+    counted = {name: Counter(run[name]["verdict"] for run in runs) for name in (SAME, SLOWED)}
+    covered = sum(run[SAME]["ratio"]["low"] <= 1 <= run[SAME]["ratio"]["high"] for run in runs)
+    print(f"{one.name}, {forward * 1e3:.2f} ms a batch, {options.runs} runs of {options.seconds:g} s or more a variant")
+    for name, of in ((SAME, "itself"), (SLOWED, f"itself with {options.delay:.0%} of delay")):
+        verdicts = ", ".join(f"{verdict} {count}" for verdict, count in counted[name].most_common())
+        print(f"against {of}: {verdicts}")
+    print(f"intervals against itself that cover 1: {covered} of {options.runs}")
+    return {
+        "model": one.name,
+        "seconds_a_batch": forward,
+        "delay": options.delay,
+        "seconds": options.seconds,
+        "load": os.getloadavg(),
+        "cover_one": covered,
+        "runs": runs,
+    }
+
+
+def add_noise(commands: Any) -> None:
+    command = commands.add_parser(
+        "noise", help="how far the verdicts on speed can be trusted on this machine", allow_abbrev=False
+    )
+    command.add_argument("--model", default="vit", metavar="NAME", help="a reference model (default: vit)")
+    command.add_argument("--runs", type=int, default=20, metavar="N", help="evaluations (default: 20)")
+    command.add_argument("--examples", type=int, default=64, metavar="N", help="in the batch timed (default: 64)")
+    command.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each variant (default: 10)")
+    command.add_argument(
+        "--delay", type=float, default=0.03, metavar="SHARE", help="planted, of a forward (default: 0.03)"
+    )
+    command.add_argument("--output", type=Path, metavar="FILE", help="JSON with every verdict")
+
+
 # ------------------------------------------------------------------------------------------------------- command line
 
 
@@ -782,16 +885,18 @@ def main() -> None:
     command.add_argument("--output", type=Path, metavar="FILE", help="JSON with every sample")
     command.add_argument("--once", choices=("gpt2", "llama-405b"), help=argparse.SUPPRESS)
     add_kernels(commands)
+    add_noise(commands)
     options = parser.parse_args()
     if options.command == "kernels":
         run_kernels(options)
         return
-    if options.once:
+    if options.command == "patching" and options.once:
         print(json.dumps(patching_once(options.once, options.rounds)))
         return
-    results = patching(options)
+    results = noise(options) if options.command == "noise" else patching(options)
     if options.output:
-        options.output.write_text(json.dumps({"environment": environment(), "patching": results}, indent=1) + "\n")
+        found = {"environment": environment(), options.command: results}
+        options.output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
