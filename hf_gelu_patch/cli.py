@@ -419,6 +419,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     named = options.model_name_or_path or list(REFERENCES)
     own = {name: _subject(name, options) for name in named if name not in REFERENCES}
     from hf_gelu_patch.evaluation import report
+    from hf_gelu_patch.evaluation.results import environment, plain
 
     if not options.dry_run:
         report.writable(options.output_dir)
@@ -458,13 +459,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         if accelerator.is_main_process:
             from rich.console import Console
 
-            surroundings = report.environment(
+            surroundings = environment(
                 processes=accelerator.num_processes, device=str(accelerator.device), command=sys.argv
             )
-            console = Console()
-            report.print_results(results, console)
-            paths = report.save(results, settings, surroundings, options.output_dir)
-            print(f"\n{time.perf_counter() - start:.0f} s; written to {' and '.join(map(str, paths))}")
+            data = plain(results, settings, surroundings)
+            report.print_results(data, Console())
+            paths = report.save(data, options.output_dir)
+            print(f"\n{time.perf_counter() - start:.0f} s; {_written(paths)}")
             for line in wrong:
                 print(f"hf-gelu-patch: wrong implementation: {line}", file=sys.stderr)
         accelerator.wait_for_everyone()  # the launcher stops all of them when the first one fails
@@ -535,7 +536,7 @@ def _dry_run(subjects: Sequence[Subject], variants: Sequence[Variant], options: 
     some = "all" if options.limit is None else f"the first {options.limit}"
     print(f"measured: quality and drift on {some} examples; layers on one batch; speed, each variant for")
     print(f"  {options.timing_seconds:g} s or more, all together for {_most_seconds(options, variants):g} s at most")
-    written = [report.JSON_NAME, report.MARKDOWN_NAME, *(f"records/{folder_name(one.name)}/" for one in subjects)]
+    written = [*report.NAMES, *(f"records/{folder_name(one.name)}/" for one in subjects)]
     print(f"written to {options.output_dir}: {', '.join(written)}")
     return 0
 
@@ -638,8 +639,16 @@ def _report(options: argparse.Namespace) -> int:
         raise EvaluationError("several runs make a report of their own: name a folder for it with --output_dir.")
     [first, *_] = options.results
     folder = options.output_dir or (first if first.is_dir() else first.parent)
-    print(f"written to {' and '.join(map(str, report.rebuild(options.results, folder)))}")
+    print(_written(report.rebuild(options.results, folder)))
     return 0
+
+
+def _written(paths: Sequence[Path]) -> str:
+    """Which files there are; and what would give pictures too, where there are none."""
+    told = f"written to {paths[0].parent}: {', '.join(path.name for path in paths)}"
+    if any(path.suffix == ".png" for path in paths):
+        return told
+    return f"{told} (for plots: pip install 'hf-gelu-patch[evaluation]', which brings matplotlib)"
 
 
 def _tasks(options: argparse.Namespace) -> int:

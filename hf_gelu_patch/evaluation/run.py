@@ -31,7 +31,7 @@ from hf_gelu_patch.evaluation.drift import (
 )
 from hf_gelu_patch.evaluation.loading import EvaluationError, Subject, load_model, load_processor, load_rows
 from hf_gelu_patch.evaluation.quality import Outcome, Quality, compare
-from hf_gelu_patch.evaluation.records import Row
+from hf_gelu_patch.evaluation.records import Fingerprint, Row
 from hf_gelu_patch.evaluation.speed import CudaClock, Speed, measure, measure_generation, peak_memory, summarise
 from hf_gelu_patch.evaluation.tasks import Batch, Task, make_task
 from hf_gelu_patch.evaluation.variants import BEFORE, Variant, check_variants
@@ -139,6 +139,7 @@ class Result:
         skipped: each row of the data that was left out, counted from 1, and why.
         records: the folder with what each model said of each example, relative to the one for results; None where
             nothing was recorded.
+        fingerprint: all that the answers depend on: the weights, config and data by their hashes, dtype, versions, ….
     """
 
     subject: Subject
@@ -157,6 +158,7 @@ class Result:
     seconds: dict[str, float]
     skipped: tuple[tuple[int, str], ...]
     records: str | None
+    fingerprint: Fingerprint
 
     @property
     def wrong(self) -> dict[str, str]:
@@ -272,8 +274,8 @@ def evaluate(
     with torch.inference_mode():
         writer: records.Writer | None = None
         known: dict[tuple[int, str], Row] = {}
+        fingerprint = _fingerprint(model, task, settings, batches, size)
         if place is not None:
-            fingerprint = _fingerprint(model, task, settings, batches, size)
             writer, known = _open_records(place, fingerprint, settings, accelerator)
         answers = _answers(task, model, running, names, batches, accelerator, tell, writer, known)
         clock.stop("quality")
@@ -320,6 +322,7 @@ def evaluate(
         seconds=seconds,
         skipped=task.skipped,
         records=None if folder is None or place is None else str(place.relative_to(folder)),
+        fingerprint=fingerprint,
     )
 
 
@@ -368,7 +371,7 @@ def _runs(variant: Variant, report: Report) -> bool:
 
 def _fingerprint(
     model: PreTrainedModel, task: Task, settings: Settings, batches: Sequence[Batch], size: int
-) -> records.Fingerprint:
+) -> Fingerprint:
     """All that answers depend on, by content: of the model its weights and config, of the data and their tokenizer the
     batches."""
     generation = getattr(model, "generation_config", None)
@@ -403,7 +406,7 @@ def _fingerprint(
 
 
 def _open_records(
-    place: Path, fingerprint: records.Fingerprint, settings: Settings, accelerator: Accelerator
+    place: Path, fingerprint: Fingerprint, settings: Settings, accelerator: Accelerator
 ) -> tuple[records.Writer, dict[tuple[int, str], Row]]:
     """Where to write, and what there is already: on every machine, whose folders may be one and the same or not. No
     process writes before all have read."""

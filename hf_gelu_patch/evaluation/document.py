@@ -1,0 +1,374 @@
+"""Results in words: sections of tables and texts, for whatever shows them. Nothing is computed here."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hf_gelu_patch.evaluation.results import Data
+from hf_gelu_patch.evaluation.speed import CONFIDENCE
+
+__all__ = ["Code", "Picture", "Section", "Table", "Text", "sections", "summary", "verdicts"]
+
+_LISTED = 10  # changed answers of each variant, and rows left out
+_NAMES = {"forward": "forward", "end_to_end": "from the rows on", "prefill": "prefill", "decode": "decode"}
+
+NOTES = (
+    "Before → after the patch, on the same examples; of a difference its 95 % interval, from the paired bootstrap over "
+    "examples. Right → wrong and wrong → right are held against each other by the exact McNemar test (p). Drift is "
+    "that of the logits, over all examples; own is the unpatched model's error against a float64 copy of itself, on "
+    "one batch. Speed is that of the forward pass, the median over rounds in which each variant ran the same batch, with "
+    f"the {CONFIDENCE:.0%} bootstrap interval of the ratio; the noise is what the unpatched model shows against itself "
+    "in the same rounds, and what no change of activations can exceed follows from the share of time they take."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of one or more lines each; the first ``heads`` columns say what a row is about."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[tuple[str, ...], ...], ...]
+    heads: int = 1
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines as they stand."""
+
+    text: str
+    language: str = "text"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One of the plots, by the name of its file, and what it shows in words."""
+
+    name: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    blocks: tuple[Table | Text | Code | Picture, ...]
+
+
+def summary(data: Data) -> Table:
+    """A row a model and variant."""
+    rows = []
+    for model in data["models"]:
+        head = (model["subject"]["name"], f"{model['parameters'] / 1e6:.2f} M parameters")
+        for variant in model["variants"]:
+            cells = (_quality(variant), _answers(variant["quality"]), _drift(variant["drift"]), _speed(model, variant))
+            rows.append((head, _name(variant), *cells, verdicts(variant)))
+    headings = ("model", "variant", "quality", "answers changed", "drift of logits", "speed", "verdict")
+    return Table(headings, tuple(rows), heads=2)
+
+
+def sections(data: Data, pictures: Sequence[str] = ()) -> list[Section]:
+    """Everything but the summary.
+
+    Args:
+        pictures: the names of the plots that there are: "quality", "speed", "drift".
+    """
+    found = [
+        Section("Quality", (*_pictured(data, pictures, "quality"), *_differences(data))),
+        Section("Speed", (*_pictured(data, pictures, "speed"), *_speeds(data))),
+        Section("Drift by layer", (*_pictured(data, pictures, "drift"), *_layers(data))),
+        Section("Changed answers", _flips(data)),
+        Section("What was patched", tuple(_patched(data))),
+        Section("Rows left out", _skipped(data)),
+        Section("Settings and environment", (_surroundings(data),)),
+    ]
+    return [section for section in found if section.blocks]
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+
+def figure(value: float | str) -> str:
+    """Four decimals, two of large numbers."""
+    number = float(value)
+    return f"{number:.4f}" if not abs(number) >= 100 else f"{number:,.2f}"
+
+
+def _signed(value: float | str) -> str:
+    number = float(value)
+    return "±0" if number == 0 else f"{number:+.4f}".replace("-", "−")
+
+
+def small(value: float | str | None) -> str:
+    """Two digits, whatever the size."""
+    return "–" if value is None else f"{float(value):.2g}"
+
+
+def _rate(value: float | str) -> str:
+    return f"{float(value):,.0f}" if float(value) >= 100 else f"{float(value):.3g}"
+
+
+def _seconds(value: float | str) -> str:
+    return f"{float(value) * 1e3:.3g} ms"
+
+
+def noise(floor: Mapping[str, float | str]) -> float:
+    """How far the interval of the unpatched model against itself reaches, as a share."""
+    low, high = float(floor["low"]), float(floor["high"])
+    if low <= 0 or high == math.inf:
+        return math.inf
+    return math.exp(max(abs(math.log(low)), abs(math.log(high)))) - 1
+
+
+def words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+# --------------------------------------------------------------------------------------------------------------- cells
+
+
+def _name(variant: Data) -> tuple[str, ...]:
+    return tuple(variant["name"].split(","))
+
+
+def _quality(variant: Data) -> tuple[str, ...]:
+    found = variant["quality"]
+    return tuple(
+        f"{words(name)} {figure(value)} → {figure(found['after'][name])}" for name, value in found["before"].items()
+    )
+
+
+def _answers(found: Data) -> tuple[str, ...]:
+    lines = [f"{found['flips']:,} of {found['answers']:,}"] if found["answers"] else ["none to compare"]
+    if found["right_to_wrong"] or found["wrong_to_right"]:
+        p = float(found["p"])
+        lines += [
+            f"{found['right_to_wrong']:,} right → wrong",
+            f"{found['wrong_to_right']:,} wrong → right",
+            f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001",
+        ]
+    return tuple(lines)
+
+
+def _drift(found: Data) -> tuple[str, ...]:
+    if not found["positions"]:
+        return ("none to compare",)
+    if float(found["max_abs"]) == 0:
+        lines = ["0"]
+    else:
+        agreement = float(found["top1_agreement"])
+        lines = [
+            f"max |Δ| {small(found['max_abs'])} (of {float(found['scale']):.3g})",
+            f"mean KL {small(found['kl_mean'])}",
+            f"top-1 agreement {agreement:.4%}" if agreement < 1 else "top-1 agreement 100 %",
+        ]
+    return (*lines, f"own: {small(found['own']['max_abs'])}") if found["own"] else tuple(lines)
+
+
+def _speed(model: Data, variant: Data) -> tuple[str, ...]:
+    found = variant["speed"]["forward"]
+    reach = f"noise ±{noise(found['floor']):.1%}"
+    if found["ratio"] is None:
+        return f"{_rate(found['before'])} {found['unit']}/s", reach
+    return (
+        f"{_rate(found['before'])} → {_rate(found['after'])} {found['unit']}/s",
+        _ratio(found["ratio"]),
+        reach,
+        f"at most {float(model['amdahl']):.2f}× by activations",
+    )
+
+
+def _ratio(ratio: Mapping[str, float | str]) -> str:
+    return f"{float(ratio['value']):.3f}× ({float(ratio['low']):.3f} to {float(ratio['high']):.3f})"
+
+
+def verdicts(variant: Data) -> tuple[str, ...]:
+    """What became of a variant, in words."""
+    if variant["wrong"] is not None:
+        return f"WRONG IMPLEMENTATION: {variant['wrong']}", variant["answers"]
+    speed = variant["speed"]["forward"]["verdict"]
+    if speed == "nothing patched":
+        return (_nothing(variant["patch"]),)
+    return speed, variant["answers"]
+
+
+def _nothing(patch: Data) -> str:
+    """Why a patch changed nothing."""
+    reasons = Counter(site["reason"] for site in patch["sites"])
+    said = ", ".join(f"{count} × {reason}" for reason, count in reasons.items())
+    one_op = all(reason.endswith("one aten op already") for reason in reasons)
+    return f"{'nothing to gain here' if one_op else 'nothing patched'}: {said}"
+
+
+# ------------------------------------------------------------------------------------------------------------ sections
+
+
+def _pictured(data: Data, pictures: Sequence[str], name: str) -> tuple[Picture, ...]:
+    if name not in pictures:
+        return ()
+    told = []
+    for model, variant in _pairs(data):
+        if name == "quality":
+            shown = [
+                f"{words(key)} {_signed(value['value'])}" for key, value in variant["quality"]["differences"].items()
+            ]
+        elif name == "speed":
+            ratio = variant["speed"]["forward"]["ratio"]
+            shown = [] if ratio is None else [_ratio(ratio)]
+        else:
+            shown = [f"logits {small(variant['layers'][-1]['change'])}"] if variant["layers"] else []
+        if shown:
+            told.append(f"{model['subject']['name']}, {variant['name']}: {', '.join(shown)}")
+    about = {
+        "quality": "How far each metric moved, with its interval",
+        "speed": "How many times as fast each variant is, with its interval and the noise",
+        "drift": "How far each layer's output moved, relative to its size",
+    }
+    return (Picture(name, f"{about[name]}. {'; '.join(told)}."),)
+
+
+def _pairs(data: Data) -> list[tuple[Data, Data]]:
+    return [(model, variant) for model in data["models"] for variant in model["variants"]]
+
+
+def _head(model: Data, variant: Data) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return (model["subject"]["name"],), (variant["name"],)
+
+
+def _differences(data: Data) -> tuple[Table | Text, ...]:
+    rows = []
+    for model, variant in _pairs(data):
+        found = variant["quality"]
+        for name, difference in found["differences"].items():
+            equivalent = "" if found["equivalent"] is None else "yes" if found["equivalent"][name] else "no"
+            cells = (
+                words(name),
+                figure(found["before"][name]),
+                figure(found["after"][name]),
+                _signed(difference["value"]),
+                f"{_signed(difference['low'])} to {_signed(difference['high'])}",
+                equivalent,
+            )
+            rows.append((*_head(model, variant), *((cell,) for cell in cells)))
+    margins = {variant["quality"]["margin"] for _, variant in _pairs(data)}
+    within = " or ".join(f"±{float(margin):g}" for margin in margins if margin is not None)
+    headings = ("model", "variant", "metric", "before", "after", "difference", "95 % interval")
+    if not rows:
+        return ()
+    if not within:
+        return (Table(headings, tuple(row[:-1] for row in rows), heads=2),)
+    return (Table((*headings, f"within {within}"), tuple(rows), heads=2),)
+
+
+def _speeds(data: Data) -> tuple[Table | Text, ...]:
+    rows = []
+    for model, variant in _pairs(data):
+        for part, found in variant["speed"].items():
+            after = found["percentiles"].get("after", {})
+            spread = [
+                f"{name} {_seconds(value)}{f' → {_seconds(after[name])}' if name in after else ''}"
+                for name, value in found["percentiles"]["before"].items()
+            ]
+            to = "" if found["after"] is None else f" → {_rate(found['after'])}"
+            cells = (
+                (_NAMES[part],),
+                (f"{_rate(found['before'])}{to} {found['unit']}/s",),
+                ("",) if found["ratio"] is None else (_ratio(found["ratio"]),),
+                (f"±{noise(found['floor']):.1%}",),
+                tuple(spread),
+                (found["verdict"],),
+            )
+            rows.append((*_head(model, variant), *cells))
+    headings = ("model", "variant", "what", "throughput", "ratio", "noise", "seconds a batch", "verdict")
+    said = []
+    for model in data["models"]:
+        share, most = float(model["activation_share"]), float(model["amdahl"])
+        memory = {"unpatched": model["peak_memory"], **{v["name"]: v["peak_memory"] for v in model["variants"]}}
+        peaks = ", ".join(f"{name} {int(size) / 2**20:,.0f} MiB" for name, size in memory.items() if size is not None)
+        said.append(
+            f"{model['subject']['name']}: activations take {share:.1%} of the forward, so that nothing done to them can "
+            f"make it more than {most:.2f}× as fast{f'; peak memory: {peaks}' if peaks else ''}."
+        )
+    return (Table(headings, tuple(rows), heads=2), *map(Text, said))
+
+
+def _layers(data: Data) -> tuple[Table | Text, ...]:
+    rows = []
+    for model, variant in _pairs(data):
+        if all(float(layer["change"]) == 0 for layer in variant["layers"]):
+            continue
+        for layer in variant["layers"]:
+            cells = (layer["path"], small(layer["change"]), small(layer["own"]), small(layer["exact"]))
+            rows.append((*_head(model, variant), *((cell,) for cell in cells)))
+    said = [
+        Text(f"{model['subject']['name']}: nothing to hold it against: {model['exact_reason']}.")
+        for model in data["models"]
+        if model["exact_reason"]
+    ]
+    same = [f"{model['subject']['name']} ({v['name']})" for model, v in _pairs(data) if v["layers"] and not any(
+        float(layer["change"]) for layer in v["layers"])]  # fmt: skip
+    if same:
+        said.append(Text(f"The same to the last bit, in every layer: {', '.join(same)}."))
+    if not rows:
+        return tuple(said)
+    note = Text(
+        "The root of the mean squared difference of a layer's output, relative to the output's own, on one batch."
+    )
+    headings = (
+        "model",
+        "variant",
+        "layer",
+        "against unpatched",
+        "unpatched against float64",
+        "patched against float64",
+    )
+    return (note, Table(headings, tuple(rows), heads=2), *said)
+
+
+def _flips(data: Data) -> tuple[Table | Text, ...]:
+    rows, more = [], []
+    for model, variant in _pairs(data):
+        found = variant["quality"]
+        for flip in found["flipped"][:_LISTED]:
+            shown = (str(flip["example"]), flip["before"], flip["after"], flip["target"])
+            text = model["described"].get(str(flip["example"]), "")
+            rows.append((*_head(model, variant), *((cell,) for cell in shown), (text,)))
+        if found["flips"] > _LISTED:
+            more.append(f"{model['subject']['name']} ({variant['name']}): {found['flips'] - _LISTED:,} more")
+    if not rows:
+        return ()
+    headings = ("model", "variant", "example", "before", "after", "right", "beginning")
+    kept = Text(f"{'; '.join(more)}. All of them are in the records.") if more else None
+    return (Table(headings, tuple(rows), heads=2), *([kept] if kept else []))
+
+
+def _patched(data: Data) -> list[Code]:
+    return [
+        Code(f"{model['subject']['name']}, {variant['name']}: {variant['patch']['text']}")
+        for model, variant in _pairs(data)
+    ]
+
+
+def _skipped(data: Data) -> tuple[Text, ...]:
+    found = []
+    for model in data["models"]:
+        rows = model["skipped"]
+        if rows:
+            shown = "; ".join(f"row {row} {reason}" for row, reason in rows[:_LISTED])
+            more = f"; and {len(rows) - _LISTED:,} more" if len(rows) > _LISTED else ""
+            found.append(Text(f"{model['subject']['name']}: {len(rows):,} left out: {shown}{more}."))
+    return tuple(found)
+
+
+def _surroundings(data: Data) -> Code:
+    shown = {"created": data["created"], "settings": data["settings"], "environment": data["environment"]}
+    return Code(json.dumps(shown, indent=2, ensure_ascii=False), "json")
