@@ -14,15 +14,15 @@ from hf_gelu_patch.evaluation.speed import CONFIDENCE
 __all__ = ["Code", "Picture", "Section", "Table", "Text", "sections", "summary", "verdicts"]
 
 _LISTED = 10  # changed answers of each variant, and rows left out
-_NAMES = {"forward": "forward", "end_to_end": "from the rows on", "prefill": "prefill", "decode": "decode"}
+_NAMES = {"forward": "forward", "end_to_end": "end to end", "prefill": "prefill", "decode": "decode"}
 
 NOTES = (
     "Before → after the patch, on the same examples; of a difference its 95 % interval, from the paired bootstrap over "
     "examples. Right → wrong and wrong → right are held against each other by the exact McNemar test (p). Drift is "
     "that of the logits, over all examples; own is the unpatched model's error against a float64 copy of itself, on "
-    "one batch. Speed is that of the forward pass, the median over rounds in which each variant ran the same batch, with "
-    f"the {CONFIDENCE:.0%} bootstrap interval of the ratio; the noise is what the unpatched model shows against itself "
-    "in the same rounds, and what no change of activations can exceed follows from the share of time they take."
+    "one batch. Speed is that of the forward pass, the median over rounds in which each variant ran the same batch, "
+    f"with the {CONFIDENCE:.0%} bootstrap interval of the ratio; the noise is what the unpatched model shows against "
+    "itself in the same rounds; what activations allow at most follows from the share of the time that they take."
 )
 
 
@@ -183,7 +183,7 @@ def _speed(model: Data, variant: Data) -> tuple[str, ...]:
         f"{_rate(found['before'])} → {_rate(found['after'])} {found['unit']}/s",
         _ratio(found["ratio"]),
         reach,
-        f"at most {float(model['amdahl']):.2f}× by activations",
+        f"activations allow {float(model['amdahl']):.2f}×",
     )
 
 
@@ -288,15 +288,15 @@ def _speeds(data: Data) -> tuple[Table | Text, ...]:
                 (found["verdict"],),
             )
             rows.append((*_head(model, variant), *cells))
-    headings = ("model", "variant", "what", "throughput", "ratio", "noise", "seconds a batch", "verdict")
+    headings = ("model", "variant", "what", "throughput", "ratio", "noise", "time a batch", "verdict")
     said = []
     for model in data["models"]:
         share, most = float(model["activation_share"]), float(model["amdahl"])
         memory = {"unpatched": model["peak_memory"], **{v["name"]: v["peak_memory"] for v in model["variants"]}}
         peaks = ", ".join(f"{name} {int(size) / 2**20:,.0f} MiB" for name, size in memory.items() if size is not None)
         said.append(
-            f"{model['subject']['name']}: activations take {share:.1%} of the forward, so that nothing done to them can "
-            f"make it more than {most:.2f}× as fast{f'; peak memory: {peaks}' if peaks else ''}."
+            f"{model['subject']['name']}: activations take {share:.1%} of the forward, so that nothing done to them "
+            f"can make it more than {most:.2f}× as fast{f'; peak memory: {peaks}' if peaks else ''}."
         )
     return (Table(headings, tuple(rows), heads=2), *map(Text, said))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_gelu_patch.evaluation.document import noise, words
 from hf_gelu_patch.evaluation.results import Data
+from hf_gelu_patch.evaluation.speed import CONFIDENCE
 
 __all__ = ["draw"]
 
@@ -119,7 +120,7 @@ def _speed(data: Data) -> bytes | None:
     groups = []
     for model in data["models"]:
         rows = [
-            (f"{variant['name']}{'' if part == 'forward' else f' ({words(part)})'}", found, part)
+            (f"{variant['name']}{'' if part == 'forward' else f' ({words(part)})'}", found)
             for variant in model["variants"]
             for part, found in variant["speed"].items()
             if found["ratio"] is not None
@@ -132,21 +133,21 @@ def _speed(data: Data) -> bytes | None:
 
     def panel_of(panel: Any, rows: list[Any]) -> None:
         panel.axvline(1, color=_GREY, linewidth=1)
-        for row, (_, found, part) in enumerate(rows):
+        for row, (_, found) in enumerate(rows):
             reach = noise(found["floor"])
             if math.isfinite(reach):
                 panel.fill_betweenx([row - 0.4, row + 0.4], 1 / (1 + reach), 1 + reach, color="#cccccc", linewidth=0)
             colour = _COLOURS[{"faster": 2, "slower": 1}.get(found["verdict"], 0)]
             marker = {"faster": ">", "slower": "<"}.get(found["verdict"], "o")
             value, low, high = (float(found["ratio"][key]) for key in ("value", "low", "high"))
-            _interval(panel, row, value, low, high, colour, marker if part == "forward" else f"{marker}")
+            _interval(panel, row, value, low, high, colour, marker)
         panel.set_yticks(range(len(rows)), [_name(row[0]) for row in rows])
 
     return _panels(
         groups,
         panel_of,
         "How many times as fast",
-        "patched / unpatched, with its 99 % interval: ▷ faster, ◁ slower, ○ no difference. Grey: the noise.",
+        f"patched / unpatched, with its {CONFIDENCE:.0%} interval: ▷ faster, ◁ slower, ○ neither. Grey: the noise.",
     )
 
 
@@ -180,9 +181,9 @@ def _layers(panel: Any, model: Data) -> None:
     for number, (name, values) in enumerate(lines):
         shown = [max(value, floor) if math.isfinite(value) else math.nan for value in values]
         label = f"{name} (not at all)" if not any(values) else name
-        panel.plot(
-            shown, color=_COLOURS[number % 7], marker=_MARKERS[number % 8], markersize=4, linewidth=1.3, label=label
-        )
+        under = min(3, len(lines) - 1 - number)  # wider, so that what lies below the same line shows
+        style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        panel.plot(shown, **style, markersize=4 + 1.3 * under, linewidth=1.3 + 0.7 * under, label=label)
     if all(value is not None for value in own):
         panel.plot([float(value) for value in own], color=_GREY, linestyle="--", linewidth=1.2, label="own error")
     panel.set_yscale("log")
@@ -192,6 +193,7 @@ def _layers(panel: Any, model: Data) -> None:
     ticks = sorted({*range(0, len(names) - 1, step), len(names) - 1} - ({len(names) - 2} if step > 1 else set()))
     panel.set_xticks(ticks, [names[tick] for tick in ticks])
     panel.set_xlabel("layer", fontsize=8)
+    panel.set_ylabel("RMS of the difference / RMS", fontsize=8)
     panel.tick_params(labelsize=8)
     panel.grid(color="#dddddd", linewidth=0.6)
-    panel.legend(fontsize=7)
+    panel.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)

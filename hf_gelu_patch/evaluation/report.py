@@ -99,31 +99,34 @@ def _text(line: str) -> str:
 
 
 def model_card(data: Data) -> str:
-    """A model card's metadata (https://huggingface.co/docs/hub/model-cards#evaluation-results): every metric of every
-    model, unpatched and patched, to be pasted into the README.md of a repository on the hub."""
-    from huggingface_hub import EvalResult, ModelCardData
+    """A model card's metadata (https://huggingface.co/docs/hub/model-cards#evaluation-results): every metric of each
+    model, unpatched and patched, to go into the README.md of its repository on the hub."""
+    import yaml
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
 
-    results = []
+    entries = []
     for model in data["models"]:
         subject = model["subject"]
-        variants = {"unpatched": model["unpatched"]}
-        variants |= {variant["name"]: variant["quality"]["after"] for variant in model["variants"]}
-        results += [
+        metrics = {"unpatched": model["unpatched"]}
+        metrics |= {variant["name"]: variant["quality"]["after"] for variant in model["variants"]}
+        of_data = Path(subject["data"]).name
+        results = [
             EvalResult(
                 task_type=Path(subject["task"]).stem,
-                dataset_type=Path(subject["data"]).name,
-                dataset_name=Path(subject["data"]).name,
+                dataset_type=of_data,
+                dataset_name=of_data,
                 dataset_split=subject["split"],
                 metric_type=metric,
-                metric_name=f"{metric.replace('_', ' ')} of {subject['name']}, {variant}",
-                metric_value=value,
+                metric_name=f"{metric.replace('_', ' ')} ({variant})",
+                metric_value=float(value),
                 metric_args={"variant": variant},
             )
-            for variant, metrics in variants.items()
-            for metric, value in metrics.items()
+            for variant, values in metrics.items()
+            for metric, value in values.items()
         ]
-    card = ModelCardData(model_name="hf_gelu_patch", eval_results=results, tags=["hf-gelu-patch"])
-    return f"---\n{card.to_yaml()}\n---\n"
+        entries += eval_results_to_model_index(subject["name"], results) if results else []
+    return f"---\n{yaml.safe_dump({'model-index': entries}, sort_keys=False, allow_unicode=True)}---\n"
 
 
 # -------------------------------------------------------------------------------------------------------------- files
