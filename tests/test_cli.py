@@ -43,7 +43,7 @@ def run(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedPr
 
 def quality(folder: Path) -> list[dict[str, Any]]:
     found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    return [model["quality"] for model in found["models"]]
+    return [variant["quality"] for model in found["models"] for variant in model["variants"]]
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +81,18 @@ def test_table_and_json_say_the_same(evaluated: tuple[Path, str, str]) -> None:
     folder, printed, _ = evaluated
     found = json.loads((folder / "results" / "evaluation.json").read_text(encoding="utf-8"))
     [model] = found["models"]
-    before, after = model["quality"]["before"], model["quality"]["after"]
+    [variant] = model["variants"]
+    before, after = variant["quality"]["before"], variant["quality"]["after"]
     assert f"accuracy {before['accuracy']:.4f} → {after['accuracy']:.4f}" in printed
-    assert f"{model['quality']['flips']} of 37" in printed
-    assert model["quality"]["flips"] > 0
-    assert f"{model['speed']['ratio']['value']:.3f}×" in printed
-    assert model["speed"]["verdict"] in printed
-    assert model["patch"]["summary"] in printed
+    assert f"{variant['quality']['flips']} of 37" in printed
+    assert variant["quality"]["flips"] > 0
+    assert f"{variant['speed']['forward']['ratio']['value']:.3f}×" in printed
+    assert variant["speed"]["forward"]["verdict"] in printed
+    assert variant["patch"]["summary"] in printed
+    written = {path.name for path in (folder / "results").iterdir()}
+    assert written == {*(f"evaluation.{kind}" for kind in ("json", "md", "html")), "model-card.md", "records"} | {
+        f"{picture}.png" for picture in ("quality", "speed", "drift")
+    }
     assert "gelu_new → relu_squared" in printed
     assert found["environment"]["processes"] == found["environment"]["threads"] == 1
     assert found["settings"]["batch_size"] == model["batch_size"] == 4
@@ -95,7 +100,7 @@ def test_table_and_json_say_the_same(evaluated: tuple[Path, str, str]) -> None:
 
 def test_piped_there_are_no_colours_and_no_bars(evaluated: tuple[Path, str, str]) -> None:
     _, printed, said = evaluated
-    assert said.splitlines() == ["[1/1] tiny: load", "[1/1] tiny: quality", "[1/1] tiny: speed"]
+    assert said.splitlines() == [f"[1/1] tiny: {stage}" for stage in ("load", "quality", "layers", "speed")]
     assert not set("\x1b\r") & set(printed + said)
 
 
@@ -305,7 +310,7 @@ def test_help_has_examples_and_loads_nothing_heavy(tmp_path: Path) -> None:
         "finally: print([name for name in ('transformers', 'datasets', 'evaluate', 'accelerate', 'triton', 'rich')"
         " if name in sys.modules])"
     )
-    for command in ("evaluate", "sites"):
+    for command in ("evaluate", "sites", "report"):
         done = run(sys.executable, "-c", code, command, "--help", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert f"hf-gelu-patch {command}" in done.stdout
@@ -325,3 +330,144 @@ def test_the_benchmark_of_patching_keeps_every_sample(tmp_path: Path) -> None:
         samples = written["patching"][model]["samples_ms"]
         assert {name: len(values) for name, values in samples.items()} == {"first": 1, "again": 2, "undo": 3}
         assert min(value for values in samples.values() for value in values) > 0
+
+
+# ------------------------------------------------------------------------------------------- several variants, and more
+
+
+@pytest.fixture(scope="module")
+def several(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Options from a file, one of which the command line overrides: the folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("several")
+    (folder / "night.yaml").write_text(
+        f"model-name-or-path: {checkpoint}\nvalidation_file: {data}\nlimit: 5\nmargin: 0.5\nskip-bad-rows: true\n"
+        f"timing_seconds: {QUICK[1]}\nvariant:\n  - aten\n  - activation: relu_squared\n    include: ['*layer.0*']\n"
+    )
+    done = run(*COMMAND, "evaluate", "--config", "night.yaml", "--limit", 20, "--no-color", cwd=folder)
+    assert done.returncode == 2, "there is no such option"
+    done = run(*COMMAND, "evaluate", "--config", "night.yaml", "--limit", 20, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_variants_from_a_file_in_one_table(several: tuple[Path, str]) -> None:
+    folder, printed = several
+    found = json.loads((folder / "results" / "evaluation.json").read_text(encoding="utf-8"))
+    assert found["settings"]["limit"] == 20
+    assert found["settings"]["skip_bad_rows"] is True
+    [model] = found["models"]
+    assert [one["name"] for one in model["variants"]] == ["aten", "activation=relu_squared,include=*layer.0*"]
+    assert [one["quality"]["examples"] for one in model["variants"]] == [20, 20]
+    assert [one["quality"]["margin"] for one in model["variants"]] == [0.5, 0.5]
+    assert "include=*layer.0*" in printed
+    assert printed.count("tiny, ") == 2
+    [records] = (folder / "results" / "records" / "tiny").iterdir()
+    assert len(records.read_text().splitlines()) == 1 + 3 * 20
+
+
+def test_what_is_complete_is_not_run_again(several: tuple[Path, str]) -> None:
+    folder, _ = several
+    before = quality(folder / "results")
+    [records] = (folder / "results" / "records" / "tiny").iterdir()
+    content = records.read_bytes()
+    done = run(*COMMAND, "evaluate", "--config", "night.yaml", "--limit=20", "--resume", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert quality(folder / "results") == before
+    assert records.read_bytes() == content
+    done = run(*COMMAND, "evaluate", "--config", "night.yaml", "--resume", cwd=folder)
+    refused(done, 1, "limit 20 there, 5 now", "--resume")
+    assert records.read_bytes() == content
+
+
+def test_reports_once_more_and_together(several: tuple[Path, str], evaluated: tuple[Path, str, str]) -> None:
+    folder, _ = several
+    page = (folder / "results" / "evaluation.html").read_bytes()
+    done = run(*COMMAND, "report", "results", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "results" / "evaluation.html").read_bytes() == page
+    done = run(*COMMAND, "report", "results", evaluated[0] / "results", cwd=folder)
+    refused(done, 1, "--output_dir")
+    done = run(*COMMAND, "report", "results", evaluated[0] / "results", "--output-dir", "both", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "evaluation.html" in done.stdout
+    assert len(quality(folder / "both")) == 3
+    done = run(*COMMAND, "report", "nowhere", cwd=folder)
+    refused(done, 1, "no results in nowhere")
+
+
+def test_a_wrong_implementation_fails_the_run(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, torch\n"
+        "from hf_gelu_patch import Implementation, register_implementation\n"
+        "from hf_gelu_patch.cli import main\n"
+        "wrong = lambda x: torch.nn.functional.gelu(x, approximate='tanh') * 1.05\n"
+        "register_implementation(Implementation('wrong', {'gelu_tanh': wrong}))\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    model = ("--model_name_or_path", checkpoint, "--validation_file", data, "--include", "*intermediate*")
+    done = run(sys.executable, "-c", code, "evaluate", *model, "--implementation", "wrong", *QUICK, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "hf-gelu-patch: wrong implementation: tiny, wrong,include=*intermediate*: it is said" in done.stderr
+    assert "WRONG IMPLEMENTATION" in done.stdout
+    [variant] = json.loads((tmp_path / "results" / "evaluation.json").read_text())["models"][0]["variants"]
+    assert variant["wrong"]
+
+
+def test_rows_left_out_are_counted_and_named(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("text,label\nw1 w2,yes\nw3,maybe\nw1,no\n,yes\n")
+    model = ("--model_name_or_path", checkpoint, "--validation_file", "bad.csv")
+    done = run(*COMMAND, "evaluate", *model, *QUICK, cwd=tmp_path)
+    refused(done, 1, "bad.csv", "row 2", "'maybe'", "--skip_bad_rows")
+    done = run(*COMMAND, "evaluate", *model, "--skip-bad-rows", *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [model_] = json.loads((tmp_path / "results" / "evaluation.json").read_text())["models"]
+    assert [row for row, _ in model_["skipped"]] == [2, 4]
+    assert "tiny: 2 left out: row 2" in (tmp_path / "results" / "evaluation.md").read_text()
+
+
+def test_a_dry_run_loads_no_weights_and_writes_nothing(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    command = ("--model_name_or_path", folder, "--validation_file", data, "--variant", "aten", "--limit", 7)
+    done = run(*COMMAND, "evaluate", *command, "--variant", "activation=silu", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for said in ("tiny: text-classification", "text, label", "gelu_new → silu", "first 7", "evaluation.json"):
+        assert said in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_listings(tmp_path: Path) -> None:
+    done = run(*COMMAND, "tasks", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for task in ("text-classification", "sentence-similarity", "masked-lm", "causal-lm", "seq2seq", "feature-drift"):
+        assert f"{task}: " in done.stdout
+    done = run(*COMMAND, "implementations", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "here (cpu): available" in done.stdout
+    assert "not available" in done.stdout, "triton"
+
+
+def test_without_a_network_the_remedy_comes_at_once(tmp_path: Path) -> None:
+    """Importing torch and transformers takes longer than to be refused; so neither is."""
+    code = "import sys; from hf_gelu_patch.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    for named in (("someone/model",), ("gpt2", "--validation_file", "someone/data")):
+        done = run(sys.executable, "-c", code, "evaluate", "--model_name_or_path", *named, cwd=tmp_path)
+        assert done.stdout == "1 False\n", done.stderr
+        assert "--allow_download" in done.stderr
+
+
+BAD: list[tuple[str, Sequence[str]]] = [
+    ("", ["no option"]),
+    ("limits: 3", ["no option limits", "Valid: "]),
+    ("limit: [1, 2]", ["limit 2 values"]),
+    ("limit: {a: 1}", ["a text or a number"]),
+    ("{", ["cannot be read"]),
+    ("variant: [aten, aten]", ["named 2 times"]),
+    ("variant: colour=red", ["no 'colour'", "activation=…"]),
+]
+
+
+@pytest.mark.parametrize(("content", "said"), BAD)
+def test_a_config_that_makes_no_sense(content: str, said: Sequence[str], tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(content)
+    refused(run(*COMMAND, "evaluate", "--config", "a.yaml", cwd=tmp_path), 1, *said)
