@@ -113,11 +113,25 @@ def fit() -> dict[str, Any]:
     return found
 
 
+def to_paste(found: dict[str, Any]) -> str:
+    """What ``fit`` found, as it stands in kernels.py, and how far off each is."""
+    lines = ["MILLS = {"]
+    for dtype, row in found.items():
+        lines += [
+            f"    # weighted error {row['weighted_error']:.2e}; of Φ(−t) at most {row['tail_absolute']:.2e}, "
+            f"of R(t) {row['ratio_relative']:.2e} of it",
+            f'    "{dtype}": ({row["shift"]}, ({", ".join(f"{c:.9g}" for c in row["coefficients"])})),',
+        ]
+    same = all(row["coefficients"] == row["kept"] for row in found.values())
+    return "\n".join([*lines, "}", f"# {'the same as' if same else 'NOT the same as'} kernels.MILLS", ""])
+
+
 # ------------------------------------------------------------------------------------------------------------- errors
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _PRECISION = {torch.bfloat16: (8, -126), torch.float16: (11, -14), torch.float32: (24, -126)}
-SPECIAL = (0.0, -0.0, 1e-40, -1e-40, 3.4028234663852886e38, -3.4028234663852886e38, math.inf, -math.inf, math.nan)
+SPECIAL = ("0", "−0", "least", "−least", "least normal", "largest", "−largest", "∞", "−∞", "NaN")
+"""What ``special_points`` are; ``least`` is the smallest subnormal."""
 
 
 def values(dtype: torch.dtype) -> Tensor:
@@ -172,21 +186,55 @@ def errors() -> dict[str, Any]:
                 value = in_ulp(y, exact[0])
                 row[who] = [float(e.max()) for e in (value[near], value, in_ulp(slope, exact[1]))]
             table.setdefault(name, {})[label] = row
-    return {"errors": table, "special": special(), "rounding": rounding()}
+    return {
+        "errors": table,
+        "special": special(torch.float32),
+        "other_kind": other_kind(),
+        "rounding": rounding(),
+    }
 
 
-def special() -> dict[str, list[list[str]]]:
-    """Value and derivative in fp32 at ``SPECIAL``: ours, and torch's."""
+def special_points(dtype: torch.dtype) -> Tensor:
+    """The values that ``SPECIAL`` names."""
+    limits = torch.finfo(dtype)
+    least = 2.0 ** (_PRECISION[dtype][1] - _PRECISION[dtype][0] + 1)
+    return torch.tensor(
+        [0.0, -0.0, least, -least, limits.tiny, limits.max, limits.min, math.inf, -math.inf, math.nan], dtype=dtype
+    )
+
+
+def special(dtype: torch.dtype) -> dict[str, list[list[str]]]:
+    """Value and derivative at ``special_points``: ours, and torch's, each point by itself."""
 
     def told(pair: tuple[Tensor, Tensor]) -> str:
         return ", ".join(f"{value.item():.6g}" for value in pair)
 
-    points = [torch.tensor([point]) for point in SPECIAL]
+    points = special_points(dtype).split(1)
     return {name: [[told(computed(name, x)), told(by_torch(name, x))] for x in points] for name in ops.POINTWISE}
 
 
+def other_kind() -> list[str]:
+    """Where a 16-bit dtype has NaN or ∞ and fp32 has not, or the other way round."""
+
+    def kinds(name: str, dtype: torch.dtype) -> list[list[str]]:
+        results = computed(name, special_points(dtype))
+        return [[f"{v:.0f}" if not math.isfinite(v) else "" for v in y.tolist()] for y in results]
+
+    return [
+        f"{name}, {label}: {what} at {point}"
+        for name in ops.POINTWISE
+        for label in ("bfloat16", "float16")
+        for what, single, half in zip(
+            ("value", "derivative"), kinds(name, torch.float32), kinds(name, DTYPES[label]), strict=True
+        )
+        for point, a, b in zip(SPECIAL, single, half, strict=True)
+        if a != b
+    ]
+
+
 def rounding() -> dict[str, Any]:
-    """act(gate) · up of N(0, 1) numbers: mean and largest error in ulp, and the share of eager's bits."""
+    """act(gate) · up of N(0, 1) numbers: mean and largest error in ulp; the same as a share of the value, where that is
+    not subnormal; and the share of eager's bits."""
     generator = torch.Generator().manual_seed(0)
     gate, up = (torch.randn(2**18, generator=generator) for _ in range(2))
     table: dict[str, Any] = {}
@@ -196,32 +244,33 @@ def rounding() -> dict[str, Any]:
             g, u = gate.to(DTYPES[label]), up.to(DTYPES[label])
             exact, eager = record.reference(g.double()) * u.double(), record.eager(g) * u
             ways = {"once": ops.gated(g, u, name), "as eager": ops.gated(g, u, name, rounded=True), "torch": eager}
-            table.setdefault(name, {})[label] = {
-                way: [
-                    float(in_ulp(y, exact).mean()),
-                    float(in_ulp(y, exact).max()),
-                    float((y == eager).double().mean()),
-                ]
-                for way, y in ways.items()
-            }
+            normal = exact.abs() >= torch.finfo(g.dtype).tiny
+            for way, y in ways.items():
+                units, relative = in_ulp(y, exact), ((y.double() - exact) / exact).abs()[normal]
+                table.setdefault(name, {}).setdefault(label, {})[way] = {
+                    "ulp": [float(units.mean()), float(units.max())],
+                    "relative": [float(relative.mean()), float(relative.max())],
+                    "bits": float((y.view(torch.int16) == eager.view(torch.int16)).double().mean()),
+                }
     return table
 
 
 def on_hardware() -> dict[str, dict[str, list[float]]]:
     """Exact GELU with the errors a GPU adds: e^… and the quotient off by a factor 1 ± 2⁻²², in all four combinations
-    (PTX: ex2.approx and div.approx within 2 ulp). [value, derivative] for x ≥ −5, in ulp."""
+    (PTX: ex2.approx and div.approx within 2 ulp), and 0 where e^… is subnormal (.ftz). The worst, over ``values``, of
+    value and derivative in ulp for x ≥ −5, in ulp, and absolutely for |x| ≤ 14."""
     from hf_gelu_patch import kernels
 
     found = {}
     record = ACTIVATIONS["gelu"]
     for label, dtype in DTYPES.items():
         x = values(dtype)
-        x = x[(x >= -5) & (x < 1e4)]
         exact = record.reference(x.double()), record.derivative(x.double())
         single = x.float()
         t = single.abs().clamp(max=_END)
         shift, coefficients = kernels.MILLS[label]
-        worst = [0.0, 0.0]
+        near, within = x >= -5, x.abs() <= 14
+        worst = [0.0] * 6
         for wrong_e in (-1, 1):
             for wrong_v in (-1, 1):
                 v = (t / (t + shift)) * (1 + wrong_v * 2.0**-22)
@@ -235,7 +284,10 @@ def on_hardware() -> dict[str, dict[str, list[float]]]:
                 density = e * (1 / math.sqrt(2 * math.pi))
                 slope = (tail.double() - t.double() * density.double()).float()
                 slope = torch.where(single < 0, slope, 1 - slope)
-                off = in_ulp(value.to(dtype), exact[0]), in_ulp(slope.to(dtype), exact[1])
+                y, dy = value.to(dtype), slope.to(dtype)
+                units = in_ulp(y, exact[0]), in_ulp(dy, exact[1])
+                absolute = (y.double() - exact[0]).abs(), (dy.double() - exact[1]).abs()
+                off = (*(error[near] for error in units), *units, *(error[within] for error in absolute))
                 worst = [max(most, float(error.max())) for most, error in zip(worst, off, strict=True)]
         found[label] = worst
     return found
@@ -253,14 +305,12 @@ BUDGETS = {
     ("gelu", "gated backward"): 34,
 }
 """Instructions an element, bf16 on sm_90, that a kernel may take."""
-SLOTS = {
-    ("bf16", "forward"): 27.6,
-    ("bf16", "backward"): 41,
-    ("bf16", "gated forward"): 41,
-    ("bf16", "gated backward"): 69,
-}
-"""Issue slots an element on an H200 at the bandwidth of its memory (calculated): more, and it is no longer that which
-limits."""
+SLOTS = {"forward": 27.6, "backward": 41.0, "gated forward": 41.0, "gated backward": 69.0}
+"""Issue slots an element on an H200 at the bandwidth of its memory (calculated), where an element is two bytes; with
+four, twice as many. An element that takes more, and it is no longer memory that limits."""
+_MOVED = {"forward": 2, "backward": 3, "gated forward": 3, "gated backward": 5}
+"""The tensors a kernel reads or writes."""
+_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 _CONSTANTS = {"gelu_clipped": (-10.0, 10.0), "laplace": (0.707107, 0.282095), "swiglu_oai": (1.702, 7.0)}
 _PER_THREAD = 8
@@ -278,6 +328,8 @@ def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense
 
     from hf_gelu_patch import kernels
 
+    if kernels.INTERPRETED.value:
+        sys.exit("Interpreted kernels cannot be compiled: unset TRITON_INTERPRET.")
     kernel = getattr(kernels, f"{form.replace(' ', '_') if 'gated' in form else 'pointwise_' + form}_kernel")
     rank = 2 if layout == "rows" else 1
     pairs = layout == "interleaved"
@@ -286,7 +338,7 @@ def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense
         "UP": kernels.UP_FUNCTIONS[name],
         "P": _CONSTANTS.get(name, ()),
         "RANK": rank,
-        "BLOCK": 1024,
+        "BLOCK": kernels._BLOCK,
         "ROUNDED": False,
         "AGAIN": False,
         "PAIRS": pairs,
@@ -315,26 +367,33 @@ def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense
     backend, arch = ("hip", target) if target.startswith("gfx") else ("cuda", int(target.removeprefix("sm_")))
     source = ASTSource(fn=kernel, signature=signature, constexprs=known, attrs=attributes)
     lanes = 64 if backend == "hip" else 32
-    return triton.compile(
-        source, target=GPUTarget(backend, arch, lanes), options={"num_warps": 1024 // (_PER_THREAD * lanes)}
-    )
+    warps = kernels._BLOCK // (_PER_THREAD * lanes)
+    return triton.compile(source, target=GPUTarget(backend, arch, lanes), options={"num_warps": warps})
 
 
-def inspect(kernel: Any) -> dict[str, Any]:
-    """Registers, spills, accesses and instructions of a compiled kernel. Of a whole block's way through it, that is:
-    the end of a row takes another, which comes behind the first EXIT."""
-    # Where a block begins, its pointer plus a number: what could pass 2³¹.
-    begins = re.findall(r"tt\.addptr [^:]*: !tt\.ptr<\w+>, (i\d+)", kernel.asm["ttir"])
-    found: dict[str, Any] = {"offsets_64": set(begins) == {"i64"}}
+def offsets_are_64_bits(ttir: str) -> bool:
+    """Whether pointers move on by 64-bit numbers only, and none of those was multiplied in 32 bits and widened then."""
+    added = set(re.findall(r"tt\.addptr .*[ <x](i\d+)>? loc", ttir))
+    narrow = set(re.findall(r"(%\w+) = arith\.(?:muli|shli) .*: i32", ttir))
+    widened = set(re.findall(r"arith\.ext[su]i (%\w+) : i32 to i64", ttir))
+    return added == {"i64"} and bool(widened) and not narrow & widened
+
+
+def inspect(kernel: Any, form: str, dtype: str) -> dict[str, Any]:
+    """Registers, spills, accesses and instructions of a compiled kernel. ``wide``: whether a whole block is read and
+    written 128 bits at a time, each thread having 8 elements of each tensor. Instructions are counted on its way
+    through the kernel: the end of a row takes another, which comes behind the first EXIT."""
+    found: dict[str, Any] = {"offsets_64": offsets_are_64_bits(kernel.asm["ttir"])}
+    wanted = _MOVED[form] * _PER_THREAD * _BYTES[dtype] // 16
     if "amdgcn" in kernel.asm:
         text = kernel.asm["amdgcn"]
         spilled = [int(count) for count in re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", text)]
+        wide = re.findall(r"^\s+(?:global|buffer)_(?:load|store)_(?:dwordx4|b128)", text, re.MULTILINE)
         found |= {
             "registers": int(re.findall(r"\.vgpr_count:\s*(\d+)", text)[0]),
-            "spills": sum(spilled),
+            "spills": sum(spilled) + len(re.findall(r"^\s+scratch_", text, re.MULTILINE)),
             "f64": len(re.findall(r"^\s+v_\w+_f64", text, re.MULTILINE)),
-            "wide": bool(re.search(r"(global|buffer)_load_(dwordx4|b128)", text))
-            and bool(re.search(r"(global|buffer)_store_(dwordx4|b128)", text)),
+            "wide": len(wide) == wanted,
         }
         return found
     import triton
@@ -357,7 +416,7 @@ def inspect(kernel: Any) -> dict[str, Any]:
         "registers": registers,
         "spills": stack + sum(name.startswith(("LDL", "STL")) for name in operations),
         "f64": len(re.findall(r"\.f64", kernel.asm["ptx"])),
-        "wide": bool(accesses) and all(name.endswith(".128") for name in accesses),
+        "wide": len(accesses) == wanted and all(name.endswith(".128") for name in accesses),
         "accesses": dict(Counter(accesses)),
         "instructions": len(whole) / _PER_THREAD,
     }
@@ -368,8 +427,10 @@ def checked_kernels() -> Iterator[tuple[str, str, str, str, str]]:
     for target in TARGETS:
         for name, form in BUDGETS:
             yield name, form, "bf16", target, "dense"
-        for layout in ("rows", "interleaved"):
-            yield "gelu", "gated backward", "bf16", target, layout
+        for form in ("forward", "gated forward", "gated backward"):
+            yield "gelu", form, "bf16", target, "rows"
+        for form in ("gated forward", "gated backward"):
+            yield "gelu", form, "bf16", target, "interleaved"
     yield from (
         ("gelu", form, dtype, "sm_90", "dense") for form in ("forward", "backward") for dtype in ("fp16", "fp32")
     )
@@ -384,7 +445,10 @@ def static(everything: bool) -> list[dict[str, Any]]:
             forms = FORMS if name != "swiglu_oai" else FORMS[2:]
             wanted += [(name, form, dtype, "sm_90", "dense") for form in forms for dtype in ("bf16", "fp16", "fp32")]
     keys = ("activation", "form", "dtype", "target", "layout")
-    return [dict(zip(keys, key, strict=True)) | inspect(compiled(*key)) for key in dict.fromkeys(wanted)]
+    return [
+        dict(zip(keys, key, strict=True)) | inspect(compiled(*key), form=key[1], dtype=key[2])
+        for key in dict.fromkeys(wanted)
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------------- table
@@ -398,6 +462,11 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
+def _rounded(way: dict[str, Any]) -> str:
+    (mean, most), (share, most_share) = way["ulp"], way["relative"]
+    return f"{mean:.3f} / {most:.2f} ({share:.2e} / {most_share:.2e}), {way['bits']:.2%}"
+
+
 def document(found: dict[str, Any]) -> str:
     fits, numbers, built = found["fit"], found["errors"], found["static"]
     lines = [
@@ -405,19 +474,24 @@ def document(found: dict[str, Any]) -> str:
         "",
         "Written by `python scripts/kernels.py all`. **Nothing here was measured on a GPU**: errors are those of the",
         "kernels interpreted on a CPU, with correctly rounded exponentials and quotients; instructions are counted in",
-        f"what the compilers make of them (triton {found['triton']}); shares of a GPU's capacity are calculated.",
+        f"what the compilers make of them (triton {found['triton']}, torch {found['torch']}); shares of a GPU's",
+        "capacity are calculated. Triton 3.7's interpreter rounds an fma twice, where a GPU and triton 3.9's",
+        "interpreter round once.",
         "",
         "## Coefficients",
         "",
-        "Φ(−t) = e^(−t²/2)·R(t); R as a polynomial in t/(shift + t). Errors of the polynomial in exact arithmetic.",
+        "Φ(−t) = e^(−t²/2)·R(t); R as a polynomial in t/(shift + t). Largest errors of the polynomial in exact",
+        "arithmetic; the weighted one, with the weight max(e^(−t²/2), floor)/R(t), is what the fit minimises.",
         "",
         *_table(
-            ["stored in", "degree", "shift", "max abs. error of Φ(−t)", "max rel. error of R"],
+            ["stored in", "degree", "shift", "floor", "weighted error", "abs. error of Φ(−t)", "rel. error of R"],
             [
                 [
                     dtype,
                     str(len(row["kept"]) - 1),
                     f"{row['shift']:g}",
+                    f"{FITS[dtype][2]:g}",
+                    f"{row['weighted_error']:.1e}",
                     f"{row['tail_absolute']:.1e}",
                     f"{row['ratio_relative']:.1e}",
                 ]
@@ -443,19 +517,39 @@ def document(found: dict[str, Any]) -> str:
                 for dtype, row in dtypes.items()
             ],
         ),
-        "On a GPU, ex2.approx and div.approx may be off by 2 ulp. Exact GELU with both off by a factor 1 ± 2⁻²², in",
-        "the worst of the four combinations (emulated):",
+        "## Will it hold on a GPU?",
+        "",
+        "On NVIDIA's, ex2.approx and div.approx may be off by 2 ulp, and take subnormals for 0 (.ftz). Exact GELU",
+        "with both off by a factor 1 ± 2⁻²² and subnormal exponentials 0, in the worst of the four combinations, over",
+        "the same values (emulated, not measured; absolute errors are those for |x| ≤ 14, rounding included):",
         "",
         *_table(
-            ["dtype", "value, x ≥ −5", "derivative, x ≥ −5"],
+            [
+                "dtype",
+                *(f"{what}, {how}" for how in ("x ≥ −5, ulp", "ulp", "absolutely") for what in ("value", "derivative")),
+            ],
             [[dtype, *map(_figure, row)] for dtype, row in found["hardware"].items()],
         ),
+        "So the values of bf16 and fp16 keep their bounds from −5 on, and in fp16 everywhere; fp32's absolute error",
+        "stays what it is, its relative error grows. What does not hold is the bound of fp16's derivative, next to",
+        "its zero at −0.75, and in bf16 and fp32 whatever hangs on an exponential below 2⁻¹²⁶: of exact GELU beyond",
+        "−13.2, where the value is subnormal and the derivative at most 7e−38.",
+        "",
+        "The other activations divide by 1 + e^…: where that passes 2¹²⁶, or e^… is below 2⁻¹²⁶, the result on",
+        "NVIDIA's GPUs is 0, which takes away at most 1.1e−36 (x·e^x at −87.3). Where they divide x itself",
+        "(gelu_tanh, quick_gelu, silu) subnormal inputs and results are 0 too. The tables above and below show",
+        "neither. fp16 is not touched: its least number is 6e−8.",
+        "",
         "## Special values",
         "",
-        "Value, derivative in fp32; in brackets PyTorch's own, where it is another. ±∞ give the limits.",
+        "Value, derivative in fp32, interpreted; in brackets PyTorch's own, where it is another. ±∞ give the limits.",
+        "The sign of 0 is PyTorch's but for exact GELU, clipped or not, and ReLU, which have 0 where PyTorch has −0,",
+        "and for derivatives that are 0. Where a 16-bit dtype has NaN or ∞ and fp32 has not, or the other way round: "
+        + ("; ".join(numbers["other_kind"]) or "nowhere")
+        + ".",
         "",
         *_table(
-            ["activation", "0", "−0", "1e−40", "−1e−40", "largest", "−largest", "∞", "−∞", "NaN"],
+            ["activation", *SPECIAL],
             [
                 [name, *(ours if ours == torchs else f"{ours} ({torchs})" for ours, torchs in cells)]
                 for name, cells in numbers["special"].items()
@@ -463,14 +557,15 @@ def document(found: dict[str, Any]) -> str:
         ),
         "## Rounding of gated products",
         "",
-        "act(gate)·up of 262,144 pairs from N(0, 1): mean / largest error in ulp, and how many have eager's bits.",
+        "act(gate)·up of 262,144 pairs from N(0, 1): mean / largest error in ulp; in brackets as a share of the value,",
+        "where that is not subnormal; and how many have eager's bits.",
         "The default computes in fp32 and rounds once, at the store: it is the nearest to the truth. `triton_rounded`",
         "(`rounded=True`) rounds act(gate) first, as two ops do: for who wants eager's bits.",
         "",
         *_table(
             ["activation", "dtype", "once (default)", "act(gate) first", "PyTorch's two ops"],
             [
-                [name, dtype, *(f"{mean:.3f} / {most:.2f}, {same:.2%}" for mean, most, same in row.values())]
+                [name, dtype, *map(_rounded, row.values())]
                 for name, dtypes in numbers["rounding"].items()
                 for dtype, row in dtypes.items()
             ],
@@ -478,8 +573,8 @@ def document(found: dict[str, Any]) -> str:
         "## Instructions",
         "",
         "An element, on a whole block's way through the kernel, sm_90; in brackets the share of the issue slots that",
-        "an H200's memory leaves time for (calculated: 27.6 forward, 41 backward and gated forward, 69 gated backward,",
-        "in bf16). Beyond 100 % it would not be memory that limits.",
+        "an H200's memory leaves time for (calculated, not measured: 27.6 forward, 41 backward and gated forward, 69",
+        "gated backward in bf16 and fp16; twice that in fp32). Beyond 100 % it would not be memory that limits.",
         "",
     ]
     dense = {
@@ -491,14 +586,13 @@ def document(found: dict[str, Any]) -> str:
             cells = []
             for form in FORMS:
                 row = dense.get((name, form, dtype))
-                slots = SLOTS.get((dtype, form))
-                share = f" ({row['instructions'] / slots:.0%})" if row and slots else ""
-                cells.append(f"{row['instructions']:.1f}{share}" if row else "")
+                cells.append(instructions(row) if row else "")
             rows.append([name, dtype, *cells])
     lines += _table(["activation", "dtype", *FORMS], rows)
     lines += [
-        "Compiled for four GPUs: registers; spills; whether all accesses of a whole block",
-        "are 128 bits wide, nothing is computed in fp64, and offsets are 64 bits.",
+        "Compiled for four GPUs: registers; spills; whether all accesses of a whole block are 128 bits wide, nothing",
+        "is computed in fp64, and offsets are 64 bits; on NVIDIA's, instructions an element. What rows take more than",
+        "dense is where a block's row is looked for, with integer divisions; the budget of issue slots is the same.",
         "",
         *_table(
             [
@@ -510,6 +604,7 @@ def document(found: dict[str, Any]) -> str:
                 "registers",
                 "spills",
                 "128-bit, no fp64, 64-bit offsets",
+                "instructions",
             ],
             [
                 [
@@ -517,6 +612,7 @@ def document(found: dict[str, Any]) -> str:
                     str(row["registers"]),
                     str(row["spills"]),
                     "yes" if row["wide"] and not row["f64"] and row["offsets_64"] else "no",
+                    f"{row['instructions']:.1f}" if "instructions" in row else "",
                 ]
                 for row in built
                 if (row["activation"], row["form"], row["dtype"], row["target"], row["layout"])
@@ -525,6 +621,12 @@ def document(found: dict[str, Any]) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def instructions(row: dict[str, Any]) -> str:
+    """The cell of a kernel in the table of instructions."""
+    slots = SLOTS[row["form"]] * _BYTES[row["dtype"]] / 2
+    return f"{row['instructions']:.1f} ({row['instructions'] / slots:.0%})"
 
 
 def _all() -> None:
@@ -539,7 +641,8 @@ def _all() -> None:
         return json.loads(done.stdout)
 
     found = {name: run(name) for name in ("fit", "errors")}
-    found |= {"static": run("static", "--everything"), "hardware": on_hardware(), "triton": triton.__version__}
+    found |= {"static": run("static", "--everything"), "hardware": on_hardware()}
+    found |= {"triton": triton.__version__, "torch": torch.__version__}
     path = Path(__file__).with_name("kernels.md")
     path.write_text(document(found).rstrip() + "\n", encoding="utf-8")
     print(f"written to {path.name}")
@@ -562,6 +665,9 @@ def main() -> None:
         "static": lambda: static(options.everything),
     }
     found = commands[options.command]()
+    if options.command == "fit" and not options.json:
+        print(to_paste(found), end="")
+        return
     print(json.dumps(found, indent=None if options.json else 1, ensure_ascii=False))
 
 

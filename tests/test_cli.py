@@ -361,6 +361,7 @@ def test_variants_from_a_file_in_one_table(several: tuple[Path, str]) -> None:
     assert [one["quality"]["margin"] for one in model["variants"]] == [0.5, 0.5]
     assert "include=*layer.0*" in printed
     assert printed.count("tiny, ") == 2
+    assert not (folder / "results" / "earlier").exists()
     [records] = (folder / "results" / "records" / "tiny").iterdir()
     assert len(records.read_text().splitlines()) == 1 + 3 * 20
 

@@ -6,15 +6,16 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import triton
-from torch import Tensor
 
 from hf_gelu_patch import ACTIVATIONS, kernels, ops
 
@@ -67,6 +68,10 @@ def test_every_value_of_16_bits(activation: str, dtype: str) -> None:
     own = script.in_ulp(script.by_torch(activation, x)[1], slope)
     assert float(derivative.max()) <= max(0.51, float(own.max()))
     assert len(x) == {"bfloat16": 65280, "float16": 63488}[dtype]
+    (line,) = _lines(TABLE.read_text(encoding="utf-8"), f"| {activation} | {dtype} | ")[:1]
+    written = [float(cell.split(" / ")[0]) for cell in line.strip("| ").split(" | ")[2:]]
+    found = [float(error.max()) for error in (value[x >= -5], value, derivative)]
+    assert found == pytest.approx(written, rel=0.02)
 
 
 def test_exact_gelu_in_float32() -> None:
@@ -94,43 +99,74 @@ def test_derivatives_in_float32_are_no_worse_than_torchs(activation: str) -> Non
     assert float((grad.double() - slope)[x.abs() <= 14].abs().max()) <= absolute
 
 
+def test_the_errors_of_a_gpus_instructions_are_borne() -> None:
+    """Exact GELU, with ex2.approx and div.approx as far off as PTX allows: emulated."""
+    found = script.on_hardware()
+    for dtype, limits in {
+        "bfloat16": (0.51, 0.51, 40, 220, 8e-3, 4e-3),
+        "float16": (0.56, 1.35, 0.56, 1.35, 1e-3, 5e-4),
+        "float32": (40, 1.5e5, 3.4e6, 2**24, 3e-7, 2e-7),
+    }.items():
+        assert all(error <= limit for error, limit in zip(found[dtype], limits, strict=True)), (dtype, found[dtype])
+    # Where the value of bf16 is off, it is that of a subnormal number.
+    assert found["bfloat16"][2] < 2**7
+
+
 NAN = "nan, nan"
-SPECIAL = {  # value, derivative at 0, −0, 1e−40, −1e−40, the largest, minus the largest, ∞, −∞, NaN
-    "gelu": ["0, 0.5", "-0, 0.5", "", "", "3.40282e+38, 1", "-0, 0", "inf, 1", "-0, 0", NAN],
-    "gelu_tanh": ["0, 0.5", "-0, 0.5", "", "", "3.40282e+38, 1", "-0, 0", "inf, 1", "-0, 0", NAN],
-    "quick_gelu": ["0, 0.5", "-0, 0.5", "", "", "3.40282e+38, 1", "-0, 0", "inf, 1", "-0, 0", NAN],
-    "silu": ["0, 0.5", "-0, 0.5", "", "", "3.40282e+38, 1", "-0, 0", "inf, 1", "-0, 0", NAN],
-    "mish": ["0, 0.6", "-0, 0.6", "", "", "3.40282e+38, 1", "-0, -0", "inf, 1", "-0, -0", NAN],
-    "gelu_clipped": ["0, 0.5", "-0, 0.5", "", "", "10, 0", "-0, 0", "10, 0", "-0, 0", NAN],
-    "relu": ["0, 0", "0, 0", "", "", "3.40282e+38, 1", "0, 0", "inf, 1", "0, 0", "nan, 1"],
-    "relu_squared": ["0, 0", "0, 0", "", "", "inf, inf", "0, 0", "inf, inf", "0, 0", NAN],
-    "laplace": ["", "", "", "", "1, 0", "0, 0", "1, 0", "0, 0", NAN],
-    "sqrt_softplus": ["", "", "", "", "1.84467e+19, 2.71051e-20", "0, 0", "inf, 0", "0, 0", NAN],
+HALF = ["0, 0.5", "-0, 0.5", "0, 0.5", "-0, 0.5", "5.87747e-39, 0.5"]
+LEFT, BEGIN = "-0, 0", ["0.00609446, 0.0611138"] * 5
+MOST, LEAST = "3.40282e+38, 1", "1.4013e-45"
+SPECIAL = {  # value, derivative at 0, −0, ± the smallest subnormal, the smallest normal, ± the largest, ±∞, NaN
+    # The −0 of exact GELU is 0, and so is what it is beyond −14.2.
+    "gelu": ["0, 0.5", "0, 0.5", f"{LEAST}, 0.5", "0, 0.5", HALF[4], MOST, "0, 0", "inf, 1", "0, 0", NAN],
+    "gelu_tanh": [*HALF, MOST, LEFT, "inf, 1", LEFT, NAN],
+    "quick_gelu": [*HALF, MOST, LEFT, "inf, 1", LEFT, NAN],
+    "silu": [*HALF, MOST, LEFT, "inf, 1", LEFT, NAN],
+    "gelu_clipped": ["0, 0.5", "0, 0.5", f"{LEAST}, 0.5", "0, 0.5", HALF[4], "10, 0", "0, 0", "10, 0", "0, 0", NAN],
+    "mish": [
+        *("0, 0.6", "-0, 0.6", f"{LEAST}, 0.6", f"-{LEAST}, 0.6", "7.05297e-39, 0.6"),
+        *(MOST, LEFT, "inf, 1", LEFT, NAN),
+    ],
+    "relu": ["0, 0", "0, 0", f"{LEAST}, 1", "0, 0", "1.17549e-38, 1", MOST, "0, 0", "inf, 1", "0, 0", "nan, 1"],
+    "relu_squared": [
+        *("0, 0", "0, 0", "0, 2.8026e-45", "0, 0", "0, 2.35099e-38"),
+        *("inf, inf", "0, 0", "inf, inf", "0, 0", NAN),
+    ],
+    "laplace": [*BEGIN, "1, 0", "0, 0", "1, 0", "0, 0", NAN],
+    "sqrt_softplus": [*["0.832555, 0.300281"] * 5, "1.84467e+19, 2.71051e-20", "0, 0", "inf, 0", "0, 0", NAN],
 }
 
 
-@pytest.mark.parametrize("activation", SPECIAL)
-def test_special_values(activation: str) -> None:
-    assert SPECIAL.keys() == set(ops.POINTWISE)
+@pytest.fixture(scope="module")
+def special() -> dict[str, list[list[str]]]:
+    return script.special(torch.float32)
 
-    def unsigned(pair: str) -> list[float]:
-        return [abs(float(value)) for value in pair.split(", ")]
 
-    for point, (ours, _), expected in zip(
-        script.SPECIAL, script.special()[activation], SPECIAL[activation], strict=True
-    ):
-        if not expected:
-            x = torch.tensor([point], dtype=torch.float64)
-            record = ACTIVATIONS[activation]
-            truth = [float(record.bind(f)(x)) for f in (record.reference, record.derivative)]
-            assert unsigned(ours) == pytest.approx([abs(value) for value in truth], rel=1e-5, abs=1e-40)
-        elif "nan" in expected:
-            assert ours == expected
-        else:
-            assert unsigned(ours) == pytest.approx(unsigned(expected), rel=1e-5), point
-    zeros, minus = (script.computed(activation, torch.tensor([sign * 0.0]))[0] for sign in (1, -1))
-    if activation in ("gelu_tanh", "quick_gelu", "silu", "mish"):  # exact GELU's −0 is 0
-        assert (math.copysign(1, zeros.item()), math.copysign(1, minus.item())) == (1, -1)
+@pytest.mark.parametrize("activation", ops.POINTWISE)
+def test_special_values(special: dict[str, list[list[str]]], activation: str) -> None:
+    for point, (ours, _), expected in zip(script.SPECIAL, special[activation], SPECIAL[activation], strict=True):
+        found, wanted = ([float(value) for value in pair.split(", ")] for pair in (ours, expected))
+        # Half the least number is a tie, which triton 3.7's interpreter, whose fma rounds twice, does not see.
+        least = point.removeprefix("−") == "least"
+        absolute = 1.5e-45 if least else 1.1e-43 if "largest" in point or "∞" in point else 0.0
+        assert found == pytest.approx(wanted, rel=1e-5, abs=absolute, nan_ok=True), point
+        if not math.isnan(wanted[0]) and not least:
+            assert math.copysign(1, found[0]) == math.copysign(1, wanted[0]), point
+
+
+def test_special_values_of_16_bits_are_of_the_same_kind() -> None:
+    assert script.other_kind() == []
+
+
+def test_one_rounding_is_nearer_and_two_are_as_eager() -> None:
+    for name, dtypes in script.rounding().items():
+        for dtype, ways in dtypes.items():
+            once, two, own = (ways[way] for way in ("once", "as eager", "torch"))
+            assert once["ulp"][0] <= 0.255 < 0.34 < own["ulp"][0], (name, dtype)
+            assert once["ulp"][1] <= 0.53, (name, dtype)
+            assert once["relative"][0] < own["relative"][0], (name, dtype)
+            assert two["bits"] > 0.999, (name, dtype)
+            assert two["ulp"][1] <= own["ulp"][1] + 1e-3, (name, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -184,12 +220,18 @@ def test_the_coefficients_are_those_of_the_fit(dtype: str) -> None:
     shift, kept = kernels.MILLS[dtype]
     assert shift == script.FITS[dtype][1]
     error, found = script.fitted(dtype)
-    assert found == pytest.approx(list(kept), abs=2e-7 if dtype == "float32" else 2e-8)
-    limits = {"bfloat16": (3.5e-7, 4.3e-4), "float16": (5.2e-8, 1.1e-4), "float32": (4e-9, 1.2e-7)}[dtype]
+    t = np.linspace(0.0, 14.2, 20_001)
+    apart = np.abs(script.polynomial(dtype, found, t) - script.polynomial(dtype, list(kept), t)).max()
+    assert apart <= (2e-8 if dtype == "float32" else 1e-7)
+    weighted, *limits = {
+        "bfloat16": (8.5e-7, 3.5e-7, 4.3e-4),
+        "float16": (1.1e-7, 5.2e-8, 1.1e-4),
+        "float32": (6.1e-9, 3.7e-9, 1.05e-7),
+    }[dtype]
     bounds = script.bounds(dtype, list(kept))
     assert bounds["tail_absolute"] <= limits[0]
     assert bounds["ratio_relative"] <= limits[1]
-    assert error < 1e-6
+    assert error <= weighted
 
 
 # Compiled for GPUs
@@ -226,25 +268,18 @@ def test_instructions_an_element(compiled: list[dict[str, Any]], kernel: tuple[s
 
 def test_the_table_is_that_of_the_command(compiled: list[dict[str, Any]]) -> None:
     text = TABLE.read_text(encoding="utf-8")
-    if f"(triton {triton.__version__})" not in text:
-        pytest.skip(f"the table was made with another triton than {triton.__version__}")
+    (version,) = re.findall(r"\(triton ([^,)]+)", text)
+    if version != triton.__version__:
+        pytest.skip(f"the table was made with triton {version}, and this is {triton.__version__}")
     for row in compiled:
         cells = [str(row[key]) for key in ("activation", "form", "dtype", "layout", "target", "registers", "spills")]
-        assert f"| {' | '.join(cells)} | yes |" in text
-        if (row["target"], row["layout"], row["dtype"]) == ("sm_90", "dense", "bf16"):
-            (line,) = _lines(text, f"| {row['activation']} | bf16 | ")
-            assert f"{row['instructions']:.1f} (" in line
+        (line,) = _lines(text, f"| {' | '.join(cells)} | ")
+        assert line.split(" | ")[7:] == ["yes", f"{row['instructions']:.1f} |" if "instructions" in row else " |"]
+        if (row["target"], row["layout"]) == ("sm_90", "dense"):
+            (line,) = _lines(text, f"| {row['activation']} | {row['dtype']} | ")
+            cell = line.strip("| ").split(" | ")[2 + script.FORMS.index(row["form"])]
+            assert cell == script.instructions(row)
 
 
 def _lines(text: str, start: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith(start)]
-
-
-def test_the_errors_in_the_table_are_those_found() -> None:
-    text = TABLE.read_text(encoding="utf-8")
-    for dtype in ("bfloat16", "float16"):
-        x = script.values(script.DTYPES[dtype])
-        exact = ACTIVATIONS["gelu"].reference(x.double())
-        value: Tensor = script.in_ulp(script.computed("gelu", x)[0], exact)
-        (line,) = _lines(text, f"| gelu | {dtype} | ")[:1]
-        assert line.split(" | ")[2].startswith(f"{float(value[x >= -5].max()):.3g} / ")

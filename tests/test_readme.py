@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,21 @@ def test_the_coverage_shown_is_that_of_the_table() -> None:
     assert len(totals) == 5
     for line in totals:
         assert line in " ".join(README_TEXT.split())
+
+
+def test_the_verdicts_shown_are_those_recorded() -> None:
+    recorded = json.loads((ROOT / "scripts" / "benchmark.json").read_text(encoding="utf-8"))["noise"]
+    runs = recorded["runs"]
+    verdicts = {name: Counter(run[name]["verdict"] for run in runs) for name in ("eager", "slowed")}
+    covered = sum(run["eager"]["ratio"]["low"] <= 1 <= run["eager"]["ratio"]["high"] for run in runs)
+    assert covered == recorded["cover_one"]
+    same = verdicts["eager"]["no difference detected"]
+    shown = (
+        f'against itself "no difference detected" in {same} of {len(runs)} runs, '
+        f"the interval covers 1 in {covered} of {len(runs)}; "
+        f'the planted delay is "slower" in {verdicts["slowed"]["slower"]} of {len(runs)}.'
+    )
+    assert shown in " ".join(README_TEXT.split())
 
 
 def test_the_times_shown_are_those_recorded() -> None:

@@ -5,8 +5,10 @@
     from hf_gelu_patch.evaluation.run import Settings, evaluate_subject
 
     result = evaluate_subject(subject("gpt2"), Settings(limit=64), Accelerator(cpu=True))
-    print(result.quality.flips, result.speed.verdict)
+    for one in result.variants:
+        print(one.variant.name, one.quality.flips, one.speed.verdict)
 
-loading (what the user names) → tasks (what a model is asked) → quality, speed → run → report. Nothing is imported
-here: ``loading`` can refuse a name before torch's companions are loaded.
+data, loading (what the user names) → tasks (what a model is asked) → quality, drift, speed → records (what was
+answered, line by line) → run → results (plain data) → document (those in words) → plots, page → report. Nothing is
+imported here: ``loading`` can refuse a name before torch's companions are loaded.
 """

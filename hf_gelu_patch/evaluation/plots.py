@@ -1,199 +1,263 @@
-"""Pictures of results: how far metrics moved, how fast variants are, how far layers drift."""
+"""Pictures of results: what patches did to quality, to speed, and to each layer."""
 
 from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hf_gelu_patch.evaluation.document import noise, words
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from hf_gelu_patch.evaluation.document import noise
 from hf_gelu_patch.evaluation.results import Data
 from hf_gelu_patch.evaluation.speed import CONFIDENCE
 
 __all__ = ["draw"]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, told apart by the colour-blind too."""
-_MARKERS = "osD^vPX*"
-_GREY = "#777777"
-_ROW = 0.3  # inches
-_SAME = 1e-9  # where a drift of 0 is drawn, on a scale of powers of ten
+# Okabe & Ito (2008), "Color Universal Design": told apart by all common kinds of colour vision, but for yellow, which
+# is hard to see on white. Each goes with a marker of its own.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_MARKERS = "osD^vP"
+_DASHES = ("-", "--", "-.", ":")
+_LETTERS = 34  # of a name, before its middle is left out
+_TICKS = 12  # layers that are named
+_ROW = 0.34  # inches
 
 
 def draw(data: Data) -> dict[str, bytes]:
-    """The pictures by name, as PNG; a picture with nothing to show is left out.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
-    drawn = {"quality": _quality, "speed": _speed, "drift": _drift}
-    return {name: picture for name, make in drawn.items() if (picture := make(data)) is not None}
+    """The pictures "quality", "speed" and "drift" as PNG, as far as there is something to show in them."""
+    made = {"quality": _quality, "speed": _speed, "drift": _drift}
+    return {name: _png(figure) for name, make in made.items() if (figure := make(data)) is not None}
 
 
-def _png(figure: Any) -> bytes:
-    written = io.BytesIO()
-    figure.savefig(written, format="png", dpi=144, metadata={"Software": None})
-    return written.getvalue()
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name in a script that the font lacks: an empty box
+        figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
 
 
-def _pairs(data: Data) -> list[tuple[Data, Data]]:
-    return [(model, variant) for model in data["models"] for variant in model["variants"]]
+def _short(name: str) -> str:
+    half = _LETTERS // 2
+    text = name if len(name) <= _LETTERS else f"{name[:half]}…{name[-half:]}"
+    return text.replace("$", r"\$")  # which would begin a formula
 
 
-def _name(text: str, most: int = 34) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _style(number: int) -> dict[str, Any]:
+    return {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
 
 
-def _panels(
-    groups: Sequence[tuple[str, list[Any]]], draw_group: Callable[[Any, list[Any]], None], title: str, axis: str
-) -> bytes:
-    """A panel a group, one above the other, each as high as it has rows."""
-    from matplotlib.figure import Figure
-
-    heights = [len(rows) + 1.2 for _, rows in groups]
-    figure = Figure(figsize=(8, 0.9 + _ROW * sum(heights) + 0.35 * len(groups)), layout="constrained")
-    axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for panel, (name, rows) in zip(axes, groups, strict=True):
-        panel.set_title(name, loc="left", fontsize=9, fontweight="bold")
-        panel.set_ylim(len(rows) - 0.4, -0.6)
-        panel.tick_params(labelsize=8)
-        panel.grid(axis="x", color="#dddddd", linewidth=0.6)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-        draw_group(panel, rows)
-    axes[-1].set_xlabel(axis, fontsize=8)
-    figure.suptitle(title, fontsize=11)
-    return _png(figure)
+def _interval(data: Data) -> tuple[float, float, float]:
+    return float(data["value"]), float(data["low"]), float(data["high"])
 
 
-def _interval(panel: Any, row: int, value: float, low: float, high: float, colour: str, marker: str) -> None:
-    """A point with its interval; an end that is not finite is not drawn."""
-    below, above = (abs(value - end) if math.isfinite(end) else 0.0 for end in (low, high))
-    panel.errorbar(
-        value, row, xerr=[[below], [above]], fmt=marker, color=colour, markersize=5, capsize=3, linewidth=1.4
+def _limits(axes: Axes, values: Sequence[float], *, around: float, least: float) -> None:
+    """Show all that is finite, and ``least`` or more on either side of it and of ``around``."""
+    finite = [value for value in values if math.isfinite(value)] + [around]
+    low, high = min(finite), max(finite)
+    room = max(0.12 * (high - low), least)
+    axes.set_xlim(low - room, high + room)
+
+
+def _whisker(axes: Axes, row: float, value: float, low: float, high: float, style: Data) -> None:
+    """A value with its interval; an end that is not finite lies beyond the edge, where an arrowhead says so."""
+    left, right = axes.get_xlim()
+    if not math.isfinite(value):
+        said = "undefined" if math.isnan(value) else "infinite"
+        axes.text((left + right) / 2, row, said, ha="center", va="center", fontsize=8)
+        return
+    ends = max(low, left), min(high, right)
+    axes.plot(ends, (row, row), color=style["color"], linewidth=1.8)
+    for end, edge, head in ((low, left, "<"), (high, right, ">")):
+        if not math.isfinite(end):
+            axes.plot([edge], [row], marker=head, color=style["color"], markersize=7, clip_on=False)
+    axes.plot([value], [row], linestyle="", markersize=6, **style)
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+# ------------------------------------------------------------------------------------------------------------- quality
+
+
+def _quality(data: Data) -> Figure | None:
+    """A row of panels a model, one a metric: the difference of each variant, with its interval."""
+    shown = [(model, _metrics(model)) for model in data["models"]]
+    shown = [(model, metrics) for model, metrics in shown if metrics]
+    if not shown:
+        return None
+    columns = max(len(metrics) for _, metrics in shown)
+    heights = [len(model["variants"]) * _ROW + 1.1 for model, _ in shown]
+    figure = Figure(figsize=(2.4 + 3.1 * columns, sum(heights)), layout="constrained")
+    panels = figure.subplots(len(shown), columns, squeeze=False, height_ratios=heights)
+    for row, (model, metrics) in zip(panels, shown, strict=True):
+        for panel, name in zip(row, metrics, strict=False):
+            _differences(panel, data, model, name, named=panel is row[0])
+        for panel in row[len(metrics) :]:
+            panel.set_axis_off()
+    figure.suptitle(
+        "How far each metric moved: patched − unpatched, with 95 % intervals; dotted: the margin", fontsize=9
     )
+    return figure
 
 
-def _quality(data: Data) -> bytes | None:
-    groups = []
-    for model in data["models"]:
-        rows = [
-            (variant["name"], metric, difference, _margin(variant, metric))
-            for variant in model["variants"]
-            for metric, difference in variant["quality"]["differences"].items()
-            if math.isfinite(float(difference["value"]))
-        ]
-        metrics = list(dict.fromkeys(metric for _, metric, _, _ in rows))
-        groups += [
-            (f"{model['subject']['name']}: {words(metric)}", [row for row in rows if row[1] == metric])
-            for metric in metrics
-        ]
-    if not groups:
+def _metrics(model: Data) -> list[str]:
+    return list(dict.fromkeys(name for variant in model["variants"] for name in variant["quality"]["differences"]))
+
+
+def _differences(axes: Axes, data: Data, model: Data, metric: str, *, named: bool) -> None:
+    variants = [variant for variant in model["variants"] if metric in variant["quality"]["differences"]]
+    intervals = [_interval(variant["quality"]["differences"][metric]) for variant in variants]
+    margins = {margin for variant in variants if (margin := _margin(variant["quality"], metric)) is not None}
+    edges = [edge for margin in margins for edge in (-margin, margin)]
+    scale = max(abs(float(variant["quality"]["before"][metric])) for variant in variants)
+    least = 1e-3 * scale if math.isfinite(scale) and scale else 1e-3  # not to make rounding look like a difference
+    _limits(axes, [number for interval in intervals for number in interval] + edges, around=0.0, least=least)
+    axes.axvline(0, color="black", linewidth=0.9)
+    for edge in edges:
+        axes.axvline(edge, color="black", linewidth=0.9, linestyle=":")
+    for row, interval in enumerate(intervals):
+        _whisker(axes, row, *interval, _style(row))
+    _rows(axes, [_short(variant["name"]) if named else "" for variant in variants])
+    better = "less is better" if metric in data["lower_is_better"] else "more is better"
+    start = _short(model["subject"]["name"]) if named else ""
+    axes.set_title(f"{start}\n{metric.replace('_', ' ')} ({better})", fontsize=9, loc="left")
+
+
+def _margin(quality: Data, metric: str) -> float | None:
+    """As ``Quality.equivalent`` takes it: of perplexity a share of its value before."""
+    if quality["margin"] is None:
         return None
-
-    def panel_of(panel: Any, rows: list[Any]) -> None:
-        panel.axvline(0, color=_GREY, linewidth=1)
-        for row, (_, _, difference, margin) in enumerate(rows):
-            value, low, high = (float(difference[key]) for key in ("value", "low", "high"))
-            colour = _COLOURS[row % len(_COLOURS)]
-            _interval(panel, row, value, low, high, colour, _MARKERS[row % len(_MARKERS)])
-            if margin is not None:
-                panel.plot([-margin, margin], [row, row], linestyle="none", marker="|", markersize=12, color=_GREY)
-        panel.set_yticks(range(len(rows)), [_name(row[0]) for row in rows])
-        ends = [abs(end) for end in panel.get_xlim()]
-        panel.set_xlim(-max(ends), max(ends))
-
-    margins = " Grey ticks: the margin." if any(row[3] is not None for _, rows in groups for row in rows) else ""
-    return _panels(groups, panel_of, "How far each metric moved", f"after − before, with its 95 % interval.{margins}")
+    scale = abs(float(quality["before"][metric])) if metric == "perplexity" else 1.0
+    return float(quality["margin"]) * scale
 
 
-def _margin(variant: Data, metric: str) -> float | None:
-    found = variant["quality"]
-    if found["margin"] is None:
+# --------------------------------------------------------------------------------------------------------------- speed
+
+
+def _speed(data: Data) -> Figure | None:
+    """One panel for all: ratios with their intervals, the noise floor as a band, Amdahl's bound as a tick."""
+    pairs = [
+        (model, number, variant)
+        for model in data["models"]
+        for number, variant in enumerate(model["variants"])
+        if variant["speed"]["forward"]["ratio"] is not None
+    ]
+    if not pairs:
         return None
-    share = abs(float(found["before"][metric])) if metric == "perplexity" else 1.0
-    return float(found["margin"]) * share
+    figure = Figure(figsize=(8.4, len(pairs) * _ROW + 1.2), layout="constrained")
+    axes = figure.subplots()
+    ends = [
+        end
+        for _, _, variant in pairs
+        for part in ("ratio", "floor")
+        for end in _interval(variant["speed"]["forward"][part])
+    ]
+    _limits(axes, ends, around=1.0, least=0.01)
+    _, right = axes.get_xlim()
+    axes.axvline(1, color="black", linewidth=0.9)
+    seen = None
+    for row, (model, number, variant) in enumerate(pairs):
+        speed = variant["speed"]["forward"]
+        value, low, high = _interval(speed["ratio"])
+        reach = 1 + noise(speed["floor"])
+        axes.fill_betweenx([row - 0.5, row + 0.5], 1 / reach, reach, color="#BBBBBB", alpha=0.6, linewidth=0)
+        _whisker(axes, row, value, low, high, _style(number))
+        bound = float(model["amdahl"])
+        if bound <= right:
+            axes.plot([bound, bound], [row - 0.35, row + 0.35], color="black", linewidth=2)
+        else:
+            beside = axes.get_yaxis_transform()
+            axes.text(1.01, row, f"▸ {bound:.2f}", transform=beside, fontsize=7, ha="left", va="center")
+        if seen not in (None, model["subject"]["name"]):
+            axes.axhline(row - 0.5, color="#888888", linewidth=0.6)
+        seen = model["subject"]["name"]
+    _rows(axes, [f"{_short(model['subject']['name'])}, {_short(variant['name'])}" for model, _, variant in pairs])
+    axes.set_xlabel(f"forward: times as fast as unpatched, with {CONFIDENCE:.0%} intervals", fontsize=9)
+    handles = [
+        Line2D([], [], label="noise floor", color="#BBBBBB", linewidth=8),
+        Line2D([], [], label="the most there is to gain", color="black", marker="|", linestyle="", markersize=9),
+    ]
+    axes.legend(handles=handles, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
+    return figure
 
 
-def _speed(data: Data) -> bytes | None:
-    groups = []
-    for model in data["models"]:
-        rows = [
-            (f"{variant['name']}{'' if part == 'forward' else f' ({words(part)})'}", found)
-            for variant in model["variants"]
-            for part, found in variant["speed"].items()
-            if found["ratio"] is not None
-        ]
-        if rows:
-            most = float(model["amdahl"])
-            groups.append((f"{model['subject']['name']}: activations allow {most:.2f}× at most", rows))
-    if not groups:
+# --------------------------------------------------------------------------------------------------------------- drift
+
+
+def _drift(data: Data) -> Figure | None:
+    """A panel a model: the drift of each layer, a line a variant, beside the unpatched model's own error."""
+    shown = [model for model in data["models"] if any(variant["layers"] for variant in model["variants"])]
+    if not shown:
         return None
-
-    def panel_of(panel: Any, rows: list[Any]) -> None:
-        panel.axvline(1, color=_GREY, linewidth=1)
-        for row, (_, found) in enumerate(rows):
-            reach = noise(found["floor"])
-            if math.isfinite(reach):
-                panel.fill_betweenx([row - 0.4, row + 0.4], 1 / (1 + reach), 1 + reach, color="#cccccc", linewidth=0)
-            colour = _COLOURS[{"faster": 2, "slower": 1}.get(found["verdict"], 0)]
-            marker = {"faster": ">", "slower": "<"}.get(found["verdict"], "o")
-            value, low, high = (float(found["ratio"][key]) for key in ("value", "low", "high"))
-            _interval(panel, row, value, low, high, colour, marker)
-        panel.set_yticks(range(len(rows)), [_name(row[0]) for row in rows])
-
-    return _panels(
-        groups,
-        panel_of,
-        "How many times as fast",
-        f"patched / unpatched, with its {CONFIDENCE:.0%} interval: ▷ faster, ◁ slower, ○ neither. Grey: the noise.",
-    )
+    figure = Figure(figsize=(8.4, 3.1 * len(shown)), layout="constrained")
+    for axes, model in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
+        _drift_panel(axes, model)
+    return figure
 
 
-def _drift(data: Data) -> bytes | None:
-    from matplotlib.figure import Figure
+def _drift_panel(axes: Axes, model: Data) -> None:
+    variants = [(number, variant) for number, variant in enumerate(model["variants"]) if variant["layers"]]
+    paths = list(dict.fromkeys(layer["path"] for _, variant in variants for layer in variant["layers"]))
+    own = {layer["path"]: layer["own"] for _, variant in variants for layer in variant["layers"]}
+    series = [
+        (variant["name"], {layer["path"]: float(layer["change"]) for layer in variant["layers"]}, _style(number))
+        for number, variant in variants
+    ]
+    if all(value is not None for value in own.values()):
+        plain = {"color": "black", "marker": "x", "linestyle": "--"}
+        series.append(("unpatched, own error", {path: float(value) for path, value in own.items()}, plain))
+    place = _on_log_scale(axes, [value for _, values, _ in series for value in values.values()])
+    for number, (name, values, style) in enumerate(series):
+        places = [(paths.index(path), place(value)) for path, value in values.items()]
+        look = {"linestyle": _DASHES[number % len(_DASHES)], "markerfacecolor": "none", **style}
+        axes.plot(*zip(*places, strict=True), label=_short(name), linewidth=1.3, markersize=5 + number % 3, **look)
+    step = math.ceil(len(paths) / _TICKS)
+    named = sorted({*range(0, len(paths) - 1 - step // 2, step), len(paths) - 1})
+    names = _tails(paths)
+    axes.set_xticks(named, [names[number] for number in named], fontsize=8, rotation=30, ha="right")
+    axes.set_title(_short(model["subject"]["name"]), fontsize=9, loc="left")
+    axes.set_ylabel("relative RMS of Δ", fontsize=8)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
-    models = [model for model in data["models"] if any(variant["layers"] for variant in model["variants"])]
-    if not models:
-        return None
-    columns = min(2, len(models))
-    rows = math.ceil(len(models) / columns)
-    figure = Figure(figsize=(5 * columns + 1, 3.6 * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel, model in zip(axes, models, strict=False):
-        _layers(panel, model)
-    for empty in axes[len(models) :]:
-        empty.set_visible(False)
-    figure.suptitle("How far each layer's output moved, relative to its size", fontsize=11)
-    return _png(figure)
+
+def _on_log_scale(axes: Axes, values: Sequence[float]) -> Callable[[float], float]:
+    """A logarithmic scale with a place for 0 below everything else and one for ∞ above; says where a value goes."""
+    some = [value for value in values if math.isfinite(value) and value > 0] or [1.0]
+    bottom = 10.0 ** (math.floor(math.log10(min(some))) - 1)
+    top = 10.0 ** (math.ceil(math.log10(max(some))) + 1)
+    axes.set_yscale("log")
+    powers = range(round(math.log10(bottom)) + 1, round(math.log10(top)))
+    ticks = {10.0**power: f"$10^{{{power}}}$" for power in powers[:: math.ceil(len(powers) / 6)]}
+    ticks |= {bottom: "0"} if 0 in values else {}
+    ticks |= {top: "∞"} if any(not math.isfinite(value) for value in values) else {}
+    axes.set_yticks(list(ticks), list(ticks.values()))
+    axes.minorticks_off()
+    axes.set_ylim(bottom / 2, top * 2)
+    return lambda value: bottom if value == 0 else value if math.isfinite(value) else top
 
 
-def _layers(panel: Any, model: Data) -> None:
-    """A line a variant; dashed, the unpatched model against float64. What did not move at all stands on the floor."""
-    lines = []
-    for variant in model["variants"]:
-        lines.append((_name(variant["name"], 28), [float(layer["change"]) for layer in variant["layers"]]))
-    own = [layer["own"] for layer in model["variants"][0]["layers"]]
-    positive = [value for _, values in lines for value in values if 0 < value < math.inf]
-    positive += [float(value) for value in own if value is not None and 0 < float(value) < math.inf]
-    floor = min(positive, default=_SAME) / 4
-    for number, (name, values) in enumerate(lines):
-        shown = [max(value, floor) if math.isfinite(value) else math.nan for value in values]
-        label = f"{name} (not at all)" if not any(values) else name
-        under = min(3, len(lines) - 1 - number)  # wider, so that what lies below the same line shows
-        style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
-        panel.plot(shown, **style, markersize=4 + 1.3 * under, linewidth=1.3 + 0.7 * under, label=label)
-    if all(value is not None for value in own):
-        panel.plot([float(value) for value in own], color=_GREY, linestyle="--", linewidth=1.2, label="own error")
-    panel.set_yscale("log")
-    panel.set_title(model["subject"]["name"], loc="left", fontsize=9, fontweight="bold")
-    names = [str(number) for number in range(len(own) - 1)] + ["logits"]
-    step = max(1, len(names) // 8)
-    ticks = sorted({*range(0, len(names) - 1, step), len(names) - 1} - ({len(names) - 2} if step > 1 else set()))
-    panel.set_xticks(ticks, [names[tick] for tick in ticks])
-    panel.set_xlabel("layer", fontsize=8)
-    panel.set_ylabel("RMS of the difference / RMS", fontsize=8)
-    panel.tick_params(labelsize=8)
-    panel.grid(color="#dddddd", linewidth=0.6)
-    panel.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
+def _tails(paths: Sequence[str]) -> list[str]:
+    """What tells paths apart: as few of their last parts as do, two or more."""
+    parts = [path.split(".") for path in paths]
+    tails = [list(paths)]
+    for count in range(max(map(len, parts)), 1, -1):
+        tails.append([".".join(one[-count:]) for one in parts])
+    fewest = [names for names in tails if len(set(names)) == len(set(paths))][-1]
+    return [_short(name) for name in fewest]

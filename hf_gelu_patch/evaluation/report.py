@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import tempfile
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING
 from hf_gelu_patch.evaluation.data import EvaluationError
 from hf_gelu_patch.evaluation.document import NOTES, Code, Picture, Table, Text, sections, summary
 from hf_gelu_patch.evaluation.page import page
-from hf_gelu_patch.evaluation.plots import draw
 from hf_gelu_patch.evaluation.results import JSON_NAME, Data, merge, read
 
 if TYPE_CHECKING:
@@ -155,7 +155,8 @@ _ROOM = 2**22  # bytes: more than the reports take
 
 
 def save(data: Data, folder: Path) -> list[Path]:
-    """Write all reports, each at once: whoever reads sees the old file or the whole new one.
+    """Write all reports, each at once: whoever reads sees the old file or the whole new one. The results of another run
+    that are there already are kept in the folder ``earlier``, from which ``rebuild`` takes them too.
 
     Returns:
         What was written. Without matplotlib there are no plots.
@@ -165,6 +166,8 @@ def save(data: Data, folder: Path) -> list[Path]:
     """
     writable(folder)
     try:
+        from hf_gelu_patch.evaluation.plots import draw
+
         pictures = draw(data)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "matplotlib":
@@ -177,9 +180,22 @@ def save(data: Data, folder: Path) -> list[Path]:
         _CARD: model_card(data).encode(),
         **{f"{name}.png": picture for name, picture in pictures.items()},
     }
+    _keep(folder / JSON_NAME, written[JSON_NAME])
     for name, content in written.items():
         _replace(folder / name, content)
     return [folder / name for name in written]
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Move other results than these aside."""
+    if not path.is_file() or path.read_bytes() == content:
+        return
+    aside = path.parent / "earlier"
+    try:
+        aside.mkdir(exist_ok=True)
+        path.replace(next(one for n in itertools.count(1) if not (one := aside / f"{n}.json").exists()))
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be moved to {aside}: {error.strerror or error}.") from error
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -43,12 +43,15 @@ _SAME = ("weights", "config", "data", "order", "dtype", "attn_implementation")
 
 def plain(results: Sequence[Result], settings: Settings, surroundings: Mapping[str, Any]) -> Data:
     """Everything that was found out, raw samples included."""
+    from hf_gelu_patch.evaluation.quality import LOWER_IS_BETTER
+
     found: Data = _named(
         {
             "schema": SCHEMA,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "settings": asdict(settings),
             "environment": dict(surroundings),
+            "lower_is_better": sorted(LOWER_IS_BETTER),
             "models": [_model(result) for result in results],
         }
     )
@@ -243,6 +246,7 @@ def merge(runs: Sequence[tuple[str, Data]]) -> Data:
         "created": max(data["created"] for _, data in runs),
         "settings": {run: data["settings"] for run, data in runs},
         "environment": {run: data["environment"] for run, data in runs},
+        "lower_is_better": first["lower_is_better"],
         "models": named,
     }
 

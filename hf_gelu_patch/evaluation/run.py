@@ -284,7 +284,7 @@ def evaluate(
             on_device = [batch.to(model.device) for batch in _chosen(batches)]
             drifts, layers, reason = _drift(task, model, running, names, answers, batches, tell)
             clock.stop("layers")
-            share = activation_share(model, on_device, task.forward)
+            share = activation_share(model, on_device[len(on_device) // 2 :][:1], task.forward)
             speeds, memory = _speeds(task, model, running, names, on_device, rows, settings, tell)
             clock.stop("speed")
             found.append((drifts, layers, reason, share, speeds, memory, clock.seconds))
@@ -608,7 +608,7 @@ def _speeds(
         timings = measure(
             {name: waits(run(model)) for name, model in models.items()},
             units,
-            warm_up=range(len(units)),
+            warm_up=list(shapes.values()),
             resolution=0.03,
             **timing("rows"),
         )

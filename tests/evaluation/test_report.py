@@ -174,6 +174,15 @@ def test_what_is_made_again_is_the_same(data: Data, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == sorted(NAMES)
 
 
+def test_the_results_of_another_run_are_kept(data: Data, strange: Data, tmp_path: Path) -> None:
+    for found in (data, data, strange, data):
+        save(found, tmp_path)
+    assert [read(tmp_path / "earlier" / f"{number}.json") for number in (1, 2)] == [data, strange]
+    assert len(list((tmp_path / "earlier").iterdir())) == 2
+    rebuild([tmp_path / "earlier" / "2.json"], tmp_path / "again")
+    assert read(tmp_path / "again") == strange
+
+
 def test_the_page_needs_nothing_else(data: Data) -> None:
     pictures = draw(data)
     assert pictures.keys() == {"quality", "speed", "drift"}
