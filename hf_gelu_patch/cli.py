@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from hf_gelu_patch import __version__
 from hf_gelu_patch.errors import PatchError
-from hf_gelu_patch.evaluation.loading import TASKS, EvaluationError, Subject, data_file, locate, subject
+from hf_gelu_patch.evaluation.loading import (
+    TASKS,
+    EvaluationError,
+    Subject,
+    data_file,
+    find_metric,
+    locate,
+    subject,
+    task_info,
+)
 from hf_gelu_patch.evaluation.reference import REFERENCES, ReferenceUnavailableError
 from hf_gelu_patch.evaluation.variants import Variant, check_variants
 
@@ -416,6 +425,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     # then the reference models, which may have to be unpacked.
     if options.validation_file is not None:
         data_file(options.validation_file, allow_download=options.allow_download)
+    if options.task is not None:
+        task_info(options.task)
+    if options.metric is not None:
+        find_metric(options.metric, allow_download=options.allow_download)
     named = options.model_name_or_path or list(REFERENCES)
     own = {name: _subject(name, options) for name in named if name not in REFERENCES}
     from hf_gelu_patch.evaluation import report

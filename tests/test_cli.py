@@ -451,7 +451,7 @@ def test_listings(tmp_path: Path) -> None:
 def test_without_a_network_the_remedy_comes_at_once(tmp_path: Path) -> None:
     """Importing torch and transformers takes longer than to be refused; so neither is."""
     code = "import sys; from hf_gelu_patch.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
-    for named in (("someone/model",), ("gpt2", "--validation_file", "someone/data")):
+    for named in (("someone/model",), ("gpt2", "--validation_file", "someone/data"), ("gpt2", "--metric", "rouge")):
         done = run(sys.executable, "-c", code, "evaluate", "--model_name_or_path", *named, cwd=tmp_path)
         assert done.stdout == "1 False\n", done.stderr
         assert "--allow_download" in done.stderr

@@ -30,6 +30,7 @@ __all__ = [
     "Subject",
     "TaskInfo",
     "data_file",
+    "find_metric",
     "load_data",
     "load_metric",
     "load_model",
@@ -210,7 +211,7 @@ def subject(
         task_info(task)
     data = data_file(validation_file, allow_download=allow_download) if validation_file is not None else None
     if metric is not None:
-        _find_metric(metric, allow_download=allow_download)
+        find_metric(metric, allow_download=allow_download)
     if (reference := REFERENCES.get(model)) is not None and (data is None or task in (None, reference.task)):
         if task not in (None, reference.task):
             raise EvaluationError(
@@ -339,8 +340,12 @@ def _module(path: Path) -> Any:
     return module
 
 
-def _find_metric(name: str, *, allow_download: bool) -> str:
-    """The path of a metric's script, or its name on the hub, where it is cached or may be fetched."""
+def find_metric(name: str, *, allow_download: bool) -> str:
+    """The path of a metric's script, or its name on the hub, where it is cached or may be fetched.
+
+    Raises:
+        EvaluationError: it is neither.
+    """
     path = Path(name).expanduser()
     if path.suffix == ".py" or path.is_dir():
         script = path if path.suffix == ".py" else path / f"{path.resolve().name}.py"
@@ -373,7 +378,7 @@ def load_metric(name: str, *, allow_download: bool = False) -> evaluate.Evaluati
     Raises:
         EvaluationError: it isn't there, or cannot be loaded.
     """
-    found = _find_metric(name, allow_download=allow_download)
+    found = find_metric(name, allow_download=allow_download)
     import evaluate
 
     offline = evaluate.config.HF_EVALUATE_OFFLINE

@@ -121,7 +121,7 @@ def _metrics(model: Data) -> list[str]:
 def _differences(axes: Axes, data: Data, model: Data, metric: str, *, named: bool) -> None:
     variants = [variant for variant in model["variants"] if metric in variant["quality"]["differences"]]
     intervals = [_interval(variant["quality"]["differences"][metric]) for variant in variants]
-    margins = {margin for variant in variants if (margin := _margin(variant["quality"], metric)) is not None}
+    margins = {float(quality["margins"][metric]) for v in variants if metric in (quality := v["quality"])["margins"]}
     edges = [edge for margin in margins for edge in (-margin, margin)]
     scale = max(abs(float(variant["quality"]["before"][metric])) for variant in variants)
     least = 1e-3 * scale if math.isfinite(scale) and scale else 1e-3  # not to make rounding look like a difference
@@ -135,14 +135,6 @@ def _differences(axes: Axes, data: Data, model: Data, metric: str, *, named: boo
     better = "less is better" if metric in data["lower_is_better"] else "more is better"
     start = _short(model["subject"]["name"]) if named else ""
     axes.set_title(f"{start}\n{metric.replace('_', ' ')} ({better})", fontsize=9, loc="left")
-
-
-def _margin(quality: Data, metric: str) -> float | None:
-    """As ``Quality.equivalent`` takes it: of perplexity a share of its value before."""
-    if quality["margin"] is None:
-        return None
-    scale = abs(float(quality["before"][metric])) if metric == "perplexity" else 1.0
-    return float(quality["margin"]) * scale
 
 
 # --------------------------------------------------------------------------------------------------------------- speed

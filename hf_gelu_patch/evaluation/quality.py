@@ -34,6 +34,7 @@ __all__ = [
     "edit_distance",
     "exact_mcnemar",
     "judge",
+    "margin_of",
     "paired_p",
 ]
 
@@ -611,9 +612,14 @@ def _answers(old: Outcome, new: Outcome) -> Iterator[tuple[Answer, Answer, Answe
         yield f"{old.score:.4f}", f"{new.score:.4f}" if moved else f"{old.score:.4f}", None
 
 
+def margin_of(metric: str, margin: float, before: float) -> float:
+    """How far a metric may move: by the margin; of perplexity, which knows no bounds, by that share of its value."""
+    return margin * abs(before) if metric in _RELATIVE else margin
+
+
 def _within(differences: Mapping[str, Interval], before: Mapping[str, float], margin: float) -> dict[str, bool]:
     found = {}
     for name, difference in differences.items():
-        most = margin * abs(before[name]) if name in _RELATIVE else margin
+        most = margin_of(name, margin, before[name])
         found[name] = -most <= difference.low and difference.high <= most
     return found

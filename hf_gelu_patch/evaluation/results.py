@@ -84,14 +84,20 @@ def _timings(result: Result) -> list[Data]:
 
 
 def _variant(one: VariantResult) -> Data:
-    from hf_gelu_patch.evaluation.quality import judge
+    from hf_gelu_patch.evaluation.quality import judge, margin_of
 
+    quality = one.quality
+    margins = (
+        {name: margin_of(name, quality.margin, quality.before[name]) for name in quality.differences}
+        if quality.margin is not None
+        else {}
+    )
     return {
         "name": one.variant.name,
         "variant": asdict(one.variant),
         "patch": {"summary": one.patch.summary, "text": str(one.patch), **one.patch.to_dict()},
-        "quality": asdict(one.quality),
-        "answers": judge(one.quality),
+        "quality": {**asdict(quality), "margins": margins},
+        "answers": judge(quality),
         "drift": asdict(one.drift),
         "layers": [asdict(layer) for layer in one.layers],
         "speed": {part: _speed(speed) for part, speed in _parts(one.speed).items()},
