@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 import subprocess
@@ -64,6 +65,7 @@ def strange(data: Data) -> Data:
     first, second, _ = model["variants"]
     first["wrong"] = "it gives numbers that are not finite"
     first["name"] = "include=*.<b>"
+    first["patch"]["text"] += "\n```\n# No heading\n"
     second["drift"].update(max_abs="inf", mean_abs="nan", own=None)
     for layer in second["layers"]:
         layer.update(change="inf", own=None, exact=None)
@@ -131,6 +133,7 @@ def test_the_json_holds_everything(data: Data) -> None:
     assert data["environment"]["versions"]["transformers"]
     assert model["fingerprint"]["examples"] == 37
     assert model["amdahl"] == pytest.approx(1 / (1 - model["activation_share"]))
+    assert plain([], Settings(), {"x": (math.inf, math.nan)})["environment"] == {"x": ["inf", "nan"]}
 
 
 def test_every_figure_of_the_table_is_one_of_the_json(data: Data) -> None:
@@ -172,6 +175,18 @@ def test_what_is_made_again_is_the_same(data: Data, tmp_path: Path) -> None:
     third = rebuild([tmp_path / "first" / JSON_NAME], tmp_path / "first")
     assert [path.read_bytes() for path in third] == [path.read_bytes() for path in second]
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == sorted(NAMES)
+
+
+def test_who_reads_sees_the_old_file_or_the_new_one(data: Data, strange: Data, tmp_path: Path) -> None:
+    save(strange, tmp_path)
+    with (tmp_path / "evaluation.md").open(encoding="utf-8") as reader:
+        save(data, tmp_path)
+        assert reader.read() == markdown(strange, ("quality", "speed", "drift"))
+    (tmp_path / "evaluation.html").unlink()
+    (tmp_path / "evaluation.html").mkdir()
+    with pytest.raises(EvaluationError, match=r"evaluation\.html cannot be written"):
+        save(data, tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_the_results_of_another_run_are_kept(data: Data, strange: Data, tmp_path: Path) -> None:
@@ -218,6 +233,8 @@ def test_strange_results_are_shown_as_they_are(strange: Data, tmp_path: Path) ->
     written = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
     assert "<script>" not in written.replace("\\<script", "").partition("```")[0]
     assert "a\\|\\<script\\>" in written
+    fences = re.findall("^(`{3,})", written, re.MULTILINE)
+    assert fences.count("````") == 2, "longer than those inside"
     for row in re.findall(r"^\|.*\|$", written, re.MULTILINE):
         assert len(re.split(r"(?<!\\)\|", row)) - 2 in (7, 8, 6), "a column a cell"
     assert "12 left out: row 3 has no" in written.replace("\\", "")
@@ -251,6 +268,10 @@ def test_on_a_screen(data: Data, strange: Data, tmp_path: Path, monkeypatch: pyt
         shown = path.read_text(encoding="utf-8")
         assert ("\x1b[" in shown) == colours
         assert found["models"][0]["variants"][1]["patch"]["text"].splitlines()[0] in shown
+        accuracy = found["models"][0]["variants"][0]["quality"]["before"]["accuracy"]
+        assert (f"accuracy {accuracy:.4f} → {accuracy:.4f}" in shown) == (not terminal), (
+            "on a line, where there is room"
+        )
     monkeypatch.setenv("NO_COLOR", "1")
     with path.open("w", encoding="utf-8") as file:
         print_results(data, Console(file=file, force_terminal=True))
