@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -584,12 +585,14 @@ def _mismatch(started: int, wanted: int) -> str:
 
 
 def _accelerator(started: int, threads: int) -> Accelerator:
-    """The processes, which on a CPU have to be told so: otherwise each would take itself for the only one."""
+    """The processes, which on a CPU have to be told so: otherwise each would take itself for the only one. They wait
+    for the main one as long as it times, for which the usual ten minutes may not do."""
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     torch.set_num_threads(threads)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
     if accelerator.num_processes != started:
         raise EvaluationError(_mismatch(accelerator.num_processes, started))
     return accelerator

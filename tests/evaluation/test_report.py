@@ -67,6 +67,7 @@ def strange(data: Data) -> Data:
     first["name"] = "include=*.<b>"
     first["patch"]["text"] += "\n```\n# No heading\n"
     second["drift"].update(max_abs="inf", mean_abs="nan", own=None)
+    second["quality"].update(p=1e-9, right_to_wrong=4)
     for layer in second["layers"]:
         layer.update(change="inf", own=None, exact=None)
     for layer in first["layers"]:
@@ -239,6 +240,8 @@ def test_strange_results_are_shown_as_they_are(strange: Data, tmp_path: Path) ->
         assert len(re.split(r"(?<!\\)\|", row)) - 2 in (7, 8, 6), "a column a cell"
     assert "12 left out: row 3 has no" in written.replace("\\", "")
     assert "nothing to hold it against: no \\<memory\\>" in written
+    assert "4 right → wrong<br>" in written
+    assert "<br>p \\< 0.0001" in written
     assert "accuracy" in model_card(strange)
 
 
