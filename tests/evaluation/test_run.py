@@ -231,8 +231,9 @@ def test_the_references_have_the_quality_that_is_noted(name: str, accelerator: A
     assert speed.end_to_end is not None
     assert speed.end_to_end.unit == speed.unit
     assert speed.end_to_end.before < speed.before
-    assert (speed.prefill is not None) == (speed.decode is not None) == (name != "vit")
-    assert speed.decode is None or speed.decode.unit == "tokens"
+    assert (speed.prefill is not None) == (name != "vit")
+    assert speed.decode is None or speed.decode.unit == "tokens"  # beside other work, noise may swallow every round
+    assert speed.decode is not None or name != "gpt2"
 
 
 def test_a_text_without_tokens_is_refused_by_its_row(tiny: Subject, tmp_path: Path) -> None:
