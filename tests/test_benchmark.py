@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -414,3 +415,20 @@ def test_clocks_are_asked_for(script: ModuleType, monkeypatch: pytest.MonkeyPatc
     (line,) = script.nvidia_smi()
     assert line.startswith("--query-gpu=")
     assert {"driver_version", "clocks.sm", "clocks.mem"} <= set(line.partition("=")[2].split(","))
+
+
+def test_noise_says_how_often_each_verdict_came(tmp_path: Path) -> None:
+    """Which ones came is up to the machine."""
+    options = ("--runs", "2", "--seconds", "0.02", "--examples", "8", "--delay", "5", "--output", "noise.json")
+    command = [sys.executable, str(SCRIPT), "noise", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "noise.json").read_text())["noise"]
+    for name, told in (("eager", "itself"), ("slowed", "itself with 500% of delay")):
+        verdicts = [run[name]["verdict"] for run in found["runs"]]
+        assert len(verdicts) == 2
+        for verdict in verdicts:
+            assert re.search(rf"^against {told}: .*{verdict} {verdicts.count(verdict)}", done.stdout, re.MULTILINE)
+    covered = sum(run["eager"]["ratio"]["low"] <= 1 <= run["eager"]["ratio"]["high"] for run in found["runs"])
+    assert found["cover_one"] == covered
+    assert f"cover 1: {covered} of 2" in done.stdout
