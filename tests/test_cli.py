@@ -435,6 +435,12 @@ def test_a_dry_run_loads_no_weights_and_writes_nothing(checkpoint: Path, data: P
     for said in ("tiny: text-classification", "text, label", "gelu_new → silu", "first 7", "evaluation.json"):
         assert said in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+    (tmp_path / "a.yaml").write_text("variant: [aten, activation=relu]\nlimit: 5\n")
+    done = run(*COMMAND, "evaluate", *command[:4], "--config=a.yaml", "--activation=mish", "--dry_run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "gelu_new → mish" in done.stdout
+    assert "first 5" in done.stdout
+    assert "relu" not in done.stdout, "how to patch is one matter, and the command line spoke of it"
 
 
 def test_listings(tmp_path: Path) -> None:
