@@ -435,7 +435,7 @@ def test_a_dry_run_loads_no_weights_and_writes_nothing(checkpoint: Path, data: P
     for said in ("tiny: text-classification", "text, label", "gelu_new → silu", "first 7", "evaluation.json"):
         assert said in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
-    (tmp_path / "a.yaml").write_text("variant: [aten, activation=relu]\nlimit: 5\n")
+    (tmp_path / "a.yaml").write_text("variant: [aten, activation=relu]\nlimit: 5\nmodel_name_or_path: ./nowhere\n")
     done = run(*COMMAND, "evaluate", *command[:4], "--config=a.yaml", "--activation=mish", "--dry_run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "gelu_new → mish" in done.stdout
