@@ -341,7 +341,7 @@ def test_one_copy_serves_both(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_memory_there_is_no_copy_and_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     family = FAMILIES["bert"]
     model, batch = family.build(), family.inputs()
-    monkeypatch.setattr("hf_gelu_patch.evaluation.drift._free_memory", lambda _: 1000)
+    monkeypatch.setattr("hf_gelu_patch.evaluation.drift.free_memory", lambda _: 1000)
     exact = exact_copy(model, batch, run)
     assert (exact.model, exact.logits) == (None, None)
     assert "GiB" in exact.reason
