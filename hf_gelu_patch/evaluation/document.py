@@ -118,7 +118,8 @@ def _rate(value: float | str) -> str:
 
 
 def _seconds(value: float | str) -> str:
-    return f"{float(value) * 1e3:.3g} ms"
+    number = float(value)
+    return f"{number:.3g} s" if number >= 1 else f"{number * 1e3:.3g} ms"
 
 
 def noise(floor: Mapping[str, float | str]) -> float:
