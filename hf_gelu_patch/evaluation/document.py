@@ -340,9 +340,9 @@ def _flips(data: Data) -> tuple[Table | Text, ...]:
     for model, variant in _pairs(data):
         found = variant["quality"]
         for flip in found["flipped"][:_LISTED]:
-            shown = (str(flip["example"]), flip["before"], flip["after"], flip["target"])
+            shown = [model["named"].get(flip[key], flip[key]) for key in ("before", "after", "target")]
             text = model["described"].get(str(flip["example"]), "")
-            rows.append((*_head(model, variant), *((cell,) for cell in shown), (text,)))
+            rows.append((*_head(model, variant), *((cell,) for cell in (str(flip["example"]), *shown, text))))
         if found["flips"] > _LISTED:
             more.append(f"{model['subject']['name']} ({variant['name']}): {found['flips'] - _LISTED:,} more")
     if not rows:

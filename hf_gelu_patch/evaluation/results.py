@@ -272,6 +272,7 @@ def _together(one: Data, other: Data) -> Data:
     return {
         **other,
         "described": {**one["described"], **other["described"]},
+        "named": {**one["named"], **other["named"]},
         "variants": [*kept, *other["variants"]],
         "timings": [*one["timings"], *other["timings"]],
     }

@@ -132,6 +132,7 @@ class Result:
         activation_share: the share of its forward's time that activations take.
         peak_memory: the memory its forward takes, as ``speed.peak_memory`` tells it.
         described: a short text of each example whose answer is in some ``quality.flipped``.
+        named: what people call the answers there, by what ``quality.flipped`` has: labels and tokens by their texts.
         exact_reason: why there was no float64 copy to compare with; "" where there was one.
         model_class, parameters, dtype, device, attn_implementation: the model as it ran.
         batch_size: examples in a batch.
@@ -148,6 +149,7 @@ class Result:
     activation_share: float
     peak_memory: int | None
     described: dict[int, str]
+    named: dict[str, str]
     exact_reason: str
     model_class: str
     parameters: int
@@ -304,14 +306,16 @@ def evaluate(
         )
         for variant in settings.variants
     )
-    flipped = sorted({flip.example for result in results for flip in result.quality.flipped})
+    flips = [flip for result in results for flip in result.quality.flipped]
+    said = sorted({answer for flip in flips for answer in (flip.before, flip.after, flip.target) if answer})
     return Result(
         subject=task.subject,
         variants=results,
         unpatched=results[0].quality.before,
         activation_share=share,
         peak_memory=memory,
-        described={example: task.describe(example) for example in flipped},
+        described={example: task.describe(example) for example in sorted({flip.example for flip in flips})},
+        named={answer: task.named(answer) for answer in said},
         exact_reason=reason,
         model_class=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),

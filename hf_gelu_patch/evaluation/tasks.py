@@ -163,6 +163,10 @@ class Task(ABC):
         """A short text by which people know an example: the beginning of what the model is given."""
         return _shortened(self.examples[example]["shown"])
 
+    def named(self, answer: str) -> str:
+        """An answer as people know it: what a label or a token is called."""
+        return answer
+
     def size(self, example: dict[str, Any]) -> int:
         """How long an example is: like lengths go into one batch."""
         return len(example.get("input_ids", ()))
@@ -310,6 +314,9 @@ class _Classification(Task):
     """One label for an example."""
 
     metric = ClassificationMetric
+
+    def named(self, answer: str) -> str:
+        return str(self.config.id2label.get(int(answer), answer))
 
     def label(self, value: Any) -> int | None:
         """A label's id, from its id or its name; None if the model knows neither."""
@@ -573,6 +580,9 @@ class _LanguageModel(Task):
 
     def describe(self, example: int) -> str:
         return _shortened(self.processor.decode(self.examples[example]["input_ids"][:100]))
+
+    def named(self, answer: str) -> str:
+        return repr(self.processor.decode([int(answer)]))
 
 
 def _token_columns(outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:

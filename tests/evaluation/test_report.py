@@ -155,10 +155,12 @@ def test_every_figure_of_the_table_is_one_of_the_json(data: Data) -> None:
     flips = model["variants"][1]["quality"]["flipped"]
     written = markdown(data)
     assert flips
+    names = model["named"]
+    assert names == {"0": "no", "1": "yes"}
     for flip in flips[:10]:
         assert (
-            f"| {flip['before']} | {flip['after']} | {flip['target']} | {model['described'][str(flip['example'])]}"
-            in written
+            f"| {names[flip['before']]} | {names[flip['after']]} | {names[flip['target']]} | "
+            f"{model['described'][str(flip['example'])]}" in written
         )
     for layer in model["variants"][1]["layers"]:
         assert f"| {layer['path']} | {layer['change']:.2g} | {layer['own']:.2g} | {layer['exact']:.2g} |" in written
