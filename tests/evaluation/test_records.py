@@ -9,7 +9,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -323,8 +322,6 @@ def test_another_model_or_other_data_under_the_same_name_are_not_gone_on_with(
 
 def test_records_that_cannot_be_written_are_told_by_every_process(checkpoint: Path, few: Path, tmp_path: Path) -> None:
     (tmp_path / "records").write_text("a file where the folder should be")
-    began = time.monotonic()
     for process in start(checkpoint, few, tmp_path, QUICK, 2):
         process.join(60)
         assert process.exitcode == 1
-    assert time.monotonic() - began < 30

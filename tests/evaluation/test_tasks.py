@@ -205,7 +205,7 @@ def test_masked_language_modelling(masked: Path, tmp_path: Path) -> None:
         assert whole[-1] == tokenizer.sep_token_id
         shown += tokenizer.decode(whole[1:-1]).split()
         assert task.describe(number).startswith(tokenizer.decode(whole)[:90])
-        assert task.named(str(whole[0])) == repr(tokenizer.decode(whole[:1]))
+        assert task.named(str(int(whole[0]))) == repr(tokenizer.decode(whole[:1]))
         likelihood = model(ids[None]).logits[0].double().log_softmax(-1)
         assert outcome.targets == tuple(targets[places].tolist())
         assert outcome.answers == tuple(likelihood.argmax(-1)[places].tolist())
