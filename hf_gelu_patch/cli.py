@@ -257,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         default=10.0,
         metavar="S",
-        help="time each variant for so long at least, and all together for six times that at most (default: 10)",
+        help="time each variant for so long at least, and for no more than twice as long on average (default: 10)",
     )
     how.add_argument(
         "--margin",
