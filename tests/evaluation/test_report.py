@@ -145,6 +145,8 @@ def test_every_figure_of_the_table_is_one_of_the_json(data: Data) -> None:
         for name, value in quality["before"].items():
             assert f"{name.replace('_', ' ')} {value:.4f} → {quality['after'][name]:.4f}" in told
         assert f"{quality['flips']} of 37" in told
+        if quality["right_to_wrong"]:
+            assert (f"p = {quality['p']:.2g}" if quality["p"] >= 1e-4 else "p < 0.0001") in told
         ratio = speed["ratio"]
         assert f"{ratio['value']:.3f}× ({ratio['low']:.3f} to {ratio['high']:.3f})" in told
         assert f"activations allow {model['amdahl']:.2f}×" in told
@@ -155,6 +157,7 @@ def test_every_figure_of_the_table_is_one_of_the_json(data: Data) -> None:
     flips = model["variants"][1]["quality"]["flipped"]
     written = markdown(data)
     assert flips
+    assert model["variants"][1]["quality"]["p"] >= 1e-4
     names = model["named"]
     assert names == {"0": "no", "1": "yes"}
     for flip in flips[:10]:
