@@ -254,14 +254,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     how.add_argument(
         "--timing_seconds",
-        type=_seconds,
+        type=_above_zero,
         default=10.0,
         metavar="S",
         help="time each variant for so long at least, and for no more than twice as long on average (default: 10)",
     )
     how.add_argument(
         "--margin",
-        type=_margin,
+        type=_above_zero,
         metavar="X",
         help="how far a metric may move and count as equivalent: 0.01 is one point of accuracy, 1 %% of a perplexity",
     )
@@ -355,23 +355,13 @@ def _positive(text: str) -> int:
     return number
 
 
-def _seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds") from None
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} seconds: it takes more than none")
-    return number
-
-
-def _margin(text: str) -> float:
+def _above_zero(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no margin: it takes a number above 0")
+        raise argparse.ArgumentTypeError(f"{text}: it takes a number above 0")
     return number
 
 
@@ -538,13 +528,7 @@ def _dry_run(subjects: Sequence[Subject], variants: Sequence[Variant], options: 
         print(f"  data: {one.data}{f' ({columns})' if columns else ''}")
         model = skeleton(one.model, trust_remote_code=options.trust_remote_code)
         for variant in variants:
-            found = find_sites(
-                model,
-                implementation=variant.implementation,
-                activation=variant.activation,
-                include=variant.include,
-                exclude=variant.exclude,
-            )
+            found = find_sites(model, **variant.options)
             print(f"  {variant.name}: {found.summary}")
             print("".join(f"  {line}\n" for line in found.lines()), end="")
     some = "all" if options.limit is None else f"the first {options.limit}"
@@ -716,16 +700,10 @@ def _sites(options: argparse.Namespace) -> int:
     from hf_gelu_patch.evaluation.loading import skeleton
 
     model = skeleton(place, trust_remote_code=options.trust_remote_code)
-    wanted: dict[str, Any] = {
-        "implementation": variant.implementation,
-        "activation": variant.activation,
-        "include": variant.include,
-        "exclude": variant.exclude,
-    }
-    report = find_sites(model, **wanted)
+    report = find_sites(model, **variant.options)
     print(report)
     if options.diff and report.changed:
-        with patched(model, **wanted):
+        with patched(model, **variant.options):
             print(explain(model))
     return 0
 

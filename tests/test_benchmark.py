@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -19,6 +18,7 @@ import pytest
 import torch
 import torch._dynamo.config
 import torch._functorch.config
+from conftest import load_script
 from torch import Tensor
 
 from hf_gelu_patch.evaluation.speed import Ratio, judge
@@ -55,15 +55,7 @@ def checks(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    path = list(sys.path)
-    sys.modules[spec.name] = module  # where dataclasses look
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture

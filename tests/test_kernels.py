@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import triton
+from conftest import load_script
 
 from hf_gelu_patch import ACTIVATIONS, kernels, ops
 
@@ -23,20 +23,7 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "kernels.py"
 TABLE = SCRIPT.with_suffix(".md")
 
 
-def _load() -> Any:
-    spec = importlib.util.spec_from_file_location("kernels_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    kept = list(sys.path)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path[:] = kept
-    return module
-
-
-script = _load()
+script: Any = load_script(SCRIPT)
 
 # (value for x ≥ −5, value, derivative): the largest error in ulp over all finite values. PyTorch's own is allowed
 # where it is more than the first or the last of these.

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hf_gelu_patch.evaluation.results import Data
-from hf_gelu_patch.evaluation.speed import CONFIDENCE
+from hf_gelu_patch.evaluation.speed import CONFIDENCE, Ratio, reach
 
-__all__ = ["Code", "Picture", "Section", "Table", "Text", "sections", "summary", "verdicts"]
+__all__ = ["Code", "Picture", "Section", "Table", "Text", "patched", "sections", "summary", "verdicts"]
 
 _LISTED = 10  # changed answers of each variant, and rows left out
 _NAMES = {"forward": "forward", "end_to_end": "end to end", "prefill": "prefill", "decode": "decode"}
@@ -87,7 +87,7 @@ def sections(data: Data, pictures: Sequence[str] = ()) -> list[Section]:
         Section("Speed", (*_pictured(data, pictures, "speed"), *_speeds(data))),
         Section("Drift by layer", (*_pictured(data, pictures, "drift"), *_layers(data))),
         Section("Changed answers", _flips(data)),
-        Section("What was patched", tuple(_patched(data))),
+        Section("What was patched", patched(data)),
         Section("Rows left out", _skipped(data)),
         Section("Settings and environment", (_surroundings(data),)),
     ]
@@ -124,10 +124,8 @@ def _seconds(value: float | str) -> str:
 
 def noise(floor: Mapping[str, float | str]) -> float:
     """How far the interval of the unpatched model against itself reaches, as a share."""
-    low, high = float(floor["low"]), float(floor["high"])
-    if low <= 0 or high == math.inf:
-        return math.inf
-    return math.exp(max(abs(math.log(low)), abs(math.log(high)))) - 1
+    found = Ratio(*(float(floor[key]) for key in ("value", "low", "high")))
+    return math.inf if found.low <= 0 else math.expm1(reach(found))
 
 
 def words(name: str) -> str:
@@ -177,13 +175,13 @@ def _drift(found: Data) -> tuple[str, ...]:
 
 def _speed(model: Data, variant: Data) -> tuple[str, ...]:
     found = variant["speed"]["forward"]
-    reach = f"noise ±{noise(found['floor']):.1%}"
+    floor = f"noise ±{noise(found['floor']):.1%}"
     if found["ratio"] is None:
-        return f"{_rate(found['before'])} {found['unit']}/s", reach
+        return f"{_rate(found['before'])} {found['unit']}/s", floor
     return (
         f"{_rate(found['before'])} → {_rate(found['after'])} {found['unit']}/s",
         _ratio(found["ratio"]),
-        reach,
+        floor,
         f"activations allow {float(model['amdahl']):.2f}×",
     )
 
@@ -241,8 +239,10 @@ def _pairs(data: Data) -> list[tuple[Data, Data]]:
     return [(model, variant) for model in data["models"] for variant in model["variants"]]
 
 
-def _head(model: Data, variant: Data) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return (model["subject"]["name"],), (variant["name"],)
+def _row(model: Data, variant: Data, *cells: str | tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """A row about one variant; a text is a cell of one line."""
+    all_cells = (model["subject"]["name"], variant["name"], *cells)
+    return tuple((cell,) if isinstance(cell, str) else cell for cell in all_cells)
 
 
 def _differences(data: Data) -> tuple[Table | Text, ...]:
@@ -259,7 +259,7 @@ def _differences(data: Data) -> tuple[Table | Text, ...]:
                 f"{_signed(difference['low'])} to {_signed(difference['high'])}",
                 equivalent,
             )
-            rows.append((*_head(model, variant), *((cell,) for cell in cells)))
+            rows.append(_row(model, variant, *cells))
     margins = {variant["quality"]["margin"] for _, variant in _pairs(data)}
     within = " or ".join(f"±{float(margin):g}" for margin in margins if margin is not None)
     headings = ("model", "variant", "metric", "before", "after", "difference", "95 % interval")
@@ -281,14 +281,14 @@ def _speeds(data: Data) -> tuple[Table | Text, ...]:
             ]
             to = "" if found["after"] is None else f" → {_rate(found['after'])}"
             cells = (
-                (_NAMES[part],),
-                (f"{_rate(found['before'])}{to} {found['unit']}/s",),
-                ("",) if found["ratio"] is None else (_ratio(found["ratio"]),),
-                (f"±{noise(found['floor']):.1%}",),
+                _NAMES[part],
+                f"{_rate(found['before'])}{to} {found['unit']}/s",
+                "" if found["ratio"] is None else _ratio(found["ratio"]),
+                f"±{noise(found['floor']):.1%}",
                 tuple(spread),
-                (found["verdict"],),
+                found["verdict"],
             )
-            rows.append((*_head(model, variant), *cells))
+            rows.append(_row(model, variant, *cells))
     headings = ("model", "variant", "what", "throughput", "ratio", "noise", "time a batch", "verdict")
     said = []
     for model in data["models"]:
@@ -303,20 +303,20 @@ def _speeds(data: Data) -> tuple[Table | Text, ...]:
 
 
 def _layers(data: Data) -> tuple[Table | Text, ...]:
-    rows = []
+    rows, same = [], []
     for model, variant in _pairs(data):
-        if all(float(layer["change"]) == 0 for layer in variant["layers"]):
-            continue
-        for layer in variant["layers"]:
-            cells = (layer["path"], small(layer["change"]), small(layer["own"]), small(layer["exact"]))
-            rows.append((*_head(model, variant), *((cell,) for cell in cells)))
+        layers = variant["layers"]
+        if any(float(layer["change"]) for layer in layers):
+            for layer in layers:
+                cells = (layer["path"], small(layer["change"]), small(layer["own"]), small(layer["exact"]))
+                rows.append(_row(model, variant, *cells))
+        elif layers:
+            same.append(f"{model['subject']['name']} ({variant['name']})")
     said = [
         Text(f"{model['subject']['name']}: nothing to hold it against: {model['exact_reason']}.")
         for model in data["models"]
         if model["exact_reason"]
     ]
-    same = [f"{model['subject']['name']} ({v['name']})" for model, v in _pairs(data) if v["layers"] and not any(
-        float(layer["change"]) for layer in v["layers"])]  # fmt: skip
     if same:
         said.append(Text(f"The same to the last bit, in every layer: {', '.join(same)}."))
     if not rows:
@@ -342,7 +342,7 @@ def _flips(data: Data) -> tuple[Table | Text, ...]:
         for flip in found["flipped"][:_LISTED]:
             shown = [model["named"].get(flip[key], flip[key]) for key in ("before", "after", "target")]
             text = model["described"].get(str(flip["example"]), "")
-            rows.append((*_head(model, variant), *((cell,) for cell in (str(flip["example"]), *shown, text))))
+            rows.append(_row(model, variant, str(flip["example"]), *shown, text))
         if found["flips"] > _LISTED:
             more.append(f"{model['subject']['name']} ({variant['name']}): {found['flips'] - _LISTED:,} more")
     if not rows:
@@ -352,11 +352,12 @@ def _flips(data: Data) -> tuple[Table | Text, ...]:
     return (Table(headings, tuple(rows), heads=2), *([kept] if kept else []))
 
 
-def _patched(data: Data) -> list[Code]:
-    return [
+def patched(data: Data) -> tuple[Code, ...]:
+    """What each patch did, site by site."""
+    return tuple(
         Code(f"{model['subject']['name']}, {variant['name']}: {variant['patch']['text']}")
         for model, variant in _pairs(data)
-    ]
+    )
 
 
 def _skipped(data: Data) -> tuple[Text, ...]:

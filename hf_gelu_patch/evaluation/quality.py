@@ -36,6 +36,7 @@ __all__ = [
     "judge",
     "margin_of",
     "paired_p",
+    "plain_number",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -80,9 +81,9 @@ class Outcome:
         return {
             "answers": list(self.answers),
             "targets": list(self.targets),
-            "loss": _plain(self.loss),
+            "loss": plain_number(self.loss),
             "tokens": self.tokens,
-            "score": None if self.score is None else _plain(self.score),
+            "score": None if self.score is None else plain_number(self.score),
             "top5": list(self.top5),
         }
 
@@ -104,7 +105,8 @@ class Outcome:
         )
 
 
-def _plain(number: float) -> float | str:
+def plain_number(number: float) -> float | str:
+    """As JSON has it: what is not finite by its name."""
     return number if math.isfinite(number) else repr(float(number))
 
 

@@ -12,7 +12,6 @@ import hashlib
 import io
 import itertools
 import json
-import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from hf_gelu_patch.evaluation.data import EvaluationError
-from hf_gelu_patch.evaluation.quality import Outcome
+from hf_gelu_patch.evaluation.quality import Outcome, plain_number
 
 __all__ = ["Fingerprint", "Row", "Writer", "content_digest", "folder_name", "prepare", "read", "text_digest"]
 
@@ -62,7 +61,7 @@ class Row:
             "example": self.example,
             "variant": self.variant,
             "outcome": self.outcome.to_json(),
-            "drift": None if drift is None else {name: _plain(value) for name, value in drift.items()},
+            "drift": None if drift is None else {name: plain_number(value) for name, value in drift.items()},
         }
 
     @classmethod
@@ -79,11 +78,6 @@ class Row:
             Outcome.from_json(data["outcome"]),
             None if drift is None else {name: float(value) for name, value in drift.items()},
         )
-
-
-def _plain(number: float) -> float | str:
-    """As JSON has it: what is not finite by its name."""
-    return number if math.isfinite(number) else repr(float(number))
 
 
 def folder_name(subject: str) -> str:

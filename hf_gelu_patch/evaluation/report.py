@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_gelu_patch.evaluation.data import EvaluationError
-from hf_gelu_patch.evaluation.document import NOTES, Code, Picture, Table, Text, sections, summary
+from hf_gelu_patch.evaluation.document import NOTES, Code, Picture, Table, Text, patched, sections, summary
 from hf_gelu_patch.evaluation.page import page
 from hf_gelu_patch.evaluation.results import JSON_NAME, Data, merge, read
 
@@ -47,11 +47,8 @@ def print_results(data: Data, console: Console) -> None:
     console.print(grid)
     console.print(NOTES, markup=False, highlight=False)
     console.print()
-    for section in sections(data):
-        if section.title == "What was patched":
-            for block in section.blocks:
-                if isinstance(block, Code):
-                    console.print(block.text, markup=False, highlight=False, soft_wrap=True)
+    for code in patched(data):
+        console.print(code.text, markup=False, highlight=False, soft_wrap=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- texts

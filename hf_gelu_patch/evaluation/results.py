@@ -129,7 +129,7 @@ def _named(value: Any) -> Any:
         return {str(key): _named(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_named(item) for item in value]
-    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return repr(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # -------------------------------------------------------------------------------------------------------- environment

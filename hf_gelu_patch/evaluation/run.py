@@ -355,13 +355,7 @@ def _twin(model: PreTrainedModel) -> PreTrainedModel:
 def _patch(model: PreTrainedModel, variant: Variant) -> Report:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingPatchedWarning)  # the result says so
-        return patch(
-            model,
-            implementation=variant.implementation,
-            activation=variant.activation,
-            include=variant.include,
-            exclude=variant.exclude,
-        )
+        return patch(model, **variant.options)
 
 
 def _runs(variant: Variant, report: Report) -> bool:

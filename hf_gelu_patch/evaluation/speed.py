@@ -31,6 +31,7 @@ __all__ = [
     "peak_memory",
     "percentiles",
     "ratio",
+    "reach",
     "summarise",
 ]
 
@@ -194,10 +195,10 @@ def _noise(timings: Timings, seed: int) -> float:
     if not {"before", "again"} <= timings.seconds.keys():
         return 0.0
     floor = ratio(timings.seconds["before"], timings.seconds["again"], seed=seed)
-    return math.expm1(_reach(floor))
+    return math.expm1(reach(floor))
 
 
-def _reach(floor: Ratio) -> float:
+def reach(floor: Ratio) -> float:
     """The further end of an interval around 1, as a logarithm."""
     return max(abs(math.log(floor.low)), abs(math.log(floor.high)))
 
@@ -296,7 +297,7 @@ def _tails(size: int) -> tuple[float, float]:
 def judge(found: Ratio, floor: Ratio) -> str:
     """A difference counts where its whole interval lies beyond the noise floor: beyond the further end of the
     interval of the model against itself, on either side."""
-    noise = _reach(floor)
+    noise = reach(floor)
     if math.log(found.low) > noise:
         return "faster"
     if math.log(found.high) < -noise:

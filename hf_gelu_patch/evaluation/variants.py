@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from hf_gelu_patch.evaluation.data import EvaluationError
 
@@ -28,6 +29,11 @@ class Variant:
     activation: str | None = None
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of ``patch`` and ``find_sites``."""
+        return {key: getattr(self, key) for key in _KEYS}
 
     @classmethod
     def parse(cls, text: str) -> Variant:
