@@ -104,8 +104,11 @@ def figure(value: float | str) -> str:
 
 
 def _signed(value: float | str) -> str:
+    """Four decimals, or two digits of what these would show as 0."""
     number = float(value)
-    return "±0" if number == 0 else f"{number:+.4f}".replace("-", "−")
+    if number == 0:
+        return "±0"
+    return (f"{number:+.2g}" if abs(number) < 5e-5 else f"{number:+.4f}").replace("-", "−")
 
 
 def small(value: float | str | None) -> str:

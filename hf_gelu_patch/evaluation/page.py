@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from html import escape
 
@@ -13,31 +14,53 @@ __all__ = ["page"]
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #c8ccd0; --soft: #f3f5f7; --good: #046c4e; --bad: #b42318; }
-@media (prefers-color-scheme: dark) { :root { --line: #454b52; --soft: #20252a; --good: #4cc38a; --bad: #ff8a7a; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 75rem; font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; }
+body { margin: 0 auto; padding: 1rem; max-width: 90rem; overflow-wrap: break-word; }
+body { font: 1rem/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+p { max-width: 46rem; }
+nav a { display: inline-block; margin-right: 1rem; }
+.wide { margin: 1rem 0; overflow-x: auto; }
+:focus-visible { outline: 2px solid; outline-offset: 2px; }
+table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+table:not(.stacked) { width: max-content; }
 th, td { border: 1px solid var(--line); padding: 0.3rem 0.5rem; text-align: left; vertical-align: top; }
+th, td { max-width: 28rem; }
 thead th { background: var(--soft); }
-tbody th { font-weight: 600; overflow-wrap: anywhere; }
-img { max-width: 100%; height: auto; background: #fff; }
-pre { background: var(--soft); padding: 0.6rem; overflow-x: auto; font-size: 0.8rem; }
+tbody th { font-weight: 600; max-width: 14em; }
+img { display: block; max-width: 100%; height: auto; background: #fff; }
+pre { background: var(--soft); padding: 0.6rem; font-size: 0.8rem; white-space: pre-wrap; }
 .note { font-size: 0.85rem; }
 .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
-@media (max-width: 40rem) {
+@media screen and (prefers-color-scheme: dark) {
+  :root { --line: #454b52; --soft: #20252a; --good: #4cc38a; --bad: #ff8a7a; }
+  img { filter: invert(0.93) hue-rotate(180deg); }
+}
+@media screen and (max-width: 60rem) {
   body { padding: 0.6rem; }
-  table.stacked, .stacked tbody, .stacked tr, .stacked td, .stacked tbody th { display: block; width: 100%; }
+  img { max-width: none; }
+  tbody th { max-width: 10em; }
+  table.stacked, .stacked tr, .stacked td, .stacked tbody th { display: block; max-width: none; }
+  .stacked tbody { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
   .stacked thead { display: none; }
-  .stacked tr { margin-bottom: 1rem; border: 1px solid var(--line); }
+  .stacked tr { border: 1px solid var(--line); }
   .stacked td, .stacked tbody th { border: 0; }
+  .stacked tbody th { background: var(--soft); }
   .stacked td::before { content: attr(data-label) ": "; font-weight: 600; }
 }
 @media print {
-  body { max-width: none; font-size: 9pt; }
-  .wide, pre { overflow: visible; white-space: pre-wrap; }
-  tr, img { break-inside: avoid; }
+  @page { margin: 12mm; }
+  :root { color-scheme: light; font-size: 9pt; }
+  body { max-width: none; padding: 0; }
+  nav { display: none; }
+  table { font-size: 0.8rem; line-height: 1.3; }
+  table:not(.stacked) { width: auto; }
+  th, td { padding: 0.15rem 0.3rem; }
+  tbody th { max-width: 10em; }
+  .wide { overflow: visible; }
+  pre { padding: 0; }
+  img { max-height: 22cm; object-fit: contain; object-position: left; }
+  thead, tr, img { break-inside: avoid; }
   h2 { break-after: avoid; }
 }
 """
@@ -49,8 +72,10 @@ def page(data: Data, pictures: Mapping[str, bytes]) -> str:
     """The page as HTML; whatever is not our own text is escaped.
 
     Args:
-        pictures: the plots by name, as PNG.
+        pictures: the plots by name, as PNG, at twice the size that they are shown at.
     """
+    shown = sections(data, tuple(pictures))
+    links = " ".join(f'<a href="#{_anchor(section)}">{escape(section.title)}</a>' for section in shown)
     names = ", ".join(model["subject"]["name"] for model in data["models"])
     title = escape(f"Evaluation: {names}")
     lines = [
@@ -66,30 +91,43 @@ def page(data: Data, pictures: Mapping[str, bytes]) -> str:
         "<main>",
         f"<h1>{title}</h1>",
         f"<p>hf_gelu_patch, {escape(data['created'])}</p>",
-        _table(summary(data), stacked=True),
+        f'<nav aria-label="Sections">{links}</nav>',
+        _table(summary(data), "Summary", stacked=True),
         f'<p class="note">{escape(NOTES)}</p>',
     ]
-    for section in sections(data, tuple(pictures)):
+    for section in shown:
         lines += _section(section, pictures)
     return "\n".join([*lines, "</main>", "</body>", "</html>", ""])
 
 
+def _anchor(section: Section) -> str:
+    return section.title.lower().replace(" ", "-")
+
+
 def _section(section: Section, pictures: Mapping[str, bytes]) -> list[str]:
-    lines = ["<section>", f"<h2>{escape(section.title)}</h2>"]
+    lines = ["<section>", f'<h2 id="{_anchor(section)}">{escape(section.title)}</h2>']
     for block in section.blocks:
         if isinstance(block, Table):
-            lines.append(_table(block))
+            lines.append(_table(block, section.title))
         elif isinstance(block, Text):
             lines.append(f"<p>{escape(block.text)}</p>")
         elif isinstance(block, Code):
             lines.append(f"<pre>{escape(block.text)}</pre>")
         elif isinstance(block, Picture):
-            encoded = base64.b64encode(pictures[block.name]).decode("ascii")
-            lines.append(f'<p><img src="data:image/png;base64,{encoded}" alt="{escape(block.alt)}"></p>')
+            picture = pictures[block.name]
+            source = f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"
+            width = int.from_bytes(picture[16:20], "big") // 2
+            image = f'<img src="{source}" width="{width}" alt="{escape(block.alt)}">'
+            lines.append(_wide(image, f"{section.title}, picture"))
     return [*lines, "</section>"]
 
 
-def _table(table: Table, *, stacked: bool = False) -> str:
+def _wide(content: str, label: str) -> str:
+    """What may be wider than the page, in a box that scrolls, by the keyboard too."""
+    return f'<div class="wide" role="group" aria-label="{escape(label)}" tabindex="0">{content}</div>'
+
+
+def _table(table: Table, label: str, *, stacked: bool = False) -> str:
     head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in table.headings)
     rows = []
     for row in table.rows:
@@ -97,13 +135,18 @@ def _table(table: Table, *, stacked: bool = False) -> str:
         for number, (heading, lines) in enumerate(zip(table.headings, row, strict=True)):
             text = "<br>".join(_marked(line) if heading == "verdict" else escape(line) for line in lines)
             if number < table.heads:
-                cells.append(f'<th scope="row">{text}</th>')
+                cells.append(f'<th scope="row">{_breakable(text)}</th>')
             else:
                 cells.append(f'<td data-label="{escape(heading)}">{text}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     kind = ' class="stacked"' if stacked else ""
     body = "\n".join(rows)
-    return f'<div class="wide"><table{kind}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    return _wide(f"<table{kind}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>", label)
+
+
+def _breakable(text: str) -> str:
+    """A name of escaped text that may go on in another line where one of its parts ends."""
+    return re.sub(r"([=,;/_.])(?=\D)", r"\1<wbr>", text)
 
 
 def _marked(line: str) -> str:

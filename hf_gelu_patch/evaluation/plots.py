@@ -39,7 +39,7 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name in a script that the font lacks: an empty box
-        figure.savefig(buffer, format="png", dpi=110)
+        figure.savefig(buffer, format="png", dpi=220)  # twice as many as a page shows
     return buffer.getvalue()
 
 
@@ -101,7 +101,8 @@ def _quality(data: Data) -> Figure | None:
         return None
     columns = max(len(metrics) for _, metrics in shown)
     heights = [len(model["variants"]) * _ROW + 1.1 for model, _ in shown]
-    figure = Figure(figsize=(2.4 + 3.1 * columns, sum(heights)), layout="constrained")
+    figure = Figure(figsize=(2.4 + 3.1 * columns, sum(heights)))
+    figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
     panels = figure.subplots(len(shown), columns, squeeze=False, height_ratios=heights)
     for row, (model, metrics) in zip(panels, shown, strict=True):
         for panel, name in zip(row, metrics, strict=False):

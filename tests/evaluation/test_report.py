@@ -31,7 +31,7 @@ from hf_gelu_patch.evaluation.run import Settings, Variant, evaluate_subject
 
 VARIANTS = ("aten", "activation=relu_squared", "eager")
 PNG = b"\x89PNG\r\n\x1a\n"
-VOID = {"meta", "br", "img"}
+VOID = {"meta", "br", "img", "wbr"}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,7 @@ def strange(data: Data) -> Data:
     model["exact_reason"] = "no <memory>"
     model["skipped"] = [[3, "has no `text`"]] * 12
     first, second, _ = model["variants"]
+    first["quality"]["differences"]["accuracy"] = {"value": -3e-8, "low": -4.2e-5, "high": 0.0}
     first["wrong"] = "it gives numbers that are not finite"
     first["name"] = "include=*.<b>"
     first["patch"]["text"] += "\n```\n# No heading\n"
@@ -88,6 +89,8 @@ class Checked(HTMLParser):
         self.open: list[str] = []
         self.headings: list[int] = []
         self.tags: set[str] = set()
+        self.named: set[str] = set()
+        self.links: set[str] = set()
         self.text: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -97,8 +100,9 @@ class Checked(HTMLParser):
         if re.fullmatch("h[1-6]", tag):
             self.headings.append(int(tag[1]))
         found = dict(attrs)
-        for name in ("src", "href"):
-            assert (found.get(name) or "data:").startswith("data:")
+        assert (found.get("src") or "data:").startswith("data:")
+        self.named.add(found.get("id") or "")
+        self.links |= {found["href"] or ""} if "href" in found else set()
         assert not [name for name in found if name.startswith("on")]
         assert tag != "img" or len(found["alt"] or "") > 20
 
@@ -114,6 +118,7 @@ def checked(text: str) -> Checked:
     found.feed(text)
     found.close()
     assert found.open == []
+    assert found.links <= {f"#{name}" for name in found.named}
     assert found.headings[0] == 1
     assert all(after <= before + 1 for before, after in zip(found.headings, found.headings[1:], strict=False))
     return found
@@ -212,9 +217,13 @@ def test_the_page_needs_nothing_else(data: Data) -> None:
     written = page(data, pictures)
     assert 'name="viewport"' in written
     assert "@media print" in written
-    assert "@media (max-width" in written
+    assert "@media screen and (max-width" in written
     assert "prefers-color-scheme" in written
     assert "url(" not in written
+    for picture in pictures.values():
+        width = int.from_bytes(picture[16:20], "big")
+        assert f'" width="{width // 2}" alt="' in written
+    assert found.links == {f"#{section.title.lower().replace(' ', '-')}" for section in sections(data)}
     text = " ".join("".join(found.text).split())
     for row in summary(data).rows:
         for cell in row:
@@ -246,6 +255,7 @@ def test_strange_results_are_shown_as_they_are(strange: Data, tmp_path: Path) ->
     assert "12 left out: row 3 has no" in written.replace("\\", "")
     assert "nothing to hold it against: no \\<memory\\>" in written
     assert "4 right → wrong<br>" in written
+    assert "| −3e−08 | −4.2e−05 to ±0 | yes |" in written
     assert "<br>p \\< 0.0001" in written
     assert "accuracy" in model_card(strange)
 
