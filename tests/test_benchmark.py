@@ -21,6 +21,7 @@ import torch._functorch.config
 from conftest import load_script
 from torch import Tensor
 
+from hf_gelu_patch.evaluation import results
 from hf_gelu_patch.evaluation.speed import Ratio, judge
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
@@ -58,6 +59,16 @@ def script() -> ModuleType:
     return load_script(SCRIPT)
 
 
+@pytest.fixture(scope="module")
+def kernels(script: ModuleType) -> ModuleType:
+    return script.kernels
+
+
+@pytest.fixture(scope="module")
+def timing(script: ModuleType) -> ModuleType:
+    return sys.modules[script.kernels.enough.__module__]
+
+
 @pytest.fixture
 def main(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """The script's command, in this process, whose torch it sets up for itself."""
@@ -69,7 +80,9 @@ def main(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     graphs, dynamo = torch._functorch.config, torch._dynamo.config
     with (
         graphs.patch(donated_buffer=graphs.donated_buffer),
-        dynamo.patch(recompile_limit=dynamo.recompile_limit),
+        dynamo.patch(
+            recompile_limit=dynamo.recompile_limit, accumulated_recompile_limit=dynamo.accumulated_recompile_limit
+        ),
     ):
         yield run
 
@@ -141,11 +154,11 @@ def test_table_plot_and_environment(folder: Path, cells: list[dict[str, Any]]) -
     assert written.count("\n| ") == sum(len(cell["candidates"]) for cell in cells) + len(MOVED)
     assert (folder / "kernels.png").read_bytes().startswith(b"\x89PNG")
     about = json.loads((folder / "kernels.json").read_text())["environment"]
-    assert about["torch"] == torch.__version__
+    assert about["versions"]["torch"] == torch.__version__
     assert about["threads"] == 1
-    assert about["nvidia_smi"] is None or isinstance(about["nvidia_smi"], list)
     assert about["seed"] == 0
-    assert {"triton", "transformers", "device_name", "revision", "python", "interpreted"} <= about.keys()
+    assert {"gpu", "cpu", "git", "sources", "nvidia_smi", "interpreted"} <= about.keys()
+    assert {"triton", "transformers", "python"} <= about["versions"].keys()
 
 
 def test_without_the_interpreter_triton_is_absent(tmp_path: Path) -> None:
@@ -177,24 +190,24 @@ TINY = ("--activations", "silu", "relu", "--forms", "forward", "--dtypes", "bflo
 
 
 def test_without_matplotlib(
-    script: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kernels: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(script.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SystemExit, match=r"matplotlib is not installed: pip install .*\[evaluation\]"):
         main(*TINY, "--output", str(tmp_path))
 
 
 def test_out_of_memory_is_absence(
-    script: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kernels: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    timed = script.timed_cell
+    timed = kernels.timed_cell
 
     def small(functions: Any, form: str, dtype: torch.dtype, elements: int, options: Any) -> dict[str, Any]:
         if elements > 64:
             raise torch.OutOfMemoryError
         return timed(functions, form, dtype, elements, options)
 
-    monkeypatch.setattr(script, "timed_cell", small)
+    monkeypatch.setattr(kernels, "timed_cell", small)
     main(*TINY, "--implementations", "aten", "--output", str(tmp_path))
     cells = json.loads((tmp_path / "kernels.json").read_text())["cells"]
     assert [bool(cell["candidates"]) for cell in cells] == [True, False, True, False]
@@ -203,16 +216,16 @@ def test_out_of_memory_is_absence(
 
 
 def test_what_is_there_is_kept_when_it_is_stopped(
-    script: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kernels: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    timed = script.timed_cell
+    timed = kernels.timed_cell
 
     def stopped(functions: Any, form: str, dtype: torch.dtype, elements: int, options: Any) -> dict[str, Any]:
         if elements > 64:
             raise KeyboardInterrupt
         return timed(functions, form, dtype, elements, options)
 
-    monkeypatch.setattr(script, "timed_cell", stopped)
+    monkeypatch.setattr(kernels, "timed_cell", stopped)
     with pytest.raises(KeyboardInterrupt):
         main(*TINY, "--implementations", "aten", "--output", str(tmp_path))
     found = json.loads((tmp_path / "kernels.json").read_text())
@@ -220,13 +233,13 @@ def test_what_is_there_is_kept_when_it_is_stopped(
 
 
 def test_nothing_is_timed_before_all_is_checked(
-    script: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kernels: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def candidate(_name: str, activation: str, *_: str) -> Callable[[Tensor], Tensor]:
         return torch.nn.functional.silu if activation == "silu" else torch.nn.functional.gelu
 
-    monkeypatch.setattr(script, "candidate", candidate)
-    monkeypatch.setattr(script, "timed_cell", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(kernels, "candidate", candidate)
+    monkeypatch.setattr(kernels, "timed_cell", lambda *_: pytest.fail("timed"))
     with pytest.raises(SystemExit, match="aten is wrong: relu, forward, bfloat16: off by"):
         main(*TINY, "--implementations", "aten", "--output", str(tmp_path))
     assert not list(tmp_path.iterdir())
@@ -276,42 +289,42 @@ def clamped(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("form", ["forward", "backward"])
-def test_a_wrong_candidate_fails(script: ModuleType, form: str) -> None:
+def test_a_wrong_candidate_fails(kernels: ModuleType, form: str) -> None:
     functions = {"eager": torch.nn.functional.gelu, "planted": planted}
-    with pytest.raises(script.WrongCandidateError, match=f"planted is wrong: gelu, {form}, float32: off by"):
-        script.check(functions, "gelu", form, torch.float32, "cpu", 0)
+    with pytest.raises(kernels.WrongCandidateError, match=f"planted is wrong: gelu, {form}, float32: off by"):
+        kernels.check(functions, "gelu", form, torch.float32, "cpu", 0)
 
 
 @pytest.mark.parametrize(("wrong", "off"), [(infinite, "inf ulp at x = 1.0"), (clamped, r"105 ulp at x = 1\.69")])
-def test_a_candidate_that_loses_large_values_fails(script: ModuleType, wrong: Any, off: str) -> None:
+def test_a_candidate_that_loses_large_values_fails(kernels: ModuleType, wrong: Any, off: str) -> None:
     functions = {"eager": torch.nn.functional.gelu, "planted": wrong}
-    with pytest.raises(script.WrongCandidateError, match=f"planted is wrong: .* off by {off}"):
-        script.check(functions, "gelu", "forward", torch.bfloat16, "cpu", 0)
+    with pytest.raises(kernels.WrongCandidateError, match=f"planted is wrong: .* off by {off}"):
+        kernels.check(functions, "gelu", "forward", torch.bfloat16, "cpu", 0)
 
 
-def test_eager_losing_large_values_is_allowed(script: ModuleType) -> None:
+def test_eager_losing_large_values_is_allowed(kernels: ModuleType) -> None:
     """The candidate that keeps them is as right as the one that does not."""
     gelu = torch.nn.functional.gelu
-    found = script.check(
+    found = kernels.check(
         {"eager": infinite, "kept": gelu, "lost": infinite}, "gelu", "forward", torch.bfloat16, "cpu", 0
     )
     assert found["kept"] == found["lost"]
 
 
-def test_a_wrong_gradient_of_up_fails(script: ModuleType) -> None:
+def test_a_wrong_gradient_of_up_fails(kernels: ModuleType) -> None:
     functions = {
         "eager": lambda gate, up: torch.nn.functional.silu(gate) * up,
         "planted": lambda gate, up: torch.nn.functional.silu(gate) * up.detach() + 0 * up,
     }
-    with pytest.raises(script.WrongCandidateError, match="planted is wrong: silu, gated_backward"):
-        script.check(functions, "silu", "gated_backward", torch.bfloat16, "cpu", 0)
+    with pytest.raises(kernels.WrongCandidateError, match="planted is wrong: silu, gated_backward"):
+        kernels.check(functions, "silu", "gated_backward", torch.bfloat16, "cpu", 0)
 
 
-def test_errors_in_ulp(script: ModuleType) -> None:
+def test_errors_in_ulp(kernels: ModuleType) -> None:
     x = torch.tensor([1.0, 2.0, 2.0**-20, 3.0], dtype=torch.bfloat16)
     y = x + torch.tensor([0.0, 2.0**-6, 2.0**-27, torch.inf], dtype=torch.bfloat16)
-    assert script.errors([y, x], [x.double()] * 2).tolist() == [[0.0, 1.0, 1.0, torch.inf], [0.0] * 4]
-    assert script.errors([y], [x.double()], 1 / 64).tolist() == [[0.0, 1.0, 2.0**-14, torch.inf]]
+    assert kernels.errors([y, x], [x.double()] * 2).tolist() == [[0.0, 1.0, 1.0, torch.inf], [0.0] * 4]
+    assert kernels.errors([y], [x.double()], 1 / 64).tolist() == [[0.0, 1.0, 2.0**-14, torch.inf]]
 
 
 @pytest.mark.parametrize(
@@ -324,8 +337,8 @@ def test_errors_in_ulp(script: ModuleType) -> None:
         (10.0, 50, 0.0, 3),
     ],
 )
-def test_rounds(script: ModuleType, slowest: float, rounds: int, seconds: float, count: int) -> None:
-    assert script.enough({"copy": [slowest] * 3, "eager": [slowest, slowest, 100.0]}, rounds, seconds) == count
+def test_rounds(timing: ModuleType, slowest: float, rounds: int, seconds: float, count: int) -> None:
+    assert timing.enough({"copy": [slowest] * 3, "eager": [slowest, slowest, 100.0]}, rounds, seconds) == count
 
 
 class Gpu:
@@ -368,7 +381,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 
 @pytest.mark.parametrize("flushed", [False, True])
-def test_rounds_on_cuda(script: ModuleType, gpu: Gpu, flushed: bool) -> None:
+def test_rounds_on_cuda(timing: ModuleType, gpu: Gpu, flushed: bool) -> None:
     """Neither the wait at a round's start nor the overwriting of the cache is in a sample."""
     order: list[str] = []
 
@@ -381,7 +394,7 @@ def test_rounds_on_cuda(script: ModuleType, gpu: Gpu, flushed: bool) -> None:
             gpu.work(70)
 
     calls = {"copy": call("copy", 5), "eager": call("eager", 11)}
-    samples = script.rounds_on_cuda(calls, 20, 0, flush=Flush() if flushed else None)
+    samples = timing.rounds_on_cuda(calls, 20, 0, flush=Flush() if flushed else None)
     assert samples == {"copy": [pytest.approx(5e-6)] * 20, "eager": [pytest.approx(11e-6)] * 20}
     if flushed:
         assert order[::2] == ["flush"] * 40
@@ -393,18 +406,18 @@ def test_rounds_on_cuda(script: ModuleType, gpu: Gpu, flushed: bool) -> None:
     assert all(0.002 <= wait <= 0.01 for wait in gpu.waits[1:])  # as long as Python took, which slept
 
 
-def test_peak_memory(script: ModuleType, gpu: Gpu) -> None:
+def test_peak_memory(timing: ModuleType, gpu: Gpu) -> None:
     gpu.held, gpu.peak = 1000, 5000
-    assert script.peak(lambda: gpu.work(1, held=300)) == 300
+    assert timing.peak(lambda: gpu.work(1, held=300)) == 300
 
 
-def test_clocks_are_asked_for(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_clocks_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert script.nvidia_smi() is None
+    assert results._nvidia_smi() is None
     program = tmp_path / "nvidia-smi"
     program.write_text('#!/bin/sh\necho "$1"\n')
     program.chmod(0o755)
-    (line,) = script.nvidia_smi()
+    (line,) = results._nvidia_smi()
     assert line.startswith("--query-gpu=")
     assert {"driver_version", "clocks.sm", "clocks.mem"} <= set(line.partition("=")[2].split(","))
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -136,7 +137,8 @@ def _named(value: Any) -> Any:
 
 
 def environment(*, processes: int, device: str, command: Sequence[str]) -> Data:
-    """Versions, hardware, threads, processes, and the git revision where this is a checkout.
+    """Versions, hardware, a GPU's driver and clocks at this moment, threads, processes, and the git revision where
+    this is a checkout.
 
     Args:
         command: the program and its arguments, of which the program's folder is left out.
@@ -162,6 +164,7 @@ def environment(*, processes: int, device: str, command: Sequence[str]) -> Data:
         "device": device,
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "cuda": torch.version.cuda if cuda else None,
+        "nvidia_smi": _nvidia_smi() if cuda else None,
         "git": _git(),
     }
 
@@ -173,6 +176,15 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _nvidia_smi() -> list[str] | None:
+    """Each GPU's name, driver, clocks and limit of power, where there is something to ask."""
+    if (program := shutil.which("nvidia-smi")) is None:
+        return None
+    asked = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,temperature.gpu,power.limit"
+    done = subprocess.run([program, f"--query-gpu={asked}", "--format=csv"], capture_output=True, text=True)
+    return (done.stdout or done.stderr).splitlines()
 
 
 def _git() -> Data | None:
