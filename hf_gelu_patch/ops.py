@@ -38,8 +38,15 @@ DEVICES = frozenset({"cuda", "cpu"} if _INTERPRETED else {"cuda"})
 """The device types the kernels run on; torch calls ROCm's ``cuda`` too."""
 
 
+SMALL = 2**22
+"""Elements of a CUDA tensor up to which aten computes what takes it one op (two, gated). In bf16 so many pass through
+an H200's memory in 4 µs (calculated): no kernel wins back what launching this one costs Python, some 20 µs more than
+one of aten's (measured without a GPU)."""
+_ONE_OP = frozenset({"gelu", "gelu_tanh", "silu", "relu", "mish"})
+
+
 def pointwise(x: Tensor, activation: str, **parameters: float) -> Tensor:
-    """act(x), elementwise, by one kernel forward and one backward.
+    """act(x), elementwise, by one kernel forward and one backward; by aten up to ``SMALL`` elements.
 
     Args:
         x: any shape, any strides; float32, float16, bfloat16 or float64.
@@ -58,14 +65,15 @@ def pointwise(x: Tensor, activation: str, **parameters: float) -> Tensor:
     """
     constants = _constants(activation, parameters, POINTWISE)
     _check(x)
-    if _plain(x):
+    if _plain(x) or _small(x, activation):
         return _eager(activation, constants)(x)
     y: Tensor = _pointwise(x, activation, constants)
     return y
 
 
 def gated(gate: Tensor, up: Tensor, activation: str, *, rounded: bool = False, **parameters: float) -> Tensor:
-    """act(gate) · up by one kernel forward and one backward, which saves neither act(gate) nor the product.
+    """act(gate) · up by one kernel forward and one backward, which saves neither act(gate) nor the product; by aten up
+    to ``SMALL`` elements.
 
     ``swiglu_oai`` is σ(alpha·g)·g·(u + 1) with g = min(gate, limit) and u = min(max(up, −limit), limit), as in OpenAI's
     gpt-oss.
@@ -95,7 +103,7 @@ def gated(gate: Tensor, up: Tensor, activation: str, *, rounded: bool = False, *
     if gate.dtype != up.dtype or gate.device != up.device:
         raise TypeError(f"gate is {gate.dtype} on {gate.device}, up {up.dtype} on {up.device}: they have to be alike")
     _check(gate)
-    if _plain(gate) or _plain(up):
+    if _plain(gate) or _plain(up) or _small(gate, activation):
         return _eager_gated(activation, constants)(gate, up)
     y: Tensor = _gated(gate, up, activation, constants, rounded)
     return y
@@ -125,7 +133,7 @@ def gated_halves(
     if gate_up.dim() == 0 or gate_up.shape[-1] % 2:
         raise ValueError(f"the last dimension is split into halves, and the shape is {tuple(gate_up.shape)}")
     _check(gate_up)
-    if _plain(gate_up):
+    if _plain(gate_up) or _small(gate_up, activation):
         return _eager_gated(activation, constants)(*_halves(gate_up, interleaved))
     y: Tensor = _gated_halves(gate_up, activation, constants, interleaved, rounded)
     return y
@@ -134,6 +142,10 @@ def gated_halves(
 def _plain(x: Tensor) -> bool:
     """Whether the aten expression is what x gets, decided before the dispatcher, which is slower than a small op."""
     return _by_aten(x) or torch.compiler.is_compiling() or _transformed() or type(x) not in (Tensor, nn.Parameter)
+
+
+def _small(x: Tensor, activation: str) -> bool:
+    return x.is_cuda and activation in _ONE_OP and x.numel() <= SMALL
 
 
 def _transformed() -> bool:

@@ -34,7 +34,7 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parent
 sys.path[:] = [*(path for path in sys.path if Path(path or ".").resolve() != SCRIPTS), str(SCRIPTS)]
 
-from benchmarking import kernels, noise, patching
+from benchmarking import gpu, kernels, noise, patching
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for part in (patching, kernels, noise):
+    for part in (patching, kernels, gpu, noise):
         part.add(commands)
     options = parser.parse_args()
     options.run(options)

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -941,3 +942,13 @@ except TypeError as error:
 print("hf_gelu_patch.kernels" in sys.modules)
 """)
     assert printed.split() == ["False", "True", "True", "True", "True", "True", "TypeError", "False"]
+
+
+def test_where_aten_is_cheaper_to_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA alone, and only what takes aten one op."""
+    monkeypatch.undo()  # the size that counts for users
+    with FakeTensorMode():
+        small, large = (torch.empty(ops.SMALL + more, device="cuda") for more in (0, 1))
+        on_cpu = torch.empty(4)
+    assert [ops._small(x, "gelu") for x in (small, large, on_cpu)] == [True, False, False]
+    assert not any(ops._small(small, name) for name in ("quick_gelu", "laplace", "swiglu_oai"))
