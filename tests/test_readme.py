@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import transformers
+from conftest import load_script
 
 from hf_gelu_patch import IMPLEMENTATIONS
 from hf_gelu_patch.evaluation.reference import REFERENCES
@@ -77,6 +80,32 @@ def test_the_verdicts_shown_are_those_recorded() -> None:
         f'the planted delay is "slower" in {verdicts["slowed"]["slower"]} of {len(runs)}.'
     )
     assert shown in " ".join(README_TEXT.split())
+
+
+def shown_of(runs: Sequence[Path]) -> str:
+    """What the README has to say of a GPU, from the results of ``scripts/benchmark.py gpu`` that there are."""
+    report = sys.modules[load_script(ROOT / "scripts" / "benchmark.py").gpu.report.__name__]
+    measured = [found for run in runs if (found := report.read(run))["environment"]["gpu"]]
+    if not measured:
+        return "**GPU: unmeasured.**"
+    *_, goals = report.summary(measured[-1]).split("\n\n")
+    return goals.strip()
+
+
+def test_the_figures_of_a_gpu_are_those_recorded() -> None:
+    assert shown_of(sorted((ROOT / "scripts" / "gpu").rglob("gpu.json"))) in README_TEXT
+
+
+def test_figures_of_a_gpu_would_be_wanted(tmp_path: Path) -> None:
+    """As soon as there is a result of one."""
+    run = tmp_path / "gpu.json"
+    about = {"gpu": "some", "cpu": "other", "versions": {}}
+    found = {"environment": about, "settings": {"tiny": False}, "bandwidth": {"gb_per_s": 4300.0}, "parts": {}}
+    run.write_text(json.dumps(found))
+    assert shown_of([run]).startswith("| goal | at least | measured |")
+    assert shown_of([run]).count("\n") == 18
+    run.write_text(json.dumps({**found, "environment": {**about, "gpu": None}}))
+    assert shown_of([run]) == "**GPU: unmeasured.**"
 
 
 def test_the_times_shown_are_those_recorded() -> None:
