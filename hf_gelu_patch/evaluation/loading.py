@@ -20,10 +20,9 @@ from hf_gelu_patch.evaluation.reference import REFERENCES, Reference, ReferenceU
 
 if TYPE_CHECKING:
     import datasets
+    import evaluate
     import torch
     from transformers import PreTrainedModel
-
-    import evaluate
 
 __all__ = [
     "TASKS",

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import datasets
+import evaluate
 import numpy as np
 from scipy.special import bdtr, stdtr, stdtrit
-
-import evaluate
 
 __all__ = [
     "LOWER_IS_BETTER",

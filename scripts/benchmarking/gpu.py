@@ -13,6 +13,7 @@ import json
 import os
 import queue
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 
 from benchmarking import kernels, report
-from benchmarking.timing import environment, figures, rounds_on_cpu, rounds_on_cuda, say
+from benchmarking.timing import environment, figures, rounds_on, say
 
 COMMAND = Path(__file__).parents[1] / "benchmark.py"
 ROOT = COMMAND.parents[1]
@@ -93,8 +94,7 @@ def measure_kernels(activation: str, worker: Worker, options: argparse.Namespace
     for one in found:  # compiles
         for elements in sizes:
             with worker.attempt(f"{one.named()} at {kernels.sized(elements)}"):
-                gate, up, grad_y = kernels.tensors(kernels.DTYPES[one.dtype], elements, own)
-                inputs = (gate, up) if one.form.startswith("gated") else (gate,)
+                inputs, grad_y = kernels.arguments(one.form, kernels.DTYPES[one.dtype], elements, own)
                 for name in one.functions.keys() & {"compile", "triton"}:
                     kernels.prepared(one.functions[name], one.form, inputs, grad_y)()
     if options.device == "cuda":
@@ -121,9 +121,8 @@ def limits(activation: str, elements: int, options: argparse.Namespace) -> list[
     if options.device == "cpu" and not kernels.INTERPRETED:
         return []
     from hf_gelu_patch import kernels as own
-    from hf_gelu_patch.ops import POINTWISE
 
-    gate, up, grad_y = kernels.tensors(torch.bfloat16, elements, options)
+    (gate, up), grad_y = kernels.arguments("gated_backward", torch.bfloat16, elements, options)
     y, grad_gate, grad_up = (torch.empty_like(gate) for _ in range(3))
 
     def launches(name: str) -> dict[str, Callable[[], None]]:
@@ -145,8 +144,7 @@ def limits(activation: str, elements: int, options: argparse.Namespace) -> list[
 
         return run
 
-    assert activation in POINTWISE
-    rounds = rounds_on_cuda if options.device == "cuda" else rounds_on_cpu
+    rounds = rounds_on(options.device)
     blocks = [(1024, 8)] if options.tiny else [(1024, 8), (512, 8), (2048, 8), (4096, 8), (2048, 16), (1024, 4)]
     found = []
     for form in kernels.MOVED:
@@ -290,10 +288,10 @@ def bandwidth(options: argparse.Namespace) -> dict[str, Any]:
     """Of a copy of 1 GiB, bytes read and written."""
     source = torch.randn(2**20 if options.tiny else 2**28, device=options.device)
     target = torch.empty_like(source)
-    rounds = rounds_on_cuda if options.device == "cuda" else rounds_on_cpu
-    rounds({"copy": lambda: target.copy_(source)}, 3, options.seed)
-    samples = figures(rounds({"copy": lambda: target.copy_(source)}, 30, options.seed))["copy"]
-    return {"bytes": 2 * source.nbytes, "gb_per_s": 2 * source.nbytes / sorted(samples)[15] / 1e9, "samples_s": samples}
+    rounds, calls, moved = rounds_on(options.device), {"copy": lambda: target.copy_(source)}, 2 * source.nbytes
+    rounds(calls, 3, options.seed)
+    samples = figures(rounds(calls, 30, options.seed))["copy"]
+    return {"bytes": moved, "gb_per_s": moved / statistics.median(samples) / 1e9, "samples_s": samples}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -312,9 +310,10 @@ def run(options: argparse.Namespace) -> None:
         "parts": {},
     }
     say(f"copy: {found['bandwidth']['gb_per_s']:,.0f} GB/s")
-    room = torch.cuda.mem_get_info()[0] / 2**30 if options.device == "cuda" else float("inf")
+    room = float("inf")
     if options.device == "cuda":
         torch.cuda.empty_cache()
+        room = torch.cuda.mem_get_info()[0] / 2**30
     told: queue.Queue[tuple[Job, str | None]] = queue.Queue()
     with tempfile.TemporaryDirectory() as folder:
         jobs: list[Job] = []
@@ -354,8 +353,6 @@ def prepare(
     for job in jobs:
         if job.state == "preparing":
             stopped(job, "not ready in time: give it more --minutes, or fewer --parts")
-    for part in waiting:
-        say(f"{part}: there was no time to start it")
     while any(job.state == "preparing" for job in jobs):
         heard(told, time.monotonic() + 60)
 
@@ -379,11 +376,9 @@ def measure(
 
 
 def write(found: dict[str, Any], jobs: Sequence[Job], options: argparse.Namespace) -> None:
-    found["parts"] |= {job.part: job.found() for job in jobs}
-    missing = {part: {"note": "there was no time to start it"} for part in options.parts if part not in found["parts"]}
-    (options.output / "gpu.json").write_text(
-        json.dumps({**found, "parts": {**found["parts"], **missing}}) + "\n", encoding="utf-8"
-    )
+    started = {job.part: job.found() for job in jobs}
+    found["parts"] = {part: started.get(part, {"note": "there was no time to start it"}) for part in options.parts}
+    (options.output / "gpu.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
     (options.output / "gpu.md").write_text(report.summary(found), encoding="utf-8")
 
 

@@ -28,8 +28,7 @@ from benchmarking.timing import (
     figures,
     line,
     peak,
-    rounds_on_cpu,
-    rounds_on_cuda,
+    rounds_on,
     say,
     versions_of,
 )
@@ -230,29 +229,31 @@ def check(
 # Timing
 
 
-def tensors(dtype: torch.dtype, elements: int, options: argparse.Namespace) -> list[Tensor]:
-    """gate, up and grad_y."""
+def arguments(
+    form: str, dtype: torch.dtype, elements: int, options: argparse.Namespace
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """What a form takes, x or gate and up, and grad_y."""
     generator = torch.Generator(options.device).manual_seed(options.seed)
     shape = (elements // math.gcd(elements, COLUMNS), math.gcd(elements, COLUMNS))
-    return [torch.randn(shape, generator=generator, device=options.device).to(dtype) for _ in range(3)]
+    gate, up, grad_y = (torch.randn(shape, generator=generator, device=options.device).to(dtype) for _ in range(3))
+    return (gate, up) if form.startswith("gated") else (gate,), grad_y
 
 
 def timed_cell(
     functions: Mapping[str, Function], form: str, dtype: torch.dtype, elements: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """One size: raw samples and what follows from them."""
-    gate, up, grad_y = tensors(dtype, elements, options)
-    inputs = (gate, up) if form.startswith("gated") else (gate,)
+    inputs, grad_y = arguments(form, dtype, elements, options)
     calls = {name: prepared(function, form, inputs, grad_y) for name, function in functions.items()}
-    target = torch.empty_like(gate)
-    calls = {"copy": lambda: target.copy_(gate), "again": prepared(functions["eager"], form, inputs, grad_y), **calls}
+    target = torch.empty_like(grad_y)
+    calls = {"copy": lambda: target.copy_(grad_y), "again": prepared(functions["eager"], form, inputs, grad_y), **calls}
     moved = MOVED[form] * elements * dtype.itemsize
-    flush, rounds = None, rounds_on_cpu
+    flush = None
     if options.device == "cuda":
         cache = torch.cuda.get_device_properties(0).L2_cache_size
         if moved < 4 * cache:
             flush = torch.empty(2 * cache, dtype=torch.int8, device="cuda")
-        rounds = functools.partial(rounds_on_cuda, flush=flush)
+    rounds = rounds_on(options.device, flush=flush)
     rounds(calls, 3, options.seed)  # compiles
     count = enough(rounds(calls, 3, options.seed), options.rounds, options.seconds, options.most_rounds)
     samples = figures(rounds(calls, count, options.seed))
@@ -289,7 +290,7 @@ def concluded(
         if row["interpreted"]:
             row["verdict"] = "interpreted: not a speed"
         elif name != "eager":
-            row |= compared(seconds, name, base="eager", again="again", seed=options.seed)
+            row |= compared(seconds["eager"], own, floor, options.seed)
         rows[name] = row
     return {
         "copy": {"bytes": copied, "median_s": copy, "gb_per_s": copied / copy / 1e9, "samples_s": seconds["copy"]},

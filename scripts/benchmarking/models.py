@@ -18,8 +18,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from benchmarking.timing import Calls, Samples, compared, enough, figures, peak, rounds_on_cpu, rounds_on_cuda, say
+from benchmarking.timing import compared, enough, figures, peak, rounds_on, say
 from hf_gelu_patch import ops, patch
+from hf_gelu_patch.evaluation.speed import ratio
 from hf_gelu_patch.verification import drifts, exact_outputs, outputs
 
 
@@ -196,7 +197,7 @@ class Bench:
             self.release()
 
     def _drift(self) -> dict[str, dict[str, Any]]:
-        inputs = {key: value for key, value in self.batches[SMALL].items() if key != "labels" or self.name == "t5"}
+        inputs = self.inputs(SMALL)
         before = outputs(self.variants["eager"], inputs)
         before = {name: before[name] for name in before if name == "logits"}
         exact = exact_outputs(self.variants["eager"], inputs)
@@ -209,10 +210,14 @@ class Bench:
         ops.SMALL = usual
         return found
 
+    def inputs(self, size: str) -> dict[str, Tensor]:
+        """A forward's: without labels, but for T5, which has its decoder's inputs from them."""
+        return {key: value for key, value in self.batches[size].items() if key != "labels" or self.name == "t5"}
+
     def call(self, variant: str, size: str, mode: str) -> Callable[[], Any]:
         model, batch = self.variants[variant], self.batches[size]
         if mode == FORWARD:
-            inputs = batch if self.name == "t5" else {k: v for k, v in batch.items() if k != "labels"}
+            inputs = self.inputs(size)
 
             def forward() -> Any:
                 with torch.no_grad():
@@ -254,11 +259,6 @@ class Bench:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
-    def _rounds(self, calls: Calls, count: int) -> Samples:
-        if self.device == "cuda":
-            return rounds_on_cuda(calls, count, self.options.seed, with_launch=True)
-        return rounds_on_cpu(calls, count, self.options.seed)
-
     def cell(self, size: str, mode: str, seconds: float) -> dict[str, Any]:
         """One shape in one mode, within about so many seconds."""
         say(f"{self.name}: timing {mode}, {size}")
@@ -271,17 +271,21 @@ class Bench:
         calls = {"again": calls["eager"], **calls}
         if "compiled" in calls:
             calls = {"compiled_again": calls["compiled"], **calls}
-        trial = self._rounds(calls, 3)
+        rounds, seed = rounds_on(self.device, with_launch=True), self.options.seed
+        trial = rounds(calls, 3, seed)
         once = sum(statistics.median(own) for own in trial.values())
         count = max(5, min(enough(trial, 30, 1.0, 300), int(seconds / once)))
-        samples = figures(self._rounds(calls, count))
+        samples = figures(rounds(calls, count, seed))
+        pairs = {"eager": "again", "compiled": "compiled_again"}
+        floors = {
+            base: ratio(samples[base], samples[again], seed=seed) for base, again in pairs.items() if base in samples
+        }
         cell["variants"] = {}
         for name, own in samples.items():
             row: dict[str, Any] = {"median_s": statistics.median(own), "samples_s": own}
             base = BASES.get(name, "eager")
-            if name not in ("eager", "again", "compiled_again") and base in samples:
-                again = "compiled_again" if base == "compiled" else "again"
-                row |= {"base": base, **compared(samples, name, base=base, again=again, seed=self.options.seed)}
+            if name not in ("eager", *pairs.values()) and base in floors:
+                row |= {"base": base, **compared(samples[base], own, floors[base], seed)}
             row["peak_bytes"] = peak(calls[name]) if self.device == "cuda" else None
             cell["variants"][name] = row
         self.release()
@@ -290,20 +294,19 @@ class Bench:
     def profile(self) -> dict[str, list[dict[str, Any]]]:
         """The kernels that a large forward spends its time in, eager and by Triton: what is left to be won."""
         activity = torch.profiler.ProfilerActivity
+        on_gpu = self.device == "cuda"
+        wanted, time = ([activity.CUDA], "device") if on_gpu else ([activity.CPU], "cpu")
         found = {}
         calls = self.calls(LARGE, FORWARD)
         for name in ("eager", "triton"):
             if name not in calls:
                 continue
-            wanted = [activity.CUDA] if self.device == "cuda" else [activity.CPU]
             with torch.profiler.profile(activities=wanted, acc_events=True) as seen:
                 calls[name]()
-                if self.device == "cuda":
+                if on_gpu:
                     torch.cuda.synchronize()
             rows = [
-                {"kernel": event.key[:100], "calls": event.count, "us": event.self_device_time_total}
-                if self.device == "cuda"
-                else {"kernel": event.key[:100], "calls": event.count, "us": event.self_cpu_time_total}
+                {"kernel": event.key[:100], "calls": event.count, "us": getattr(event, f"self_{time}_time_total")}
                 for event in seen.key_averages()
             ]
             found[name] = sorted(rows, key=lambda row: -row["us"])[:20]

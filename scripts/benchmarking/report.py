@@ -149,8 +149,8 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [line(headings), "|---" * len(headings) + "|", *(line(row) for row in rows), ""]
 
 
-def _number(value: float | None, pattern: str = "{:.2f}") -> str:
-    return "not measured" if value is None else pattern.format(value)
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f}"
 
 
 def summary(found: Found) -> str:

@@ -3,6 +3,7 @@ where they were taken."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import random
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hf_gelu_patch.evaluation import results
-from hf_gelu_patch.evaluation.speed import judge, measure, ratio
+from hf_gelu_patch.evaluation.speed import Ratio, judge, measure, ratio
 
 Calls = Mapping[str, Callable[[], Any]]
 Samples = dict[str, list[float]]
@@ -70,6 +71,11 @@ def rounds_on_cuda(
     return samples
 
 
+def rounds_on(device: str, **options: Any) -> Callable[[Calls, int, int], Samples]:
+    """``rounds_on_cuda`` with these options, or ``rounds_on_cpu``, which has none."""
+    return functools.partial(rounds_on_cuda, **options) if device == "cuda" else rounds_on_cpu
+
+
 def enough(trial: Mapping[str, Sequence[float]], rounds: int, seconds: float, most: int = MOST_ROUNDS) -> int:
     """How many rounds give every call ``seconds``, within what is worth it and, for the slow ones, endurable."""
     once = [statistics.median(own) for own in trial.values()]
@@ -93,20 +99,24 @@ def figures(samples: Samples) -> Samples:
     return {name: [float(f"{s:.5g}") for s in own] for name, own in samples.items()}
 
 
-def compared(samples: Samples, name: str, *, base: str, again: str, seed: int) -> dict[str, Any]:
-    """How many times as fast ``name`` is as ``base``, judged beside what ``base`` shows against itself ``again``."""
-    found = ratio(samples[base], samples[name], seed=seed)
-    floor = ratio(samples[base], samples[again], seed=seed)
+def compared(before: Sequence[float], after: Sequence[float], floor: Ratio, seed: int) -> dict[str, Any]:
+    """How many times as fast ``after`` is, judged beside the noise floor."""
+    found = ratio(before, after, seed=seed)
     return {"ratio": asdict(found), "verdict": judge(found, floor)}
 
 
 def environment(device: str) -> dict[str, Any]:
     """Where and with what; the digest tells the package's code apart where there is no checkout."""
-    sources = hashlib.sha256()
-    for path in sorted(Path(results.__file__).parents[1].rglob("*.py")):
-        sources.update(path.read_bytes())
     about: dict[str, Any] = results.environment(processes=1, device=device, command=sys.argv)
-    return {**about, "sources": sources.hexdigest()[:16]}
+    return {**about, "sources": _sources()}
+
+
+@functools.cache
+def _sources() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(results.__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def say(*words: str) -> None:
