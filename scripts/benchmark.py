@@ -3,6 +3,7 @@
     python scripts/benchmark.py patching    # patch and unpatch themselves: GPT-2 small, and Llama 405B without weights
     python scripts/benchmark.py kernels     # every way to compute an activation, against what transformers runs
     python scripts/benchmark.py gpu         # all that is to be known of a GPU: tests, kernels, whole models
+    python scripts/benchmark.py launch      # what launching a kernel costs Python; needs no GPU
     python scripts/benchmark.py noise       # how far the verdicts on speed can be trusted here
 
 patching: milliseconds of wall time, the median over fresh processes (first) and over rounds in one (again), with every
@@ -17,6 +18,10 @@ after every cell.
 
 gpu: the tests that need a GPU, the kernels, what limits them, and whole models with random weights, patched and not,
 compiled and not, in one JSON and one short table, within the minutes given.
+
+launch: microseconds of each call, median and quartiles of rounds in an order drawn anew for each. Without --device cuda
+Triton launches on a stub driver that computes nothing: all that Python and Triton do is real, the driver's own work is
+missing, and a backward runs on the calling thread.
 
 noise: whole evaluations of a reference model, each of the model against itself and against itself with a planted
 delay; and how many of them found what there is to find.
@@ -34,7 +39,7 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parent
 sys.path[:] = [*(path for path in sys.path if Path(path or ".").resolve() != SCRIPTS), str(SCRIPTS)]
 
-from benchmarking import gpu, kernels, noise, patching
+from benchmarking import gpu, kernels, launch, noise, patching
 
 
 def main() -> None:
@@ -42,7 +47,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for part in (patching, kernels, gpu, noise):
+    for part in (patching, kernels, gpu, launch, noise):
         part.add(commands)
     options = parser.parse_args()
     options.run(options)

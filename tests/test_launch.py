@@ -1,0 +1,190 @@
+"""The stub CUDA driver, and scripts/benchmark.py launch on it: what is launched, never how long it took.
+
+All of it in processes of their own: this one interprets its kernels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+C_COMPILER = os.environ.get("CC") or next((name for name in ("gcc", "clang", "cc") if shutil.which(name)), None)
+
+pytestmark = pytest.mark.skipif(C_COMPILER is None, reason="the stub driver is compiled, and there is no C compiler")
+
+RECORDS = """
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.append({scripts!r})
+import torch
+
+from benchmarking import stub
+from hf_gelu_patch import ops
+
+stub = stub.activate(Path({folder!r}))
+told = {{}}
+
+
+def record(name, pointers, before):
+    told[name] = {{"pointers": pointers, "launches": [asdict(launch) for launch in stub.since(before)]}}
+
+
+def normal(*shape):
+    return torch.randn(shape, dtype=torch.bfloat16)
+
+
+for name, size in (("whole", 2**20), ("whole again", 2**20), ("with a tail", 2**20 + 7)):
+    x, before = normal(size), stub.launches()
+    y = ops.pointwise(x, "gelu")
+    record(name, [x.data_ptr(), y.data_ptr()], before)
+
+x, grad_y = normal(1000).requires_grad_(), normal(1000)
+y, before = ops.pointwise(x, "gelu"), stub.launches()
+(grad_x,) = torch.autograd.grad(y, x, grad_y)
+record("pointwise backward", [grad_y.data_ptr(), x.data_ptr(), grad_x.data_ptr()], before)
+
+gate, up, before = normal(1000), normal(1000), stub.launches()
+y = ops.gated(gate, up, "silu")
+record("gated", [gate.data_ptr(), up.data_ptr(), y.data_ptr()], before)
+
+gate.requires_grad_(), up.requires_grad_()
+y, before = ops.gated(gate, up, "silu"), stub.launches()
+grads = torch.autograd.grad(y, (gate, up), grad_y)
+record("gated backward", [tensor.data_ptr() for tensor in (grad_y, gate, up, *grads)], before)
+
+both, before = normal(24, 2048), stub.launches()
+y = ops.gated_halves(both, "silu")
+record("halves", [both.data_ptr(), both[:, 1024:].data_ptr(), y.data_ptr()], before)
+
+told["last"] = asdict(stub.last())
+for _ in range(70):
+    ops.pointwise(x.detach(), "gelu")
+told["kept"] = len(stub.since(stub.launches() - 64))
+try:
+    stub.since(stub.launches() - 65)
+except LookupError as error:
+    told["forgotten"] = str(error)
+try:
+    stub_module = sys.modules["benchmarking.stub"]
+    stub_module.activate()
+except RuntimeError as error:
+    told["twice"] = str(error)
+told["cuda"] = torch.cuda.is_available()
+print(json.dumps(told))
+"""
+
+
+def compiled(arguments: list[str], **more: str) -> subprocess.CompletedProcess[str]:
+    """A Python process whose Triton compiles."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TRITON_")} | more
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stub and its compiled kernels, for all processes of this file."""
+    return tmp_path_factory.mktemp("stub")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What Triton takes for the user's folder."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def told(folder: Path, home: Path) -> dict[str, Any]:
+    code = RECORDS.format(scripts=str(SCRIPTS), folder=str(folder))
+    done = compiled(["-c", code], TRITON_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("call", ["whole", "with a tail", "pointwise backward", "gated", "gated backward", "halves"])
+def test_a_call_is_one_launch_on_its_own_tensors(told: dict[str, Any], call: str) -> None:
+    [launch] = told[call]["launches"]
+    pointers, parameters = set(told[call]["pointers"]), set(launch["parameters"])
+    assert pointers <= parameters
+    assert max(parameters - pointers) < 2**32  # sizes and strides, and no other tensor
+    assert launch["stream"] == 0
+    assert launch["block"][0] % 32 == 0
+    assert launch["block"][1:] == [1, 1]
+
+
+def test_the_tail_of_a_tensor_takes_one_program_more(told: dict[str, Any]) -> None:
+    whole, tail = (math.prod(told[call]["launches"][0]["grid"]) for call in ("whole", "with a tail"))
+    assert 2**20 % whole == 0
+    assert tail == whole + 1
+
+
+def test_rows_are_programs_of_their_own(told: dict[str, Any]) -> None:
+    assert math.prod(told["halves"]["launches"][0]["grid"]) % 24 == 0
+
+
+def test_the_same_call_again_launches_the_same_kernel(told: dict[str, Any]) -> None:
+    first, again = (told[call]["launches"][0] for call in ("whole", "whole again"))
+    assert first["function"] == again["function"]
+    assert first["kernel"] == again["kernel"]
+    assert first["grid"] == again["grid"]
+
+
+def test_the_latest_launches_are_kept(told: dict[str, Any]) -> None:
+    assert told["last"] == told["halves"]["launches"][-1]
+    assert told["kept"] == 64
+    assert "64 are kept" in told["forgotten"]
+
+
+def test_neither_the_users_cache_nor_torch_has_to_do_with_it(told: dict[str, Any], folder: Path, home: Path) -> None:
+    assert any((folder / "cache").rglob("*.cubin"))
+    assert not list(home.iterdir())
+    assert not told["cuda"]
+
+
+def test_it_is_activated_once_and_first(told: dict[str, Any]) -> None:
+    assert "before anything is launched" in told["twice"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET is set"),
+        ({"CC": "/nowhere/cc"}, "install gcc or clang, or name one in CC"),
+    ],
+)
+def test_what_is_missing_is_said(folder: Path, variables: dict[str, str], message: str) -> None:
+    done = compiled([str(SCRIPTS / "benchmark.py"), "launch", "--cache", str(folder)], **variables)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_writes_what_it_prints(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "launch.json"
+    options = ["--rounds", "4", "--repeats", "2", "--cache", str(folder), "--output", str(output)]
+    done = compiled([str(SCRIPTS / "benchmark.py"), "launch", *options])
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text(encoding="utf-8"))
+    assert found["environment"]["driver"] == "stub"
+    assert found["environment"]["versions"]["triton"]
+    calls = found["launch"]["calls"]
+    for name, one in calls.items():
+        samples, (low, high) = one["samples_us"], one["quartiles_us"]
+        assert len(samples) == found["launch"]["rounds"] == 4
+        assert one["median_us"] == pytest.approx(statistics.median(samples))
+        assert one["least_us"] == min(samples) <= low <= one["median_us"] <= high <= max(samples)
+        assert one["kernels"] == ((2 if "backward" in name else 1) if "ops" in name or "kernels" in name else 0)
+        assert f"| {name} | {one['kernels']} | {one['median_us']:.2f} |" in done.stdout
