@@ -88,7 +88,8 @@ def summary(samples: list[float], kernels: int | None) -> dict[str, Any]:
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Medians, and the least: other load on the machine moves the medians, and hardly the least, which is compared."""
+    """Medians, and the least: other load on the machine moves the medians, and, samples being short, hardly the least,
+    which is compared."""
     yardstick = found[YARDSTICK]["least_us"]
     headings = "call", "kernels", "µs, median", "quartiles", "least", f"least, in units of {YARDSTICK}"
     rows = [line(headings), line(("---",) * 6)]
@@ -152,8 +153,8 @@ def add(commands: Any) -> None:
         default="stub",
         help="launch on the stub driver, which needs a C compiler and no GPU, or on the GPU (default: stub)",
     )
-    command.add_argument("--rounds", type=_positive(2), default=40, metavar="N", help="samples of each (default: 40)")
-    command.add_argument("--repeats", type=_positive(1), default=200, metavar="N", help="calls a sample (default: 200)")
+    command.add_argument("--rounds", type=_positive(2), default=300, metavar="N", help="samples of each (default: 300)")
+    command.add_argument("--repeats", type=_positive(1), default=20, metavar="N", help="calls a sample (default: 20)")
     command.add_argument(
         "--elements", type=_positive(1024, 1024), default=1024, metavar="N", help="of a tensor, bf16 (default: 1024)"
     )
