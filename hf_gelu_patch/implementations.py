@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hf_gelu_patch import ops
 from hf_gelu_patch.activations import ACTIVATIONS, Activation, Resolved
 from hf_gelu_patch.errors import GradientRefusedError, PatchError, UnknownNameError
+from hf_gelu_patch.measured import Table
 
 __all__ = ["IMPLEMENTATIONS", "Fused", "Implementation", "choose", "get_implementation", "register_implementation"]
 
@@ -319,20 +320,44 @@ for _implementation in (
     register_implementation(_implementation)
 
 AUTO = ("aten", "eager")
-"""What ``auto`` takes, on every device: the first that computes the activation. Triton's kernels and the epilogue
-have not been measured on a GPU, and are taken only where they are asked for."""
+"""What ``auto`` takes on every device: the first that computes the activation. On a GPU that was measured, Triton's
+kernels come before them where they won there (``hf_gelu_patch.measured``). The epilogue, and Triton's kernels anywhere
+else, are taken only where they are asked for."""
 
 
-def choose(name: str, kind: str, current: Resolved, target: Activation) -> tuple[str | None, str]:
+def choose(
+    name: str, kind: str, current: Resolved, target: Activation, dtype: torch.dtype, table: Table | None
+) -> tuple[str | None, str]:
     """Which implementation computes ``target`` at a site that computes ``current`` now, and why.
 
     Args:
         name: the implementation asked for, or ``"auto"``.
         kind: what can be fused there: ``pointwise``, ``gated`` or ``linear``.
+        dtype: of what the site is given.
+        table: what was measured on the GPU that the site runs on; None where it runs on none.
 
     Returns:
         (implementation, why it), or (None, why the site is left alone).
     """
+    if name != "auto" or table is None or not _could_be_triton(target, dtype):
+        return _first(name, kind, current, target)
+    measured = table.choice(target.name, kind, dtype)
+    if measured is None:
+        chosen, reason = _first(name, kind, current, target)
+        return chosen, f"{reason}; triton unmeasured for {kind} in {str(dtype).removeprefix('torch.')} on {table.card}"
+    if measured.implementation == "triton":
+        return "triton", f"measured on {table.card}: {measured}"
+    return _first(name, kind, current, target)
+
+
+def _could_be_triton(activation: Activation, dtype: torch.dtype) -> bool:
+    """Whether Triton computes it on a GPU, with what this machine has."""
+    triton = IMPLEMENTATIONS["triton"]
+    return activation.name in triton.functions and triton.obstacle(torch.device("cuda"), dtype) is None
+
+
+def _first(name: str, kind: str, current: Resolved, target: Activation) -> tuple[str | None, str]:
+    """``choose`` without measurements."""
     for candidate in AUTO if name == "auto" else (name,):
         implementation = get_implementation(candidate)
         if target.name not in implementation.functions:

@@ -82,7 +82,8 @@ def patch(
         What was done at each site, and why the others were left alone.
 
     Raises:
-        PatchError: ``model`` is not a module.
+        PatchError: ``model`` is not a module; or the table of measurements of its GPU, which ``"auto"`` looks at,
+            cannot be used.
         NoSitesError: it has no activation module.
         NothingMatchedError: a pattern matches no site.
         UnknownNameError: an activation or implementation there isn't; the message lists the valid ones.

@@ -29,6 +29,7 @@ from hf_gelu_patch.errors import (
 )
 from hf_gelu_patch.forwards import Use, holds_activation, methods_of, uses
 from hf_gelu_patch.implementations import IMPLEMENTATIONS, Fused, Implementation, choose, get_implementation
+from hf_gelu_patch.measured import measured_on
 from hf_gelu_patch.replacements import PatchedActivation, hooked, plain
 from hf_gelu_patch.rewriting import PatchedMethods
 from hf_gelu_patch.verification import Drift
@@ -391,7 +392,8 @@ def _plan_place(place: Place, wanted: _Wanted, where: tuple[torch.device, torch.
         )
     name = "auto" if asked is None else asked.name
     unfused = _why_not_fused(site.kind, module, use)
-    chosen, reason = choose(name, "pointwise" if unfused else site.kind, current, target)
+    kind = "pointwise" if unfused else site.kind
+    chosen, reason = choose(name, kind, current, target, dtype, measured_on(device) if name == "auto" else None)
     if unfused:
         reason += f"; not fused: {unfused}"
     if chosen is None or (edge is None and use is not None and use.obstacle):

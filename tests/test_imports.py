@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "hf_gelu_patch"
 LAYERS = [
     "errors",
     "activations",
+    "measured",
     "kernels",
     "ops",
     "implementations",
