@@ -3,6 +3,8 @@
     python scripts/benchmark.py patching    # patch and unpatch themselves: GPT-2 small, and Llama 405B without weights
     python scripts/benchmark.py kernels     # every way to compute an activation, against what transformers runs
     python scripts/benchmark.py gpu         # all that is to be known of a GPU: tests, kernels, whole models
+    python scripts/benchmark.py report      # the tables of what the command above wrote, also where it was cut off
+    python scripts/benchmark.py choices     # what `auto` takes on a GPU, from what that wrote
     python scripts/benchmark.py launch      # what launching a kernel costs Python; needs no GPU
     python scripts/benchmark.py noise       # how far the verdicts on speed can be trusted here
 
@@ -16,8 +18,9 @@ move. A backward is torch.autograd.grad alone, on a graph that is kept. On a CPU
 (TRITON_INTERPRET=1): that is checked and timed, and is not a speed. With --output, what there is so far is in the JSON
 after every cell.
 
-gpu: the tests that need a GPU, the kernels, what limits them, and whole models with random weights, patched and not,
-compiled and not, in one JSON and one short table, within the minutes given.
+gpu: whole models with random weights, patched and not, the kernels, their variants, the tests that need a GPU, and the
+models compiled, within the minutes given. Each figure is in the record the moment it is there; a step that hangs,
+crashes or has no memory costs itself alone. What to do with it stands in scripts/gpu/README.md.
 
 launch: microseconds of each call, median and quartiles of rounds in an order drawn anew for each. Without --device cuda
 Triton launches on a stub driver that computes nothing: all that Python and Triton do is real, the driver's own work is
@@ -31,15 +34,23 @@ delay; and how many of them found what there is to find.
 
 from __future__ import annotations
 
+import time
+
+BEGAN = time.monotonic()  # importing torch counts
+
 import argparse
 import sys
 from pathlib import Path
 
-# Last: scripts/evaluate.py must not stand before the library of that name.
+# What is measured is the package beside this, installed or not. This folder is on the path for a moment only: its
+# evaluate.py and kernels.py are not the libraries of those names, for which transformers asks.
 SCRIPTS = Path(__file__).resolve().parent
-sys.path[:] = [*(path for path in sys.path if Path(path or ".").resolve() != SCRIPTS), str(SCRIPTS)]
+sys.path[:] = [str(SCRIPTS.parent), *(path for path in sys.path if Path(path or ".").resolve() != SCRIPTS)]
+sys.path.append(str(SCRIPTS))
+import benchmarking  # noqa: F401
 
-from benchmarking import gpu, kernels, launch, noise, patching
+sys.path.remove(str(SCRIPTS))
+from benchmarking import choices, gpu, kernels, launch, noise, patching, report
 
 
 def main() -> None:
@@ -47,8 +58,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for part in (patching, kernels, gpu, launch, noise):
+    for part in (patching, kernels, gpu, report, choices, launch, noise):
         part.add(commands)
+    parser.set_defaults(began=BEGAN)
     options = parser.parse_args()
     options.run(options)
 

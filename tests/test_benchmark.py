@@ -1,4 +1,4 @@
-"""scripts/benchmark.py kernels, on the CPU and tiny: what it writes agrees with its samples. No time is judged."""
+"""scripts/benchmark.py kernels and noise, on the CPU and tiny: what it writes agrees with its samples."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ def test_a_wrong_candidate_fails(kernels: ModuleType, form: str) -> None:
         kernels.check(functions, "gelu", form, torch.float32, "cpu", 0)
 
 
-@pytest.mark.parametrize(("wrong", "off"), [(infinite, "inf ulp at x = 1.0"), (clamped, r"105 ulp at x = 1\.69")])
+@pytest.mark.parametrize(("wrong", "off"), [(infinite, "inf ulp at x = 1.0"), (clamped, r"1\d\d ulp at x = \S+e\+38")])
 def test_a_candidate_that_loses_large_values_fails(kernels: ModuleType, wrong: Any, off: str) -> None:
     functions = {"eager": torch.nn.functional.gelu, "planted": wrong}
     with pytest.raises(kernels.WrongCandidateError, match=f"planted is wrong: .* off by {off}"):
@@ -437,154 +437,6 @@ def test_noise_says_how_often_each_verdict_came(tmp_path: Path) -> None:
     covered = sum(run["eager"]["ratio"]["low"] <= 1 <= run["eager"]["ratio"]["high"] for run in found["runs"])
     assert found["cover_one"] == covered
     assert f"cover 1: {covered} of 2" in done.stdout
-
-
-# The gpu command, tried out on the CPU
-
-
-def run_gpu(output: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "gpu", "--device", "cpu", "--tiny", "--output", str(output), *arguments]
-    own = {**os.environ, "TRITON_INTERPRET": "1", **environment}
-    return subprocess.run(command, env=own, capture_output=True, text=True)
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What it wrote, where neither datasets nor evaluate can be imported."""
-    folder = tmp_path_factory.mktemp("gpu")
-    for name in ("datasets", "evaluate"):
-        (folder / f"{name}.py").write_text("raise RuntimeError('not to be imported')\n")
-    output = folder / "new" / "folder"
-    parts = ("--parts", "gpt2", "gelu", "--backend", "aot_eager", "--minutes", "3")
-    done = run_gpu(output, *parts, PYTHONPATH=str(folder))
-    assert done.returncode == 0, done.stderr
-    written = json.loads((output / "gpu.json").read_text())
-    assert done.stdout == (output / "gpu.md").read_text()
-    return {**written, "told": done.stdout}
-
-
-def test_gpu_measures_every_cell(found: dict[str, Any]) -> None:
-    assert set(found["parts"]) == {"gpt2", "gelu"}
-    kernels, model = found["parts"]["gelu"], found["parts"]["gpt2"]
-    assert not kernels["failures"]
-    assert not model["failures"]
-    timed = {(cell["form"], cell["elements"]) for cell in kernels["cells"]}
-    assert timed == {(form, size) for form in MOVED for size in (1024, 4096)}
-    assert [limit["form"] for limit in kernels["limits"]] == list(MOVED)
-    eager, always, compiled = {"eager", "again"}, {"auto", "triton"}, {"compiled", "compiled_again", "compiled_triton"}
-    assert [(cell["size"], cell["mode"], set(cell["variants"])) for cell in model["cells"]] == [
-        ("large", "forward", eager | always | compiled),
-        ("large", "training step", eager | always | compiled),
-        ("small", "forward", eager | always | compiled),
-        ("small", "training step", eager | always),
-    ]
-    for cell in model["cells"]:
-        rows = cell["variants"]
-        (rounds,) = {len(row["samples_s"]) for row in rows.values()}
-        assert rounds >= 5
-        for name, row in rows.items():
-            assert row["median_s"] == statistics.median(row["samples_s"])
-            if name in always | {"compiled", "compiled_triton"}:
-                base = rows["compiled" if name == "compiled_triton" else "eager"]["samples_s"]
-                ratios = [before / after for before, after in zip(base, row["samples_s"], strict=True)]
-                assert row["ratio"]["value"] == pytest.approx(statistics.geometric_mean(middle(ratios)))
-        assert "it runs on cuda" in cell["absent"]["epilogue"]
-    assert "8 aten ops become one" in model["about"]["reports"]["auto"]
-    assert model["about"]["drift"]["triton"]["largest"] > 0
-    assert {row["kernel"] for row in model["profile"]["eager"]} > {"aten::addmm", "aten::tanh"}
-    assert not {"aten::tanh"} & {row["kernel"] for row in model["profile"]["triton"]}
-
-
-def middle(values: list[float]) -> list[float]:
-    """The one or two in the middle."""
-    half = len(values) // 2
-    return sorted(values)[half - (len(values) % 2 == 0) : half + 1]
-
-
-def test_gpu_tells_it_in_short(found: dict[str, Any]) -> None:
-    told = found["told"]
-    assert told.count("\n| gpt2 | ") == 4
-    assert told.count("\n| gelu | ") == 8 + 4
-    goals = told.partition("| goal |")[2].splitlines()[2:]
-    assert len(goals) == 17
-    assert all("| not measured |" in goal for goal in goals)  # on a CPU, and tiny
-
-
-def test_gpu_holds_what_it_found_to_the_goals(script: ModuleType, found: dict[str, Any]) -> None:
-    """The same cells, taken for those of a GPU at full size."""
-    report = sys.modules[script.gpu.report.__name__]
-    kernels = [dict(cell, elements=2**26) for cell in found["parts"]["gelu"]["cells"] if cell["elements"] == 4096]
-    for cell in kernels:
-        triton = dict(cell["candidates"]["triton"], interpreted=False, verdict="faster", ratio=FASTER)
-        aten = dict(cell["candidates"]["aten"], ratio={"value": 1.0, "low": 0.9, "high": 1.1})
-        cell["candidates"] = {**cell["candidates"], "triton": triton, "aten": aten}
-    kernels[0]["candidates"]["aten"]["ratio"] = FASTER
-    as_if = {
-        "environment": {**found["environment"], "gpu": "some"},
-        "settings": {**found["settings"], "tiny": False},
-        "parts": {"gelu": {"cells": kernels}, "gpt2": found["parts"]["gpt2"]},
-    }
-    goals = {name: measured for name, _, measured in report.goals(as_if)}
-    assert len(goals) == 17
-    cell = next(cell for cell in kernels if cell["form"] == "backward")
-    rows = cell["candidates"]
-    assert goals["exact GELU over F.gelu, backward"] == rows["aten"]["median_s"] / rows["triton"]["median_s"]
-    (key,) = [name for name in goals if name.startswith("kernels, backward")]
-    assert goals[key] == rows["triton"]["share_of_copy"]
-    models = {(one["size"], one["mode"]): one["variants"] for one in found["parts"]["gpt2"]["cells"]}
-    large = models["large", "forward"]
-    both = [large[name]["ratio"]["value"] for name in ("auto", "triton")]
-    assert goals["GPT-2, 32 × 512, forward"] == max(both)
-    compiled = [variants["compiled_triton"]["ratio"]["value"] for variants in models.values() if "compiled" in variants]
-    assert goals["compiled, patched over not, the least of all"] == min(compiled)
-    assert goals["T5 v1.1, 32 × 512, forward"] is None
-    assert report.fastest(as_if) == [
-        ("gelu", cell["form"], "bfloat16", "triton" if number else "aten") for number, cell in enumerate(kernels)
-    ]
-
-
-FASTER = {"value": 1.3, "low": 1.2, "high": 1.4}
-
-
-def test_gpu_keeps_the_rest_where_something_fails(tmp_path: Path) -> None:
-    done = run_gpu(tmp_path, "--parts", "vit", "--backend", "nonsense", "--minutes", "2")
-    assert done.returncode == 1
-    assert "vit: compiled: " in done.stderr.splitlines()[-1]
-    part = json.loads((tmp_path / "gpu.json").read_text())["parts"]["vit"]
-    assert len(part["cells"]) == 4
-    for cell in part["cells"]:
-        assert set(cell["variants"]) == {"eager", "again", "auto", "triton"}
-        assert "nonsense" in cell["absent"]["compiled"]
-
-
-def test_gpu_ends_in_time(tmp_path: Path) -> None:
-    done = run_gpu(tmp_path, "--parts", "tests", "bert", "--minutes", "0.01")
-    assert done.returncode == 1
-    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
-    assert parts["bert"]["note"].startswith("not ready in time: give it more --minutes")
-    assert parts["tests"]["note"] == parts["bert"]["note"]
-    assert "- bert: not ready in time" in (tmp_path / "gpu.md").read_text()
-
-
-def test_gpu_counts_the_tests(script: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "test_some.py").write_text(
-        "import pytest\n\n\n@pytest.fixture\ndef broken():\n    raise ValueError\n\n\n"
-        "@pytest.mark.parametrize('word', ['a b', 'c'])\ndef test_good(word):\n    pass\n\n\n"
-        "def test_bad():\n    assert 0\n\n\ndef test_never(broken):\n    pass\n\n\n"
-        "def test_not():\n    pytest.skip('so')\n"
-    )
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "test_some.py"]
-    lines = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout.splitlines()
-    counted = script.gpu.outcomes(lines)
-    assert {word: counted[word] for word in ("passed", "failed", "skipped", "error")} == {
-        "passed": 2,
-        "failed": 1,
-        "skipped": 1,
-        "error": 1,
-    }
-    assert counted["wrong"] == ["test_some.py::test_bad", "test_some.py::test_never"]
-    assert any("assert 0" in line for line in counted["log"])
-    assert script.gpu.outcomes(lines[:8])["passed"] <= 2
 
 
 def test_rounds_that_launch_is_part_of(timing: ModuleType, gpu: Gpu) -> None:

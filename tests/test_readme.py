@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,10 +81,14 @@ def test_the_verdicts_shown_are_those_recorded() -> None:
     assert shown in " ".join(README_TEXT.split())
 
 
+SCRIPT = load_script(ROOT / "scripts" / "benchmark.py")
+
+
 def shown_of(runs: Sequence[Path]) -> str:
-    """What the README has to say of a GPU, from the results of ``scripts/benchmark.py gpu`` that there are."""
-    report = sys.modules[load_script(ROOT / "scripts" / "benchmark.py").gpu.report.__name__]
-    measured = [found for run in runs if (found := report.read(run))["environment"]["gpu"]]
+    """What the README has to say of a GPU, from the records of ``scripts/benchmark.py gpu`` that there are: the goals,
+    and how the last one of a GPU, in full size, meets them."""
+    report, record = SCRIPT.report, SCRIPT.gpu.record
+    measured = [found for run in runs if report.goals.card_of(found := record.read([run.parent]))]
     if not measured:
         return "**GPU: unmeasured.**"
     *_, goals = report.summary(measured[-1]).split("\n\n")
@@ -93,19 +96,21 @@ def shown_of(runs: Sequence[Path]) -> str:
 
 
 def test_the_figures_of_a_gpu_are_those_recorded() -> None:
-    assert shown_of(sorted((ROOT / "scripts" / "gpu").rglob("gpu.json"))) in README_TEXT
+    assert shown_of(sorted((ROOT / "scripts" / "gpu").rglob("gpu.jsonl"))) in README_TEXT
 
 
-def test_figures_of_a_gpu_would_be_wanted(tmp_path: Path) -> None:
-    """As soon as there is a result of one."""
-    run = tmp_path / "gpu.json"
-    about = {"gpu": "some", "cpu": "other", "versions": {}}
-    found = {"environment": about, "settings": {"tiny": False}, "bandwidth": {"gb_per_s": 4300.0}, "parts": {}}
-    run.write_text(json.dumps(found))
-    assert shown_of([run]).startswith("| goal | at least | measured |")
-    assert shown_of([run]).count("\n") == 18
-    run.write_text(json.dumps({**found, "environment": {**about, "gpu": None}}))
-    assert shown_of([run]) == "**GPU: unmeasured.**"
+@pytest.mark.parametrize(("card", "wanted"), [("NVIDIA H200", True), ("CPU", False)])
+def test_figures_of_a_gpu_would_be_wanted(tmp_path: Path, card: str, wanted: bool) -> None:
+    """As soon as there is a record of one."""
+    run = SCRIPT.gpu.record.Record(tmp_path)
+    run.write("settings", tiny=False)
+    run.write("card", name=card, free_gib=139.0, total_gib=140.0)
+    shown = shown_of([run.path])
+    if wanted:
+        assert shown.startswith("| goal | at least, H100 | at least, H200 | measured | outcome |")
+        assert shown.count("\n") == 18
+    else:
+        assert shown == "**GPU: unmeasured.**"
 
 
 def test_the_times_shown_are_those_recorded() -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarking import liger
 from benchmarking.timing import (
     MOST_ROUNDS,
     compared,
@@ -32,7 +33,7 @@ from benchmarking.timing import (
     say,
     versions_of,
 )
-from hf_gelu_patch import ACTIVATIONS, UnknownNameError, ops
+from hf_gelu_patch import ACTIVATIONS, UnknownNameError
 from hf_gelu_patch.evaluation.speed import ratio
 from hf_gelu_patch.implementations import get_implementation
 from hf_gelu_patch.ops import GATED, gated
@@ -89,7 +90,9 @@ def candidate(name: str, activation: str, form: str, device: str) -> Function | 
     if name == "compile":
         return torch.compile(eager(activation, form), fullgraph=True, dynamic=False)
     if name == "liger":
-        return liger(activation, fused, device)
+        if not fused or activation not in liger.FUSED:
+            return f"Liger-Kernel has act(gate) · up for {' and '.join(liger.FUSED)} only"
+        return liger.missing(device) or liger.fused(activation)
     implementation = get_implementation(name)
     if name.startswith("triton"):
         if device == "cpu" and not INTERPRETED:
@@ -104,21 +107,6 @@ def candidate(name: str, activation: str, form: str, device: str) -> Function | 
     if activation not in functions:
         return f"{name} does not compute {activation}"
     return ACTIVATIONS[activation].bind(functions[activation])
-
-
-def liger(activation: str, fused: bool, device: str) -> Function | str:
-    """Liger-Kernel's function, where it has one."""
-    if not fused or activation not in ("gelu_tanh", "silu"):
-        return "Liger-Kernel has act(gate) · up for gelu_tanh and silu only"
-    if importlib.util.find_spec("liger_kernel") is None:
-        return "Liger-Kernel is not installed (pip install liger-kernel)"
-    if device == "cpu":
-        return "Liger-Kernel runs on CUDA"
-    if activation == "silu":
-        from liger_kernel.ops.swiglu import LigerSiLUMulFunction as Fused
-    else:
-        from liger_kernel.ops.geglu import LigerGELUMulFunction as Fused
-    return Fused.apply
 
 
 def prepared(function: Function, form: str, inputs: Sequence[Tensor], grad_y: Tensor) -> Callable[[], Any]:
@@ -306,6 +294,7 @@ class Subject:
     Attributes:
         functions: "eager" and the other candidates there are.
         absent: for each that there is not, why.
+        failed: those of ``absent`` that are wrong or raise.
         errors: of each of ``functions``, in ulp.
     """
 
@@ -314,6 +303,7 @@ class Subject:
     form: str
     functions: dict[str, Function]
     absent: dict[str, str]
+    failed: list[str]
     errors: dict[str, dict[str, float]]
 
     def named(self) -> dict[str, str]:
@@ -322,7 +312,7 @@ class Subject:
 
 def subject(activation: str, dtype: str, form: str, options: argparse.Namespace, *, strict: bool) -> Subject:
     """Checked. A candidate that is wrong is an error where ``strict``, and else an absent one, as one that fails."""
-    functions, absent = {"eager": eager(activation, form)}, {}
+    functions, absent, failed = {"eager": eager(activation, form)}, {}, []
     for name in options.implementations:
         made = candidate(name, activation, form, options.device)
         if isinstance(made, str):
@@ -332,36 +322,41 @@ def subject(activation: str, dtype: str, form: str, options: argparse.Namespace,
     while True:
         try:
             errors = check(functions, activation, form, DTYPES[dtype], options.device, options.seed)
-            return Subject(activation, dtype, form, functions, absent, errors)
+            return Subject(activation, dtype, form, functions, absent, failed, errors)
         except CandidateError as error:
             wrong = isinstance(error, WrongCandidateError)
             if error.name == "eager" or (strict and (wrong or error.name != "compile")):
                 raise
             absent[error.name] = str(error)
+            failed.append(error.name)
             del functions[error.name]
 
 
-def subjects(options: argparse.Namespace, *, strict: bool) -> list[Subject]:
-    """Everything there is to time, checked."""
+def set_up() -> None:
+    """Torch, as the timing wants it."""
     import torch._dynamo.config
     import torch._functorch.config
 
     torch._functorch.config.donated_buffer = False  # a kept graph runs more than once
-    ops.SMALL = 0  # the kernels are what is measured
     # Candidates share their code, and each is compiled for every size.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
     torch.set_num_threads(1)
+
+
+def subjects(options: argparse.Namespace) -> list[Subject]:
+    """Everything there is to time, checked."""
+    set_up()
     found = []
     for activation, dtype, form in itertools.product(options.activations, options.dtypes, options.forms):
         if activation == "swiglu_oai" and not form.startswith("gated"):
             continue
         say("checking", activation, dtype, form.replace("_", " "))
-        found.append(subject(activation, dtype, form, options, strict=strict))
+        found.append(subject(activation, dtype, form, options, strict=True))
     return found
 
 
-def checks_of(found: Sequence[Subject]) -> list[dict[str, Any]]:
-    return [{**one.named(), "values": len(values(DTYPES[one.dtype])), "error_ulp": one.errors} for one in found]
+def check_of(one: Subject) -> dict[str, Any]:
+    return {**one.named(), "values": len(values(DTYPES[one.dtype])), "error_ulp": one.errors}
 
 
 def cell_of(one: Subject, elements: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -379,8 +374,8 @@ def cell_of(one: Subject, elements: int, options: argparse.Namespace) -> dict[st
 
 def kernels(options: argparse.Namespace) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
     """The checks and the cells (activation × dtype × form × size), after all checks and again after each cell."""
-    found = subjects(options, strict=True)
-    checks, cells = checks_of(found), []
+    found = subjects(options)
+    checks, cells = [check_of(one) for one in found], []
     yield checks, cells
     for one, elements in itertools.product(found, options.elements):
         cells.append(cell_of(one, elements, options))
@@ -526,13 +521,16 @@ def plot(cells: Sequence[Mapping[str, Any]], about: Mapping[str, Any], path: Pat
     figure.savefig(path, dpi=150)
 
 
+UNSET = "--device cuda: unset TRITON_INTERPRET, with which Triton's kernels run on the CPU."
+
+
 def refuse_absent(device: str) -> None:
     """End where that device cannot be timed."""
     if device == "cuda":
         if not torch.cuda.is_available():
             sys.exit("--device cuda: torch sees no CUDA device. Use --device cpu, or a build of torch with CUDA.")
         if INTERPRETED:
-            sys.exit("--device cuda: unset TRITON_INTERPRET, with which Triton's kernels run on the CPU.")
+            sys.exit(UNSET)
 
 
 def surroundings(options: argparse.Namespace) -> dict[str, Any]:
@@ -541,6 +539,7 @@ def surroundings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> None:
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     refuse_absent(options.device)
     if options.output and importlib.util.find_spec("matplotlib") is None:
         sys.exit("--output draws a plot, and matplotlib is not installed: pip install 'hf-gelu-patch[evaluation]'")
@@ -591,7 +590,7 @@ def add(commands: Any) -> None:
 
     everything, main_ones = list(MOVED), ["gelu", "gelu_tanh", "silu"]
     usual = ["aten", "compile", "triton", "liger"]
-    command.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
     names("--activations", "activation", (*GATED, "all"), main_ones, " ".join(main_ones))
     names("--forms", "form", everything, everything, "all")
     names("--dtypes", "dtype", list(DTYPES), None, "float32 bfloat16 on a CPU, float16 bfloat16 on CUDA")

@@ -1,14 +1,15 @@
 """Whole models with random weights, as transformers has them, patched, compiled, and both.
 
-All variants of a model share its weights; they differ in what their activations run.
+All variants of a model share its weights; they differ in what their activations run. A batch that a training step has
+no memory for is halved until it has.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,8 +19,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from benchmarking.timing import compared, enough, figures, peak, rounds_on, say
-from hf_gelu_patch import ops, patch
+from benchmarking import liger
+from benchmarking.schedule import Work
+from benchmarking.timing import Samples, compared, enough, figures, peak, rounds_on
+from hf_gelu_patch import ImplementationUnavailableError, patch
 from hf_gelu_patch.evaluation.speed import ratio
 from hf_gelu_patch.verification import drifts, exact_outputs, outputs
 
@@ -32,8 +35,9 @@ class Architecture:
         model, config: transformers' classes.
         published: the configuration of the size that was published.
         tiny: what makes it small enough for any machine.
-        gib: GPU memory that a training step on the large batch may take, an estimate.
+        gib: GPU memory that a training step on the large batch takes at most, calculated on tensors without data.
         epilogue: the options of a patch that puts the activation into the GEMM's epilogue; None where none does.
+        gated: whether it has act(gate) · up, which is what Liger-Kernel computes.
     """
 
     model: str
@@ -42,6 +46,7 @@ class Architecture:
     published: Mapping[str, Any] = field(default_factory=dict)
     tiny: Mapping[str, Any] = field(default_factory=dict)
     epilogue: Mapping[str, str] | None = None
+    gated: bool = False
 
     def build(self, device: str, dtype: torch.dtype, *, tiny: bool) -> nn.Module:
         settings = {**self.published, **(self.tiny if tiny else {}), "use_cache": False}
@@ -58,21 +63,22 @@ ARCHITECTURES = {
     "gpt2": Architecture(
         "GPT2LMHeadModel",
         "GPT2Config",
-        gib=30,
+        gib=33,
         tiny={"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64, "bos_token_id": 0, "eos_token_id": 0},
         epilogue={"implementation": "epilogue"},
     ),
     "bert": Architecture(
         "BertForSequenceClassification",
         "BertConfig",
-        gib=12,
+        gib=20,
         tiny={**_TINY, "vocab_size": 64},
         epilogue=_EXACT_AS_TANH,
     ),
     "t5": Architecture(
         "T5ForConditionalGeneration",
         "T5Config",
-        gib=60,
+        gib=71,
+        gated=True,
         published={
             **{"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12},
             **{"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0},
@@ -82,7 +88,7 @@ ARCHITECTURES = {
     "vit": Architecture(
         "ViTForImageClassification",
         "ViTConfig",
-        gib=14,
+        gib=20,
         published={"num_labels": 1000},
         tiny={**_TINY, "image_size": 32, "patch_size": 16},
         epilogue=_EXACT_AS_TANH,
@@ -90,7 +96,8 @@ ARCHITECTURES = {
     "llama": Architecture(
         "LlamaForCausalLM",
         "LlamaConfig",
-        gib=85,
+        gib=59,
+        gated=True,
         published={
             **{"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
             **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True},
@@ -112,11 +119,26 @@ SHAPES = {LARGE: (32, 512), SMALL: (1, 128)}
 """Batch × length; of images, as many as have that many patches."""
 TINY_SHAPES = {LARGE: (2, 16), SMALL: (1, 8)}
 FORWARD, TRAINING = "forward", "training step"
-CELLS = ((LARGE, FORWARD), (LARGE, TRAINING), (SMALL, FORWARD), (SMALL, TRAINING))
-COMPILED_CELLS = CELLS[:3]
+CELLS = {(LARGE, FORWARD): 2, (LARGE, TRAINING): 4, (SMALL, FORWARD): 1, (SMALL, TRAINING): 1}
+"""What is timed, in this order → its share of the time."""
+COMPILED_CELLS = {cell: CELLS[cell] for cell in list(CELLS)[:3]}
 """The training step on the small batch is not compiled: a minute for each model, of the few there are."""
 BASES = {"compiled": "eager", "compiled_triton": "compiled"}
 """What a variant is compared with, where that is not eager."""
+AGAIN = {"eager": "again", "compiled": "compiled_again"}
+"""What is timed twice → the name of the second, for the noise floor."""
+
+
+def batch_for(need: float, room: float, batch: int) -> int:
+    """The batch, halved until what it needs of ``need``, which is that of the whole one, fits."""
+    while batch > 1 and need > room:
+        need, batch = need / 2, batch // 2
+    return batch
+
+
+def room_on(device: str) -> float:
+    """GiB of memory that are free."""
+    return torch.cuda.mem_get_info()[0] / 2**30 if device == "cuda" else math.inf
 
 
 def batch_of(model: nn.Module, shape: tuple[int, int], device: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -145,79 +167,103 @@ class Bench:
     """One model in all its variants, ready to be timed.
 
     Attributes:
-        variants: "eager", "auto", "triton", where there is one "epilogue", and "compiled", "compiled_triton"; those
-            that could not be made are in ``absent``, those that do not run in a cell in ``failed``, with the reason.
+        variants: "eager", and "auto", "triton", "liger" and "epilogue" where they serve the model; or, to be compiled,
+            "eager", "compiled" and "compiled_triton". Those that could not be made are in ``absent``, with the reason.
         reports: what each patch did.
         drift: how far each moved the outputs of a small batch, beside the error against float64.
+        room: GiB that were free when nothing was there yet.
     """
 
-    def __init__(self, name: str, options: argparse.Namespace) -> None:
-        self.name, self.options, self.device = name, options, options.device
+    def __init__(self, name: str, work: Work, *, tiny: bool, compiled: bool = False) -> None:
+        self.name, self.work, self.tiny, self.compiled = name, work, tiny, compiled
+        self.device, self.seed = work.options.device, work.options.seed
         self.architecture = ARCHITECTURES[name]
         self.dtype = torch.bfloat16
-        self.shapes = TINY_SHAPES if options.tiny else SHAPES
         self.variants: dict[str, Any] = {}
         self.absent: dict[str, str] = {}
-        self.failed: dict[tuple[str, str], dict[str, str]] = {cell: {} for cell in CELLS}
         self.reports: dict[str, str] = {}
-        model = self.architecture.build(self.device, self.dtype, tiny=options.tiny)
+        self.drift: dict[str, dict[str, Any]] = {}
+        self.room = room_on(self.device)
+        model = self.architecture.build(self.device, self.dtype, tiny=tiny)
         self.variants["eager"] = model
-        self.batches = {name: batch_of(model, shape, self.device, self.dtype) for name, shape in self.shapes.items()}
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)  # the weights stay what they are
-        for name in ("auto", "triton", *(["epilogue"] if self.architecture.epilogue else [])):
-            with self._attempt(name):
-                self._patch(name)
-        self.drift = self._drift()
-        torch._dynamo.config.recompile_limit = 64
-        for name, of in (("compiled", "eager"), ("compiled_triton", "triton")):
-            if options.backend != "none" and of in self.variants:
-                with self._attempt(name):
-                    self.variants[name] = torch.compile(self.variants[of], backend=options.backend)
+        if compiled:
+            self._compile(work.options.backend)
+            return
+        for variant in self._patched():
+            with self._attempt(variant, self.absent):
+                self._patch(variant)
+        self._check_drift()
+
+    def _patched(self) -> list[str]:
+        """The names of what it is patched with."""
+        wanted = ["auto", "triton"]
+        if self.architecture.gated:
+            wanted.append(liger.NAME)
+        if self.architecture.epilogue:
+            wanted.append("epilogue")
+        return wanted
 
     def _patch(self, name: str) -> None:
         options: Mapping[str, str] = {"implementation": name}
         if name == "epilogue" and self.architecture.epilogue:
             options = self.architecture.epilogue
+        if name == liger.NAME:
+            if lack := liger.missing(self.device):
+                self.absent[name] = lack
+                return
+            liger.register()
         model = twin(self.variants["eager"])
         self.reports[name] = str(patch(model, **options))
         self.variants[name] = model
 
+    def _compile(self, backend: str) -> None:
+        torch._dynamo.config.recompile_limit = 64
+        patched = twin(self.variants["eager"])
+        for name, model in (("compiled", self.variants["eager"]), ("compiled_triton", patched)):
+            with self._attempt(name, self.absent):
+                if model is patched:
+                    self.reports[name] = str(patch(model, implementation="triton"))
+                self.variants[name] = torch.compile(model, backend=backend, dynamic=False)
+
     @contextmanager
-    def _attempt(self, name: str, cell: tuple[str, str] | None = None) -> Iterator[None]:
-        """Whatever a variant raises is told, and costs that variant alone; in a cell, in that cell alone."""
+    def _attempt(self, name: str, absent: dict[str, str]) -> Iterator[None]:
+        """Whatever a variant raises costs that variant alone; that this machine cannot run it is no failure."""
         try:
             yield
+        except ImplementationUnavailableError as error:
+            absent[name] = str(error)
         except Exception as error:
-            say(f"{self.name}: {name} failed: {error}")
-            where = self.absent if cell is None else self.failed[cell]
-            where[name] = f"{type(error).__name__}: {' '.join(str(error).split()[:60])}"
-            if cell is None:
-                self.variants.pop(name, None)
-            self.optimizer.zero_grad(set_to_none=True)
+            absent[name] = f"{type(error).__name__}: {' '.join(str(error).split()[:60])}"
             self.release()
+            self.work.fail(f"{self.name}, {name}", absent[name])
+        if absent is self.absent and name in absent:
+            self.variants.pop(name, None)
 
-    def _drift(self) -> dict[str, dict[str, Any]]:
-        inputs = self.inputs(SMALL)
+    def _check_drift(self) -> None:
+        inputs = self.inputs(batch_of(self.variants["eager"], self.shapes[SMALL], self.device, self.dtype))
         before = outputs(self.variants["eager"], inputs)
         before = {name: before[name] for name in before if name == "logits"}
         exact = exact_outputs(self.variants["eager"], inputs)
-        found = {}
-        usual, ops.SMALL = ops.SMALL, 0  # as on a large batch, by the kernels
         for name in list(self.variants):
-            with self._attempt(name):
+            with self._attempt(name, self.absent):
                 (drift,) = drifts(before, outputs(self.variants[name], inputs), exact, None)
-                found[name] = {**vars(drift), "exceeded": drift.exceeded}
-        ops.SMALL = usual
-        return found
+                self.drift[name] = {**vars(drift), "exceeded": drift.exceeded}
+                if drift.exceeded:
+                    self.work.fail(f"{self.name}, {name}", f"it moves the outputs by {drift.largest:.2g}")
 
-    def inputs(self, size: str) -> dict[str, Tensor]:
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        return TINY_SHAPES if self.tiny else SHAPES
+
+    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A forward's: without labels, but for T5, which has its decoder's inputs from them."""
-        return {key: value for key, value in self.batches[size].items() if key != "labels" or self.name == "t5"}
+        return {key: value for key, value in batch.items() if key != "labels" or self.name == "t5"}
 
-    def call(self, variant: str, size: str, mode: str) -> Callable[[], Any]:
-        model, batch = self.variants[variant], self.batches[size]
+    def call(self, variant: str, mode: str, batch: dict[str, Tensor]) -> Callable[[], Any]:
+        model = self.variants[variant]
         if mode == FORWARD:
-            inputs = self.inputs(size)
+            inputs = self.inputs(batch)
 
             def forward() -> Any:
                 with torch.no_grad():
@@ -232,81 +278,90 @@ class Bench:
 
         return step
 
-    def calls(self, size: str, mode: str) -> dict[str, Callable[[], Any]]:
-        """What is timed in a cell, in the mode it runs in."""
-        for model in self.variants.values():
-            model.train(mode == TRAINING)
-        names = [
-            name
-            for name in self.variants
-            if ((size, mode) in COMPILED_CELLS or not name.startswith("compiled"))
-            and (mode == FORWARD or name != "epilogue")  # it has no backward of its own
-            and name not in self.failed[size, mode]
-        ]
-        return {name: self.call(name, size, mode) for name in names}
-
-    def warm_up(self) -> None:
-        """Compile, and let every library make its choices."""
-        for size, mode in CELLS:
-            for name, call in self.calls(size, mode).items():
-                with self._attempt(name, (size, mode)):
-                    say(f"{self.name}: first {mode}, {size}, {name}")
-                    call()
-        self.release()
-
     def release(self) -> None:
+        """What a call that failed has left, and the memory that is kept for the next."""
+        self.optimizer.zero_grad(set_to_none=True)
         if self.device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
     def cell(self, size: str, mode: str, seconds: float) -> dict[str, Any]:
         """One shape in one mode, within about so many seconds."""
-        say(f"{self.name}: timing {mode}, {size}")
-        failed = self.failed[size, mode]
-        cell: dict[str, Any] = {"model": self.name, "size": size, "mode": mode, "absent": {**self.absent, **failed}}
-        cell["shape"] = next(list(tensor.shape) for tensor in self.batches[size].values())
-        calls = self.calls(size, mode)
-        if "eager" not in calls:
-            raise RuntimeError(f"eager failed: {failed['eager']}")
-        calls = {"again": calls["eager"], **calls}
-        if "compiled" in calls:
-            calls = {"compiled_again": calls["compiled"], **calls}
-        rounds, seed = rounds_on(self.device, with_launch=True), self.options.seed
-        trial = rounds(calls, 3, seed)
-        once = sum(statistics.median(own) for own in trial.values())
-        count = max(5, min(enough(trial, 30, 1.0, 300), int(seconds / once)))
-        samples = figures(rounds(calls, count, seed))
-        pairs = {"eager": "again", "compiled": "compiled_again"}
-        floors = {
-            base: ratio(samples[base], samples[again], seed=seed) for base, again in pairs.items() if base in samples
-        }
-        cell["variants"] = {}
-        for name, own in samples.items():
-            row: dict[str, Any] = {"median_s": statistics.median(own), "samples_s": own}
-            base = BASES.get(name, "eager")
-            if name not in ("eager", *pairs.values()) and base in floors:
-                row |= {"base": base, **compared(samples[base], own, floors[base], seed)}
-            row["peak_bytes"] = peak(calls[name]) if self.device == "cuda" else None
-            cell["variants"][name] = row
+        until = time.monotonic() + seconds
+        asked, length = self.shapes[size]
+        need = self.architecture.gib if (size, mode) == (LARGE, TRAINING) and not self.tiny else 0.0
+        number = batch_for(need, self.room, asked)
+        cell = {"model": self.name, "size": size, "mode": mode, "compiled": self.compiled}
+        cell |= {"room_gib": None if self.device == "cpu" else round(self.room, 2), "batch_asked": asked}
+        while True:
+            batch = batch_of(self.variants["eager"], (number, length), self.device, self.dtype)
+            try:
+                found = self._timed(mode, batch, until)
+                shape = next(list(tensor.shape) for tensor in batch.values())
+                return {**cell, "batch": number, "length": length, "shape": shape, **found}
+            except torch.OutOfMemoryError:
+                if number == 1:
+                    raise
+                number //= 2
+            self.release()
+
+    def _timed(self, mode: str, batch: dict[str, Tensor], until: float) -> dict[str, Any]:
+        absent = dict(self.absent)
+        calls = {}
+        for name, model in self.variants.items():
+            if mode == TRAINING and name == "epilogue":
+                continue  # it has no backward of its own
+            model.train(mode == TRAINING)
+            call = self.call(name, mode, batch)
+            if name == "eager":
+                call()
+                calls[name] = call
+                continue
+            with self._attempt(name, absent):
+                call()  # compiles, and lets every library make its choices
+                calls[name] = call
+        calls = {**{again: calls[name] for name, again in AGAIN.items() if name in calls}, **calls}
+        rounds = rounds_on(self.device, with_launch=True)
+        trial = rounds(calls, 1, self.seed)
+        once = sum(own[0] for own in trial.values())
+        count = 5 if self.tiny else max(5, min(enough(trial, 30, 1.0, 300), int((until - time.monotonic()) / once)))
+        samples = figures(rounds(calls, count, self.seed))
+        peaks = {name: peak(call) if self.device == "cuda" else None for name, call in calls.items()}
         self.release()
-        return cell
+        return {"absent": absent, "variants": self._concluded(samples, peaks)}
+
+    def _concluded(self, samples: Samples, peaks: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
+        floors = {
+            base: ratio(samples[base], samples[again], seed=self.seed)
+            for base, again in AGAIN.items()
+            if base in samples
+        }
+        rows = {}
+        for name, own in samples.items():
+            row: dict[str, Any] = {"median_s": statistics.median(own), "samples_s": own, "peak_bytes": peaks[name]}
+            base = BASES.get(name, "eager")
+            if name != "eager" and name not in AGAIN.values() and base in floors:
+                row |= {"base": base, **compared(samples[base], own, floors[base], self.seed)}
+            rows[name] = row
+        return rows
 
     def profile(self) -> dict[str, list[dict[str, Any]]]:
         """The kernels that a large forward spends its time in, eager and by Triton: what is left to be won."""
         activity = torch.profiler.ProfilerActivity
         on_gpu = self.device == "cuda"
-        wanted, time = ([activity.CUDA], "device") if on_gpu else ([activity.CPU], "cpu")
+        wanted, clock = ([activity.CUDA], "device") if on_gpu else ([activity.CPU], "cpu")
+        batch = batch_of(self.variants["eager"], self.shapes[LARGE], self.device, self.dtype)
         found = {}
-        calls = self.calls(LARGE, FORWARD)
         for name in ("eager", "triton"):
-            if name not in calls:
+            if name not in self.variants:
                 continue
+            self.variants[name].eval()
             with torch.profiler.profile(activities=wanted, acc_events=True) as seen:
-                calls[name]()
+                self.call(name, FORWARD, batch)()
                 if on_gpu:
                     torch.cuda.synchronize()
             rows = [
-                {"kernel": event.key[:100], "calls": event.count, "us": getattr(event, f"self_{time}_time_total")}
+                {"kernel": event.key[:100], "calls": event.count, "us": getattr(event, f"self_{clock}_time_total")}
                 for event in seen.key_averages()
             ]
             found[name] = sorted(rows, key=lambda row: -row["us"])[:20]
@@ -319,3 +374,33 @@ class Bench:
             **{"dtype": str(self.dtype).removeprefix("torch."), "reports": self.reports, "drift": self.drift},
             **{"attention": getattr(self.variants["eager"].config, "_attn_implementation", None)},
         }
+
+
+def measure(name: str, work: Work) -> None:
+    """A model as it is and patched: each cell, then what its forwards spend their time in."""
+    bench = Bench(name, work, tiny=work.options.tiny)
+    work.write("about", **bench.about())
+    work.prepared()
+    _measure_cells(bench, CELLS)
+    if work.left > 0:
+        with work.attempt(f"{name}: profile"):
+            work.write("profile", model=name, kernels=bench.profile())
+
+
+def measure_compiled(name: str, work: Work) -> None:
+    """The same compiled. What a cell needs is compiled just before it is timed."""
+    cells = list(COMPILED_CELLS.items())[: 1 if work.options.tiny else None]
+    _measure_cells(Bench(name, work, tiny=work.options.tiny, compiled=True), dict(cells))
+
+
+def _measure_cells(bench: Bench, cells: Mapping[tuple[str, str], int]) -> None:
+    work, waiting = bench.work, dict(cells)
+    for (size, mode), share in cells.items():
+        what = f"{bench.name}: {mode}, {size}"
+        seconds = work.left * share / sum(waiting.values())
+        del waiting[size, mode]
+        if seconds <= 0:
+            work.leave_out(what)
+            continue
+        with work.attempt(what):
+            work.cell(what, **bench.cell(size, mode, seconds))

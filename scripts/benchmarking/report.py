@@ -1,223 +1,244 @@
-"""What ``benchmark.py gpu`` found, in short: the goals, the kernels, the models, and what ``auto`` should take."""
+"""What ``benchmark.py gpu`` found, as tables: models, kernels, variants, tests, how the steps went, what ``auto``
+should take, what went wrong, and the goals last."""
 
 from __future__ import annotations
 
-import json
+import argparse
 import statistics
-from collections.abc import Mapping, Sequence
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarking import goals, record
+from benchmarking.goals import MAIN, share
+from benchmarking.kernels import sized
+from benchmarking.processes import DONE, FAILED, OVERRAN
+from benchmarking.record import Found, Line
 from benchmarking.timing import line, versions_of
 
-MAIN = 2**26
-"""Elements, at which the kernels have their goals."""
-
-Found = Mapping[str, Any]
-
-
-def cells(found: Found) -> list[Mapping[str, Any]]:
-    """The cells of kernels."""
-    return [cell for part in found["parts"].values() for cell in part.get("cells", ()) if "form" in cell]
-
-
-def model_cells(found: Found) -> list[Mapping[str, Any]]:
-    return [cell for part in found["parts"].values() for cell in part.get("cells", ()) if "mode" in cell]
+NAME = "gpu.md"
+BY = ("eager", "aten", "compile", "triton", "liger")
+OUT_OF_TIME = "out of time"
+PATCHED, COMPILED = ("auto", "triton", "liger", "epilogue"), ("compiled", "compiled_triton")
 
 
 def failures(found: Found) -> list[str]:
-    """Whatever went wrong: tests, candidates that are wrong, outputs that moved too far, what raised or died."""
+    """Whatever went wrong: steps that did not get to their end, tests, candidates that are wrong, outputs that moved
+    too far, what raised."""
     told = []
-    for name, part in found["parts"].items():
-        told += [f"{name}: {part['note']}"] if part.get("note") else []
-        told += [f"test {wrong}" for wrong in part.get("wrong", ())]
-        told += [f"{failure['what']} failed" for failure in part.get("failures", ())]
-        for other, drift in part.get("about", {}).get("drift", {}).items():
-            told += [f"{name}: {other} moves the outputs by {drift['largest']:.2g}"] if drift["exceeded"] else []
-        for cell in part.get("cells", ()):
-            absent = cell.get("absent", {}).items()
-            if "mode" in cell:
-                own = [f"{other}: {why}" for other, why in absent if not why.startswith("ImplementationUnavailable")]
-            else:
-                own = [why for _, why in absent if " is wrong: " in why or " failed: " in why]
-            told += [f"{name}: {why}" for why in own]
+    for name, step in found.steps.items():
+        notes = found.notes.get(name, [])
+        failed = [f"{name}: {note['what']}" for note in notes if note["kind"] == "failure"]
+        failed += [f"test {note['test']}" for note in notes if note.get("outcome") in ("failed", "error")]
+        told += failed
+        if (how := _ending(step)) not in (DONE, OUT_OF_TIME) and not (how == FAILED and failed):
+            told.append(f"{name}: {how}")
     return list(dict.fromkeys(told))
 
 
-def share(cell: Mapping[str, Any], name: str) -> float | None:
-    row = cell["candidates"].get(name)
-    return row and row["share_of_copy"]
+def _ending(step: Line) -> str:
+    """How it ended. One that was given less than its limit, because the minutes were over, has not failed."""
+    how: str = step["ended"]["how"] if "ended" in step else "cut off"
+    return OUT_OF_TIME if how == OVERRAN and step["limit"] < step["whole"] else how
 
 
-def times(cell: Mapping[str, Any], name: str, over: str) -> float | None:
-    """How many times as fast ``name`` is as ``over``, from the medians."""
-    rows = cell["candidates"]
-    return rows[over]["median_s"] / rows[name]["median_s"] if name in rows and over in rows else None
+def fastest(found: Found) -> list[dict[str, Any]]:
+    """For each kernel cell, how many times as fast as eager its candidates are, and which one ``auto`` should take.
 
-
-def speedup(cell: Mapping[str, Any], name: str) -> float | None:
-    row = cell["variants"].get(name, {})
-    return row["ratio"]["value"] if "ratio" in row else None
-
-
-def goals(found: Found) -> list[tuple[str, float, float | None]]:
-    """Each goal, what it asks for at least, and what was measured; None where nothing was. They are for a GPU and the
-    published sizes: what was tried out on a CPU, or tiny, meets and misses none."""
-    counts = found["environment"]["gpu"] is not None and not found["settings"]["tiny"]
-    own = [cell for cell in cells(found) if cell["elements"] == MAIN and cell["dtype"] == "bfloat16" and counts]
-    listed: list[tuple[str, float, float | None]] = []
-
-    def least(name: str, wanted: float, values: Sequence[float | None]) -> None:
-        known = [value for value in values if value is not None]
-        listed.append((name, wanted, min(known) if known else None))
-
-    def of(form: str, activation: str | None = None) -> list[Mapping[str, Any]]:
-        return [cell for cell in own if cell["form"] == form and activation in (None, cell["activation"])]
-
-    for form in ("forward", "backward", "gated_forward", "gated_backward"):
-        told = f"kernels, {form.replace('_', ' ')}: share of a copy's bandwidth, the least"
-        least(told, 0.92, [share(cell, "triton") for cell in of(form)])
-    for form in ("forward", "backward"):
-        least(f"exact GELU over F.gelu, {form}", 1.2, [times(cell, "triton", "aten") for cell in of(form, "gelu")])
-    least("gelu_new over eager", 6.0, [times(cell, "triton", "eager") for cell in of("forward", "gelu_tanh")])
-    for form in ("gated_forward", "gated_backward"):
-        least(f"{form.replace('_', ' ')} over eager", 1.5, [times(cell, "triton", "eager") for cell in of(form)])
-    models = model_cells(found) if counts else []
-
-    def best(name: str, wanted: float, model: str, mode: str) -> None:
-        known = [
-            value
-            for cell in models
-            if (cell["model"], cell["size"], cell["mode"]) == (model, "large", mode)
-            for variant in ("auto", "triton", "epilogue")
-            if (value := speedup(cell, variant)) is not None
-        ]
-        listed.append((name, wanted, max(known) if known else None))
-
-    best("GPT-2, 32 × 512, forward", 1.30, "gpt2", "forward")
-    best("GPT-2, 32 × 512, training step", 1.25, "gpt2", "training step")
-    best("T5 v1.1, 32 × 512, forward", 1.20, "t5", "forward")
-    best("BERT, 32 × 512, forward", 1.05, "bert", "forward")
-    best("ViT, 32 × 512, forward", 1.05, "vit", "forward")
-    best("Llama, 32 × 512, training step", 1.03, "llama", "training step")
-    small = [cell for cell in models if cell["size"] == "small"]
-    patched = [speedup(cell, variant) for cell in small for variant in ("auto", "triton")]
-    least("1 × 128, patched, the least of all", 0.98, patched)
-    least("compiled, patched over not, the least of all", 0.99, [speedup(cell, "compiled_triton") for cell in models])
-    return listed
-
-
-def fastest(found: Found) -> list[tuple[str, str, str, str]]:
-    """What ``auto`` should take on this GPU: activation, form, dtype, and the implementation that was measured faster
-    than aten at the main size, eager being the one it is compared with; "aten" where none was."""
+    Returns:
+        {"activation", "form", "dtype", "elements", "candidates": {name: {"value", "low", "high", "verdict"}},
+        "fastest": "triton" where it was measured faster than eager and its whole interval lies above aten's, else
+        "aten"}; without the cells that were interpreted.
+    """
     told = []
-    for cell in cells(found):
-        rows = cell["candidates"]
-        if cell["elements"] != MAIN or "triton" not in rows or rows["triton"]["interpreted"]:
+    for cell in found.kernels.values():
+        rows = {name: row for name, row in cell["candidates"].items() if row["ratio"] is not None}
+        if "triton" not in rows:
             continue
-        faster = (
-            rows["triton"]["verdict"] == "faster"
-            and "aten" in rows
-            and rows["triton"]["ratio"]["low"] > rows["aten"]["ratio"]["high"]
-        )
-        told.append((cell["activation"], cell["form"], cell["dtype"], "triton" if faster else "aten"))
+        ratios = {name: {**row["ratio"], "verdict": row["verdict"]} for name, row in rows.items()}
+        over = ratios["triton"]["low"] > ratios["aten"]["high"] if "aten" in ratios else False
+        named = {key: cell[key] for key in ("activation", "form", "dtype", "elements")}
+        best = "triton" if over and ratios["triton"]["verdict"] == "faster" else "aten"
+        told.append({**named, "candidates": ratios, "fastest": best})
     return told
 
 
-def limits(found: Found) -> list[list[str]]:
-    """Rows: activation, form, share of the copy with and without arithmetic, the best block and its share."""
-    rows = []
-    for part in found["parts"].values():
-        for limit in part.get("limits", ()):
-            medians = {name: statistics.median(own) for name, own in limit["samples_s"].items()}
-            copy = limit["copied"] / medians.pop("copy")
-            shares = {name: limit["bytes"] / median / copy for name, median in medians.items()}
-            blocks = [name for name in shares if not name.endswith("without arithmetic")]
-            best = max(blocks, key=lambda name: shares[name])
-            usual = blocks[0]
-            rows.append(
-                [
-                    *(limit["activation"], limit["form"].replace("_", " ")),
-                    *(f"{shares[usual]:.0%}", f"{shares[f'{usual}, without arithmetic']:.0%}"),
-                    f"{best}: {shares[best]:.0%}",
-                ]
-            )
-    return rows
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [line(headings), "|---" * len(headings) + "|", *(line(row) for row in rows), ""]
 
 
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.2f}"
+def _told(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table under its title, where it has rows."""
+    return [title, "", *table(headings, rows)] if rows else []
+
+
+def _named(cell: Line) -> list[str]:
+    return [cell["activation"], cell["form"].replace("_", " "), cell["dtype"], sized(cell["elements"])]
+
+
+def _about(found: Found) -> list[str]:
+    told = versions_of(found.environment) if found.environment else "Where this was measured was not recorded"
+    if found.card and found.card["free_gib"] is not None:
+        told += f"; {found.card['free_gib']:g} of {found.card['total_gib']:g} GiB free"
+    if found.bandwidth:
+        told += f"; a copy moves {found.bandwidth['gb_per_s']:,.0f} GB/s"
+    return [f"{told}.", ""]
+
+
+def _memory(row: Line, over: Line) -> str:
+    return f", memory {row['peak_bytes'] / over['peak_bytes']:.3f}×" if row["peak_bytes"] and over["peak_bytes"] else ""
+
+
+def _models(found: Found) -> list[str]:
+    told = []
+    for compiled, names in ((False, PATCHED), (True, COMPILED)):
+        rows = []
+        for cell in found.models.values():
+            if cell["compiled"] != compiled:
+                continue
+            eager = cell["variants"]["eager"]
+            peak = "" if eager["peak_bytes"] is None else f"{eager['peak_bytes'] / 2**30:.2f} GiB"
+            shape = " × ".join(map(str, cell["shape"]))
+            if cell["batch"] < cell["batch_asked"]:
+                shape += f" (batch {cell['batch']} of {cell['batch_asked']}: no memory for more)"
+            row = [cell["model"], shape, cell["mode"], f"{eager['median_s'] * 1e3:.2f} ms", peak]
+            for name in names:
+                own, text = cell["variants"].get(name), ""
+                if own and "ratio" in own:
+                    text = "{value:.3f}× ({low:.3f}–{high:.3f}) {verdict}".format(
+                        **own["ratio"], verdict=own["verdict"]
+                    )
+                    text += _memory(own, cell["variants"][own["base"]])
+                row.append(text)
+            rows.append(row)
+        title = "Compiled: over eager, and patched over not:" if compiled else "Models, each over eager:"
+        told += _told(title, ["model", "batch", "mode", "eager", "its memory", *names], rows)
+    return told
+
+
+def _kernels(found: Found) -> list[str]:
+    rows = []
+    for cell in found.kernels.values():
+        shares = [share(cell, name) for name in BY]
+        rows.append([*_named(cell), *("" if own is None else f"{own:.0%}" for own in shares)])
+    return _told("Share of the bandwidth of a copy:", ["activation", "form", "dtype", "elements", *BY], rows)
+
+
+def _variants(found: Found) -> list[str]:
+    rows = []
+    for cell in found.variants.values():
+        medians = {name: statistics.median(own) for name, own in cell["samples_s"].items()}
+        copy = cell["copied"] / medians.pop("copy")
+        for name in cell["variants"]:
+            shares = [cell["bytes"] / medians[f"{of}, {name}"] / copy for of in ("gelu", "relu")]
+            rows.append([cell["form"].replace("_", " "), name, *(f"{own:.1%}" for own in shares)])
+        rows += [[cell["form"].replace("_", " "), name, why, ""] for name, why in cell["absent"].items()]
+    title = "Variants of the bf16 kernels, share of a copy; ReLU has next to no arithmetic:"
+    return _told(title, ["form", "variant", "gelu", "relu"], rows)
+
+
+def _tests(found: Found) -> list[str]:
+    counted = Counter(note["outcome"] for note in found.of("test"))
+    if not counted:
+        return []
+    failed = counted["failed"] + counted["error"]
+    return [f"Tests: {counted['passed']} passed, {failed} failed, {counted['skipped']} skipped.", ""]
+
+
+def _fastest(found: Found) -> list[str]:
+    rows = [
+        [*_named(own), own["fastest"], "{value:.2f}× ({low:.2f}–{high:.2f})".format(**own["candidates"]["triton"])]
+        for own in fastest(found)
+    ]
+    headings = ["activation", "form", "dtype", "elements", "implementation", "triton over eager"]
+    return _told("What auto should take:", headings, rows)
+
+
+def _steps(found: Found) -> list[str]:
+    """How long each took, for the next one to guess better; and what is missing."""
+    rows = []
+    for name, step in found.steps.items():
+        seconds = f"{step['ended']['seconds']:g}" if "ended" in step else ""
+        prepared = f"{step['prepared']['seconds']:g}" if "prepared" in step else ""
+        cells = f"{step['had']} of {step['cells']}" if step["cells"] else ""
+        rows.append([name, _ending(step), seconds, f"{step['limit']:g}", prepared, f"{step['guess']:g}", cells])
+    headings = ["step", "ended", "seconds", "of", "prepared in", "guessed", "cells"]
+    told = _told("Steps:", headings, rows)
+    for kind, title in (("left_out", "Left out"), ("absent", "Absent")):
+        own = [
+            f"- {note['step']}: {': '.join(filter(None, [note.get('what'), note['why']]))}" for note in found.of(kind)
+        ]
+        told += [f"{title}:", "", *own, ""] if own else []
+    return told
+
+
+def _absent(found: Found) -> list[str]:
+    """Why a variant or a candidate was not there, each reason once."""
+    cells = [*found.models.values(), *found.kernels.values()]
+    reasons = sorted({f"{name}: {why}" for cell in cells for name, why in cell["absent"].items()})
+    return ["Not measured, and why:", "", *(f"- {reason}" for reason in reasons), ""] if reasons else []
+
+
+def _goals(found: Found) -> list[str]:
+    def least(goal: dict[str, Any], card: str) -> str:
+        return f"{goal['least'][card]:g}" if card in goal["least"] else "–"
+
+    rows = [
+        [
+            goal["goal"],
+            *(least(goal, card) for card in goals.CARDS),
+            "" if goal["measured"] is None else f"{goal['measured']:.3f}",
+            goal["outcome"],
+        ]
+        for goal in goals.outcomes(found)
+    ]
+    return table(["goal", *(f"at least, {card}" for card in goals.CARDS), "measured", "outcome"], rows)
 
 
 def summary(found: Found) -> str:
     """The Markdown, the goals last."""
-    about = found["environment"]
-    lines = [f"{versions_of(about)}; a copy moves {found['bandwidth']['gb_per_s']:,.0f} GB/s.", ""]
-    tests = found["parts"].get("tests", {})
-    if "passed" in tests:
-        lines += [
-            f"Tests: {tests['passed']} passed, {tests['failed'] + tests['error']} failed, {tests['skipped']} skipped.",
-            "",
-        ]
-    names = ("eager", "aten", "compile", "triton", "liger")
-    rows = []
-    for cell in cells(found):
-        shares = [share(cell, name) for name in names]
-        size = f"{cell['elements'] / 2**20:g}M"
-        named = [cell["activation"], cell["form"].replace("_", " "), cell["dtype"], size]
-        rows.append([*named, *("" if own is None else f"{own:.0%}" for own in shares)])
-    if rows:
-        lines += [
-            "Share of the bandwidth of a copy:",
-            "",
-            *table(["activation", "form", "dtype", "elements", *names], rows),
-        ]
-    if rows := limits(found):
-        headings = ["activation", "form", "as it is", "without arithmetic", "best block, elements a thread"]
-        lines += ["What limits the bf16 kernels (share of a copy):", "", *table(headings, rows)]
-    rows = []
-    names = ("auto", "triton", "epilogue", "compiled", "compiled_triton")
-    for cell in model_cells(found):
-        eager = cell["variants"]["eager"]
-        peak = "" if eager["peak_bytes"] is None else f"{eager['peak_bytes'] / 2**30:.2f} GiB"
-        row = [
-            cell["model"],
-            " × ".join(map(str, cell["shape"])),
-            cell["mode"],
-            f"{eager['median_s'] * 1e3:.2f} ms",
-            peak,
-        ]
-        for name in names:
-            own = cell["variants"].get(name)
-            text = ""
-            if own and "ratio" in own:
-                text = "{value:.3f}× ({low:.3f}–{high:.3f}) {verdict}".format(**own["ratio"], verdict=own["verdict"])
-                if own["peak_bytes"] is not None and eager["peak_bytes"]:
-                    text += f", memory {own['peak_bytes'] / eager['peak_bytes']:.2f}×"
-            row.append(text)
-        rows.append(row)
-    if rows:
-        told = "Models, each over eager, compiled_triton over compiled:"
-        lines += [told, "", *table(["model", "batch", "mode", "eager", "its memory", *names], rows)]
-    if left_out := sum(len(part.get("left_out", ())) for part in found["parts"].values()):
-        lines += [f"There was no time for {left_out} more cells: they are named in the JSON.", ""]
-    if found_fastest := fastest(found):
-        lines += ["What auto should take:", ""]
-        lines += [*table(["activation", "form", "dtype", "implementation"], [list(row) for row in found_fastest])]
-    if wrong := failures(found):
-        lines += ["Went wrong:", "", *(f"- {one}" for one in wrong), ""]
-    rows = [
-        [name, f"{wanted:g}", _number(measured), "" if measured is None else "met" if measured >= wanted else "missed"]
-        for name, wanted, measured in goals(found)
-    ]
-    lines += table(["goal", "at least", "measured", ""], rows)
-    return "\n".join(lines).rstrip() + "\n"
+    wrong = failures(found)
+    parts = (_models, _kernels, _variants, _fastest, _absent, _steps, _tests)
+    lines = [*_about(found), *(text for part in parts for text in part(found))]
+    lines += ["Went wrong:", "", *(f"- {one}" for one in wrong), ""] if wrong else []
+    return "\n".join([*lines, *_goals(found)]).rstrip() + "\n"
 
 
-def read(path: Path) -> Found:
-    found: Found = json.loads(path.read_text(encoding="utf-8"))
-    return found
+# ------------------------------------------------------------------------------------------------------- the command
+
+
+def written(found: Found, folder: Path) -> str:
+    """The tables, which are in a file beside the record then."""
+    told = summary(found)
+    (folder / NAME).write_text(told, encoding="utf-8")
+    return told
+
+
+def run(options: argparse.Namespace) -> None:
+    try:
+        found = record.read(options.folders)
+    except record.RecordError as error:
+        sys.exit(str(error))
+    print(written(found, options.folders[-1]), end="")
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser(
+        "report", help="the tables of what the gpu command measured, also where it was cut off", allow_abbrev=False
+    )
+    command.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help=f"what it wrote to; of several, what is measured again counts. {NAME} is written to the last",
+    )
+    command.set_defaults(run=run)
+
+
+__all__ = ["MAIN", "failures", "fastest", "summary", "written"]
