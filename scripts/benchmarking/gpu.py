@@ -30,7 +30,8 @@ from benchmarking.record import Record
 from benchmarking.schedule import Step, Work, schedule
 from benchmarking.timing import environment, figures, rounds_on, say
 
-ROOT = Path(__file__).parents[2]
+COMMAND = Path(__file__).parents[1] / "benchmark.py"
+ROOT = COMMAND.parents[1]
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu")
 DTYPES = ("bfloat16", "float32", "float16")
 SIZES = (report.MAIN, 2**20, 2**24, 2**28)
@@ -170,6 +171,7 @@ def run_tests(work: Work, *selected: str) -> None:
         **os.environ,
         "TRITON_INTERPRET": "0" if work.options.device == "cuda" else "1",
         "PYTHONUNBUFFERED": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # whatever else is installed there
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]),
     }
@@ -264,7 +266,11 @@ def preload() -> None:
 
 
 def perform(step: Step, limit: float, own: Record, options: argparse.Namespace) -> None:
-    """A step, in its process."""
+    """A step, in its process. Where a library has touched CUDA as it was imported, no fork can use it: then the step
+    imports everything for itself."""
+    if torch.cuda._is_in_bad_fork():
+        say(f"{step.name}: CUDA was touched before the fork: importing again")
+        os.execv(sys.executable, [sys.executable, str(COMMAND), *sys.argv[1:], "--alone", step.name, str(limit)])
     torch.set_num_threads(1)
     work = Work(step, limit, own, options)
     with work.attempt(step.name):
@@ -291,6 +297,11 @@ def begin(step: Step, limit: float, own: Record, options: argparse.Namespace) ->
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.alone:
+        name, limit = options.alone
+        (step,) = [step for step in (CARD, *STEPS) if step.name == name]
+        perform(step, float(limit), Record(options.output), options)
+        return
     if options.device == "cuda" and kernels.INTERPRETED:
         sys.exit(kernels.UNSET)
     end = options.began + 60 * options.minutes - _TABLES
@@ -338,4 +349,5 @@ def add(commands: Any) -> None:
         metavar="FOLDER",
         help=f"for {record.NAME}, to which is added, and {report.NAME} (default: results/gpu)",
     )
+    command.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)  # a step and its limit, in this process
     command.set_defaults(run=run)

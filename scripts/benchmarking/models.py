@@ -193,7 +193,8 @@ class Bench:
         for variant in self._patched():
             with self._attempt(variant, self.absent):
                 self._patch(variant)
-        self._check_drift()
+        with work.attempt(f"{name}: drift"):
+            self._check_drift()
 
     def _patched(self) -> list[str]:
         """The names of what it is patched with."""
