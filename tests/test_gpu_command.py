@@ -333,6 +333,8 @@ for kill in range(4):
         script.BEGAN = time.monotonic()
         try:
             script.main()
+        except SystemExit as ending:
+            print(ending.code, flush=True)
         finally:
             os._exit(0)
     while "measured" not in open(os.path.join(output, "told")).read():
