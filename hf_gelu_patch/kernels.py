@@ -10,9 +10,10 @@ found stands in ``scripts/kernels.md``.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -242,9 +243,10 @@ UP_FUNCTIONS = {name: _swiglu_oai_up if name == "swiglu_oai" else _identity for 
 """What the gated kernels apply to ``up``."""
 
 
-# Memory. A program works on BLOCK columns of one row of strided tensors of up to four dimensions; dense ones are a
-# single row. Whole blocks are read and written without a mask, so that accesses are 128 bits wide whatever the row's
-# length: only the last block of a row pays for its end. Offsets are 64 bits.
+# Memory. Dense tensors are one row. Others are rows, of which there may be a further dimension or two. A program works
+# on a block of BLOCK columns of one row; where rows are short, or a tensor lies across them, on a tile of ROWS rows.
+# Whole blocks are read and written without a mask, so that accesses are 128 bits wide whatever the row's length: only
+# the last block of a row pays for its end. Offsets are 32 bits only where every tensor's fit.
 
 
 @triton.jit
@@ -275,403 +277,567 @@ def _round(y, dtype: tl.constexpr):
 
 
 @triton.jit
-def _place(columns, BLOCK: tl.constexpr, RANK: tl.constexpr):
-    """This program's row, and its block in that row."""
-    program = tl.program_id(0)
+def _tiles(sizes, ROWS: tl.constexpr):
+    """How many tiles of ROWS rows there are."""
+    if ROWS == 1:
+        count = sizes[0]
+    else:
+        count = (sizes[0] + (ROWS - 1)) // ROWS
+    return count
+
+
+@triton.jit
+def _places(
+    pointer, strides, sizes, row, block,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, PAIRS: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
+    """Pointers to a block of a row, or of a tile; where PAIRS, to it and what it alternates with."""
+    WIDTH: tl.constexpr = 2 * BLOCK if PAIRS else BLOCK
     if RANK == 1:
-        row, block = 0, program
+        places = pointer + block.to(OFFSET) * BLOCK + tl.arange(0, BLOCK).to(OFFSET)
     else:
-        blocks = ((columns + (BLOCK - 1)) // BLOCK).to(tl.int32)
-        row = program // blocks
-        block = program - row * blocks
-    return row, block
+        offsets = block.to(OFFSET) * WIDTH + tl.arange(0, WIDTH).to(OFFSET)
+        if not PAIRS:
+            offsets = offsets * strides[RANK - 1]
+        if ROWS > 1:
+            offsets = offsets[None, :] + (tl.arange(0, ROWS).to(OFFSET) * strides[0])[:, None]
+        rest = row
+        for dim in tl.static_range(RANK - 1):
+            if dim == RANK - 2:
+                at = rest
+            elif dim == 0:
+                at = rest % _tiles(sizes, ROWS)
+                rest = rest // _tiles(sizes, ROWS)
+            else:
+                at = rest % sizes[dim]
+                rest = rest // sizes[dim]
+            if dim == 0:
+                at = at * ROWS
+            offsets = offsets + at.to(OFFSET) * strides[dim]
+        places = pointer + offsets
+    return places
 
 
 @triton.jit
-def _at(pointer, row, block, sizes, strides, BLOCK: tl.constexpr, RANK: tl.constexpr):
-    """Where that block begins."""
-    for dim in tl.static_range(RANK - 1):  # from the row's neighbours outwards
-        pointer += (row % sizes[dim]).to(tl.int64) * strides[dim]
-        row = row // sizes[dim]
-    return pointer + block.to(tl.int64) * BLOCK * strides[RANK - 1]
+def _inside(
+    columns, sizes, row, block,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, PAIRS: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Which of those places there are."""
+    if ALIGNED:
+        columns = (columns // 16) * 16  # so that the compiler sees it
+    left = columns - block * BLOCK
+    if PAIRS:
+        inside = tl.arange(0, 2 * BLOCK) < left * 2
+    elif ROWS == 1:
+        inside = tl.arange(0, BLOCK) < left
+    else:
+        rows = sizes[0] - (row % _tiles(sizes, ROWS)) * ROWS
+        inside = (tl.arange(0, BLOCK) < left)[None, :] & (tl.arange(0, ROWS) < rows)[:, None]
+    return inside
 
 
 @triton.jit
-def _read(pointer, stride, left, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
-    at = tl.arange(0, BLOCK)
+def _read(
+    pointer, strides, columns, sizes, row, block,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, PAIRS: tl.constexpr, WHOLE: tl.constexpr,
+    ALIGNED: tl.constexpr, OFFSET: tl.constexpr, LOAD: tl.constexpr, EVICT: tl.constexpr,
+):  # fmt: skip
+    places = _places(pointer, strides, sizes, row, block, BLOCK, ROWS, RANK, PAIRS, OFFSET)
     if WHOLE:
-        x = tl.load(pointer + at.to(tl.int64) * stride)
+        x = tl.load(places, cache_modifier=LOAD, eviction_policy=EVICT)
     else:
-        x = tl.load(pointer + at.to(tl.int64) * stride, mask=at < left)
+        inside = _inside(columns, sizes, row, block, BLOCK, ROWS, PAIRS, ALIGNED)
+        x = tl.load(places, mask=inside, cache_modifier=LOAD, eviction_policy=EVICT)
     return _to_fp32(x)
 
 
 @triton.jit
-def _write(pointer, stride, y, left, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
-    at = tl.arange(0, BLOCK)
+def _write(
+    pointer, strides, y, columns, sizes, row, block,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, PAIRS: tl.constexpr, WHOLE: tl.constexpr,
+    ALIGNED: tl.constexpr, OFFSET: tl.constexpr, STORE: tl.constexpr,
+):  # fmt: skip
+    places = _places(pointer, strides, sizes, row, block, BLOCK, ROWS, RANK, PAIRS, OFFSET)
+    rounded = _round(y, pointer.dtype.element_ty)
     if WHOLE:
-        tl.store(pointer + at.to(tl.int64) * stride, _round(y, pointer.dtype.element_ty))
+        tl.store(places, rounded, cache_modifier=STORE)
     else:
-        tl.store(pointer + at.to(tl.int64) * stride, _round(y, pointer.dtype.element_ty), mask=at < left)
-
-
-# Interleaved tensors: gate and up alternate in memory, and are read and written as one of twice as many columns.
+        inside = _inside(columns, sizes, row, block, BLOCK, ROWS, PAIRS, ALIGNED)
+        tl.store(places, rounded, mask=inside, cache_modifier=STORE)
 
 
 @triton.jit
-def _read_both(gate, gate_stride, up, up_stride, left, BLOCK: tl.constexpr, WHOLE: tl.constexpr, PAIRS: tl.constexpr):
+def _block(
+    tensors, strides, columns, sizes, row, block,
+    ACT: tl.constexpr, UP: tl.constexpr, P: tl.constexpr, ROUNDED: tl.constexpr,
+    PAIRS: tl.constexpr, GRAD_PAIRS: tl.constexpr, WHOLE: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, ALIGNED: tl.constexpr, OFFSET: tl.constexpr,
+    LOAD: tl.constexpr, EVICT: tl.constexpr, STORE: tl.constexpr,
+):  # fmt: skip
+    """What is done with one block. Interleaved tensors, gate and up in turn, are read and written as one of twice as
+    many columns."""
+    gate, up, grad_y, y, grad_gate, grad_up = tensors
+    GATED: tl.constexpr = up is not None
+    written = y if y is not None else grad_gate
+    stored: tl.constexpr = written.dtype.element_ty
+    x = _read(
+        gate, strides[0], columns, sizes, row, block,
+        BLOCK, ROWS, RANK, PAIRS, WHOLE, ALIGNED, OFFSET, LOAD, EVICT,
+    )  # fmt: skip
     if PAIRS:
-        g, u = tl.split(tl.reshape(_read(gate, 1, left * 2, 2 * BLOCK, WHOLE), (BLOCK, 2)))
+        g, u = tl.split(tl.reshape(x, (BLOCK, 2)))
     else:
-        g = _read(gate, gate_stride, left, BLOCK, WHOLE)
-        u = _read(up, up_stride, left, BLOCK, WHOLE)
-    return g, u
+        g = x
+        if GATED:
+            u = _read(
+                up, strides[1], columns, sizes, row, block,
+                BLOCK, ROWS, RANK, False, WHOLE, ALIGNED, OFFSET, LOAD, EVICT,
+            )  # fmt: skip
+    value, slope = ACT(g, P, stored)
+    if GATED:
+        factor, factor_slope = UP(u, P)
+        if ROUNDED:
+            value = _to_fp32(_round(value, stored))
+    if y is not None:
+        product = value
+        if GATED:
+            product = value * factor
+        _write(
+            y, strides[3], product, columns, sizes, row, block,
+            BLOCK, ROWS, RANK, False, WHOLE, ALIGNED, OFFSET, STORE,
+        )  # fmt: skip
+    if grad_y is not None:
+        dy = _read(
+            grad_y, strides[2], columns, sizes, row, block,
+            BLOCK, ROWS, RANK, False, WHOLE, ALIGNED, OFFSET, LOAD, EVICT,
+        )  # fmt: skip
+        grad_act = dy
+        if GATED:
+            grad_act = dy * factor
+            if ROUNDED:
+                grad_act = _to_fp32(_round(grad_act, stored))
+        dg = grad_act * slope
+        if GRAD_PAIRS:
+            dg = tl.reshape(tl.join(dg, dy * value * factor_slope), (2 * BLOCK,))
+        _write(
+            grad_gate, strides[4], dg, columns, sizes, row, block,
+            BLOCK, ROWS, RANK, GRAD_PAIRS, WHOLE, ALIGNED, OFFSET, STORE,
+        )  # fmt: skip
+        if GATED and not GRAD_PAIRS:
+            du = dy * value * factor_slope
+            _write(
+                grad_up, strides[5], du, columns, sizes, row, block,
+                BLOCK, ROWS, RANK, False, WHOLE, ALIGNED, OFFSET, STORE,
+            )  # fmt: skip
 
 
-@triton.jit
-def _write_both(
-    gate, gate_stride, g, up, up_stride, u, left, BLOCK: tl.constexpr, WHOLE: tl.constexpr, PAIRS: tl.constexpr
-):
-    if PAIRS:
-        _write(gate, 1, tl.reshape(tl.join(g, u), (2 * BLOCK,)), left * 2, 2 * BLOCK, WHOLE)
+@triton.jit(do_not_specialize_on_alignment=["columns"])
+def fused_kernel(
+    tensors, strides, columns, sizes,
+    ACT: tl.constexpr, UP: tl.constexpr, P: tl.constexpr, ROUNDED: tl.constexpr,
+    PAIRS: tl.constexpr, GRAD_PAIRS: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, LAYERS: tl.constexpr, ALIGNED: tl.constexpr,
+    OFFSET: tl.constexpr, LOAD: tl.constexpr, EVICT: tl.constexpr, STORE: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Every form. ``tensors`` are gate, up, grad_y, y, grad_gate, grad_up; what is None is neither read nor written:
+
+    ======================= ================== ======================
+    form                    reads              writes
+    ======================= ================== ======================
+    act(x)                  gate, being x      y
+    act(gate) · up          gate, up           y
+    the gradient of x       gate, grad_y       grad_gate
+    both gradients          gate, up, grad_y   grad_gate, grad_up
+    both, and the product   gate, up, grad_y   grad_gate, grad_up, y
+    ======================= ================== ======================
+
+    ``strides``, a tuple for each tensor, and ``sizes`` count dimensions from a row's neighbours outwards; the stride
+    along the row comes last. Dense tensors, RANK 1, have none. The grid is: blocks of a row, rows or tiles, and LAYERS
+    of those where they pass the 65,535 that a grid may have there. ALIGNED: columns are divisible by 16, so that a
+    row's last block has wide accesses too. Offsets are of the type OFFSET. With STAGES, a program takes block after
+    block of a dense tensor, and reads ahead if there is more than one stage.
+    """
+    first = tl.program_id(0)
+    row = 0
+    if RANK > 1:
+        row = tl.program_id(1)
+        if LAYERS:
+            count = _tiles(sizes, ROWS)
+            for dim in tl.static_range(1, RANK - 1):
+                count *= sizes[dim]
+            # The last programs have no row of their own where the grid is larger: they write the last one again.
+            row = tl.minimum(row + tl.program_id(2) * tl.num_programs(1), count - 1)
+    whole = columns // BLOCK
+    if STAGES:
+        for block in tl.range(first, whole, tl.num_programs(0), num_stages=STAGES):
+            _block(
+                tensors, strides, columns, sizes, row, block,
+                ACT, UP, P, ROUNDED, PAIRS, GRAD_PAIRS, True, BLOCK, ROWS, RANK, ALIGNED, OFFSET, LOAD, EVICT, STORE,
+            )  # fmt: skip
+        if first == whole % tl.num_programs(0):
+            _block(
+                tensors, strides, columns, sizes, row, whole,
+                ACT, UP, P, ROUNDED, PAIRS, GRAD_PAIRS, False, BLOCK, ROWS, RANK, ALIGNED, OFFSET, LOAD, EVICT, STORE,
+            )  # fmt: skip
+    elif (ROWS == 1) & (first < whole):
+        _block(
+            tensors, strides, columns, sizes, row, first,
+            ACT, UP, P, ROUNDED, PAIRS, GRAD_PAIRS, True, BLOCK, ROWS, RANK, ALIGNED, OFFSET, LOAD, EVICT, STORE,
+        )  # fmt: skip
     else:
-        _write(gate, gate_stride, g, left, BLOCK, WHOLE)
-        _write(up, up_stride, u, left, BLOCK, WHOLE)
+        _block(
+            tensors, strides, columns, sizes, row, first,
+            ACT, UP, P, ROUNDED, PAIRS, GRAD_PAIRS, False, BLOCK, ROWS, RANK, ALIGNED, OFFSET, LOAD, EVICT, STORE,
+        )  # fmt: skip
 
 
-# Each kernel, and what it does with one block.
+# Launching. Any shape and strides; what has more dimensions than MAX_RANK, or short ones only, goes through dense
+# copies.
 
 
-@triton.jit
-def _pointwise_forward(
-    x, x_stride, y, y_stride, left, ACT: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr
-):
-    value, _ = ACT(_read(x, x_stride, left, BLOCK, WHOLE), P, y.dtype.element_ty)
-    _write(y, y_stride, value, left, BLOCK, WHOLE)
+FORMS = {"forward": 1, "backward": 2, "gated_forward": 2, "gated_backward": 3}
+"""What is computed, and how many tensors are read for it."""
 
 
-@triton.jit
-def pointwise_forward_kernel(
-    x,
-    x_strides,
-    y,
-    y_strides,
-    columns,
-    sizes,
-    ACT: tl.constexpr,
-    P: tl.constexpr,
-    RANK: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row, block = _place(columns, BLOCK, RANK)
-    x = _at(x, row, block, sizes, x_strides, BLOCK, RANK)
-    y = _at(y, row, block, sizes, y_strides, BLOCK, RANK)
-    if block < columns // BLOCK:
-        _pointwise_forward(x, x_strides[RANK - 1], y, y_strides[RANK - 1], BLOCK, ACT, P, BLOCK, True)
-    else:
-        left = columns % BLOCK
-        _pointwise_forward(x, x_strides[RANK - 1], y, y_strides[RANK - 1], left, ACT, P, BLOCK, False)
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """How a kernel uses a GPU; what it computes does not change.
+
+    Attributes:
+        block: elements of a block, a power of two.
+        warps: of 32 threads each, for a block.
+        load, evict, store: how memory is read and written: PTX's cache operator (".cg": past the L1 cache; ".cs":
+            streaming) and eviction priority ("evict_first").
+        programs: how many a multiprocessor is given, each of which goes through many blocks of a dense tensor; 0: a
+            program a block.
+        stages: of those blocks, how many a program has under way at once.
+        forms: those it is worth timing for.
+    """
+
+    block: int = 1024
+    warps: int = 4
+    load: str = ""
+    evict: str = ""
+    store: str = ""
+    programs: int = 0
+    stages: int = 1
+    forms: tuple[str, ...] = tuple(FORMS)
 
 
-@triton.jit
-def _pointwise_backward(
-    grad_y,
-    grad_y_stride,
-    x,
-    x_stride,
-    grad_x,
-    grad_x_stride,
-    left,
-    ACT: tl.constexpr,
-    P: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    _, slope = ACT(_read(x, x_stride, left, BLOCK, WHOLE), P, grad_x.dtype.element_ty)
-    _write(grad_x, grad_x_stride, _read(grad_y, grad_y_stride, left, BLOCK, WHOLE) * slope, left, BLOCK, WHOLE)
+VARIANTS = MappingProxyType(
+    {
+        "1024/4": Variant(),
+        "2048/8": Variant(2048, 8),
+        "2048/4": Variant(2048, 4, forms=("forward",)),
+        "1024/4 .cs": Variant(store=".cs"),
+        "2048/8 .cs": Variant(2048, 8, store=".cs"),
+        "2048/4 .cs": Variant(2048, 4, store=".cs", forms=("forward",)),
+        "1024/4 .cg": Variant(load=".cg"),
+        "2048/4 evict_first": Variant(2048, 4, evict="evict_first", forms=("forward",)),
+        "1024/4 persistent": Variant(programs=8),
+        "2048/8 persistent, ahead": Variant(2048, 8, programs=4, stages=2),
+    }
+)
+"""What can be timed, by block / warps. ``scripts/benchmark.py gpu`` times them; nothing of it has been measured. None
+spills registers: what would (32 elements a thread, or 40 registers in the gated backward) is not here."""
+
+CHOSEN = dict.fromkeys(FORMS, "1024/4")
+"""The variant that each form runs: by what the compilers make of it, since none was measured."""
+
+MAX_RANK = 4
+TILE = 32
+"""Rows and columns of a tile where a tensor lies across them."""
+_SMALLEST = 256
+"""Elements that a program should at least work on: eight for each thread of a warp."""
+_MOST_ROWS = 65_535
+_NEAR = 2**31 - 2**16
+"""Elements that offsets of 32 bits reach, whatever part of a block lies behind the last."""
+INTERPRETED_BLOCK, INTERPRETED_TILE = 16_384, 128
+"""Interpreted, a program costs a millisecond at any size."""
 
 
-@triton.jit
-def pointwise_backward_kernel(
-    grad_y,
-    grad_y_strides,
-    x,
-    x_strides,
-    grad_x,
-    grad_x_strides,
-    columns,
-    sizes,
-    ACT: tl.constexpr,
-    P: tl.constexpr,
-    RANK: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row, block = _place(columns, BLOCK, RANK)
-    grad_y = _at(grad_y, row, block, sizes, grad_y_strides, BLOCK, RANK)
-    x = _at(x, row, block, sizes, x_strides, BLOCK, RANK)
-    grad_x = _at(grad_x, row, block, sizes, grad_x_strides, BLOCK, RANK)
-    dy, dx = grad_y_strides[RANK - 1], grad_x_strides[RANK - 1]
-    if block < columns // BLOCK:
-        _pointwise_backward(grad_y, dy, x, x_strides[RANK - 1], grad_x, dx, BLOCK, ACT, P, BLOCK, True)
-    else:
-        left = columns % BLOCK
-        _pointwise_backward(grad_y, dy, x, x_strides[RANK - 1], grad_x, dx, left, ACT, P, BLOCK, False)
+@dataclass(frozen=True)
+class Layout:
+    """How tensors of one shape and certain strides lie in memory, as the kernel takes them.
+
+    Attributes:
+        columns: of a row.
+        sizes: None where every tensor is dense.
+        strides: for each tensor, 1 where there is none, which Triton compiles in; None where all are dense.
+        tile: (rows, columns) that a program works on at once.
+        grid: programs.
+        far: whether offsets are 64 bits. (32 save instructions where there are strides to multiply by, else none.)
+    """
+
+    columns: int
+    sizes: tuple[int, ...] | None
+    strides: tuple[tuple[int, ...] | None, ...]
+    tile: tuple[int, int]
+    grid: tuple[int, int, int]
+    far: bool
 
 
-@triton.jit
-def _gated_forward(
-    gate,
-    gate_stride,
-    up,
-    up_stride,
-    y,
-    y_stride,
-    left,
-    ACT: tl.constexpr,
-    UP: tl.constexpr,
-    P: tl.constexpr,
-    ROUNDED: tl.constexpr,
-    PAIRS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    g, u = _read_both(gate, gate_stride, up, up_stride, left, BLOCK, WHOLE, PAIRS)
-    value, _ = ACT(g, P, y.dtype.element_ty)
-    factor, _ = UP(u, P)
-    if ROUNDED:
-        value = _to_fp32(_round(value, y.dtype.element_ty))
-    _write(y, y_stride, value * factor, left, BLOCK, WHOLE)
+def _power_of_2(least: int) -> int:
+    return 1 << (least - 1).bit_length()
 
 
-@triton.jit
-def gated_forward_kernel(
-    gate,
-    gate_strides,
-    up,
-    up_strides,
-    y,
-    y_strides,
-    columns,
-    sizes,
-    ACT: tl.constexpr,
-    UP: tl.constexpr,
-    P: tl.constexpr,
-    ROUNDED: tl.constexpr,
-    PAIRS: tl.constexpr,
-    RANK: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row, block = _place(columns, BLOCK, RANK)
-    gate = _at(gate, row, block, sizes, gate_strides, BLOCK, RANK)
-    up = _at(up, row, block, sizes, up_strides, BLOCK, RANK)
-    y = _at(y, row, block, sizes, y_strides, BLOCK, RANK)
-    g, u, v = gate_strides[RANK - 1], up_strides[RANK - 1], y_strides[RANK - 1]
-    if block < columns // BLOCK:
-        _gated_forward(gate, g, up, u, y, v, BLOCK, ACT, UP, P, ROUNDED, PAIRS, BLOCK, True)
-    else:
-        _gated_forward(gate, g, up, u, y, v, columns % BLOCK, ACT, UP, P, ROUNDED, PAIRS, BLOCK, False)
+def dense(columns: int, block: int) -> Layout:
+    if INTERPRETED.value:
+        block = min(block, _power_of_2(columns))
+    return Layout(columns, None, (None,) * 6, (1, block), (-(-columns // block), 1, 1), far=True)
 
 
-@triton.jit
-def _gated_backward(
-    grad_y,
-    grad_y_stride,
-    gate,
-    gate_stride,
-    up,
-    up_stride,
-    grad_gate,
-    grad_gate_stride,
-    grad_up,
-    grad_up_stride,
-    y,
-    y_stride,
-    left,
-    ACT: tl.constexpr,
-    UP: tl.constexpr,
-    P: tl.constexpr,
-    ROUNDED: tl.constexpr,
-    AGAIN: tl.constexpr,
-    PAIRS: tl.constexpr,
-    GRAD_PAIRS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    g, u = _read_both(gate, gate_stride, up, up_stride, left, BLOCK, WHOLE, PAIRS)
-    value, slope = ACT(g, P, gate.dtype.element_ty)
-    factor, factor_slope = UP(u, P)
-    dy = _read(grad_y, grad_y_stride, left, BLOCK, WHOLE)
-    grad_act = dy * factor
-    if ROUNDED:
-        value = _to_fp32(_round(value, gate.dtype.element_ty))
-        grad_act = _to_fp32(_round(grad_act, gate.dtype.element_ty))
-    _write_both(
-        grad_gate,
-        grad_gate_stride,
-        grad_act * slope,
-        grad_up,
-        grad_up_stride,
-        dy * value * factor_slope,
-        left,
-        BLOCK,
-        WHOLE,
-        GRAD_PAIRS,
-    )
-    if AGAIN:
-        _write(y, y_stride, value * factor, left, BLOCK, WHOLE)
-
-
-@triton.jit
-def gated_backward_kernel(
-    grad_y,
-    grad_y_strides,
-    gate,
-    gate_strides,
-    up,
-    up_strides,
-    grad_gate,
-    grad_gate_strides,
-    grad_up,
-    grad_up_strides,
-    y,
-    y_strides,
-    columns,
-    sizes,
-    ACT: tl.constexpr,
-    UP: tl.constexpr,
-    P: tl.constexpr,
-    ROUNDED: tl.constexpr,
-    AGAIN: tl.constexpr,
-    PAIRS: tl.constexpr,
-    GRAD_PAIRS: tl.constexpr,
-    RANK: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row, block = _place(columns, BLOCK, RANK)
-    grad_y = _at(grad_y, row, block, sizes, grad_y_strides, BLOCK, RANK)
-    gate = _at(gate, row, block, sizes, gate_strides, BLOCK, RANK)
-    up = _at(up, row, block, sizes, up_strides, BLOCK, RANK)
-    grad_gate = _at(grad_gate, row, block, sizes, grad_gate_strides, BLOCK, RANK)
-    grad_up = _at(grad_up, row, block, sizes, grad_up_strides, BLOCK, RANK)
-    y = _at(y, row, block, sizes, y_strides, BLOCK, RANK)
-    dy, g, u = grad_y_strides[RANK - 1], gate_strides[RANK - 1], up_strides[RANK - 1]
-    dg, du, v = grad_gate_strides[RANK - 1], grad_up_strides[RANK - 1], y_strides[RANK - 1]
-    if block < columns // BLOCK:
-        _gated_backward(
-            *(grad_y, dy, gate, g, up, u, grad_gate, dg, grad_up, du, y, v, BLOCK),
-            *(ACT, UP, P, ROUNDED, AGAIN, PAIRS, GRAD_PAIRS, BLOCK, True),
-        )
-    else:
-        _gated_backward(
-            *(grad_y, dy, gate, g, up, u, grad_gate, dg, grad_up, du, y, v, columns % BLOCK),
-            *(ACT, UP, P, ROUNDED, AGAIN, PAIRS, GRAD_PAIRS, BLOCK, False),
-        )
-
-
-# Launching. Any shape and strides: what would be slow as it lies in memory goes through dense copies.
-
-# Interpreted, a program costs a millisecond at any size.
-_BLOCK = 16384 if INTERPRETED.value else 1024
-_WARP = 8 * (64 if torch.version.hip else 32)
-"""The elements of a warp: 8 a thread, of a 16-bit dtype one 128-bit access."""
-_MAX_RANK = 4
-_MIN_COLUMNS = 64
-"""Rows shorter than this are not worth a program each."""
-
-
-def _coalesced(tensors: Sequence[Tensor], like: Tensor) -> tuple[list[int], list[list[int]]]:
+def _coalesced(
+    shape: tuple[int, ...], strides: tuple[tuple[int, ...] | None, ...], like: int
+) -> tuple[list[int], list[list[int]]]:
     """The sizes, and each tensor's strides, with as few dimensions as describe them all, in the order of the strides of
-    ``like``; at least one."""
-    if all(tensor.is_contiguous() for tensor in tensors):
-        return [like.numel()], [[1] for _ in tensors]
-    dims = [dim for dim, size in enumerate(like.shape) if size != 1]
-    dims.sort(key=like.stride, reverse=True)
+    the tensor that ``like`` numbers; at least one."""
+    order = strides[like]
+    assert order is not None
+    dims = sorted((dim for dim, size in enumerate(shape) if size != 1), key=order.__getitem__, reverse=True)
     sizes: list[int] = []
-    strides: list[list[int]] = [[] for _ in tensors]
+    steps: list[list[int]] = [[] for _ in strides]
     for dim in dims:
-        size, steps = like.shape[dim], [tensor.stride(dim) for tensor in tensors]
-        if sizes and all(own[-1] == size * step for own, step in zip(strides, steps, strict=True)):
+        size, new = shape[dim], [0 if own is None else own[dim] for own in strides]
+        if sizes and all(own[-1] == size * step for own, step in zip(steps, new, strict=True)):
             sizes[-1] *= size
-            for own, step in zip(strides, steps, strict=True):
+            for own, step in zip(steps, new, strict=True):
                 own[-1] = step
         else:
             sizes.append(size)
-            for own, step in zip(strides, steps, strict=True):
+            for own, step in zip(steps, new, strict=True):
                 own.append(step)
-    return (sizes, strides) if sizes else ([1], [[1] for _ in tensors])
+    return (sizes, steps) if sizes else ([1], [[1] for _ in strides])
+
+
+def _across(steps: Sequence[Sequence[int]]) -> int | None:
+    """The dimension, not the last, along which a tensor's neighbours lie; None where no tensor has such a one."""
+    for own in steps:
+        nearest = min(range(len(own)), key=lambda dim: own[dim] or math.inf)
+        if 0 < own[nearest] < own[-1]:
+            return nearest
+    return None
+
+
+def layout_of(
+    shape: tuple[int, ...], strides: tuple[tuple[int, ...] | None, ...], like: int, block: int
+) -> Layout | None:
+    """The layout of strided tensors; None where it takes more than ``MAX_RANK`` dimensions, or programs for next to
+    nothing: where the two innermost are short. A tensor that lies across
+    the others' rows (a transposed gate, the gradient behind a transposition) is read in tiles, whose rows are the
+    dimension along which its neighbours lie."""
+    sizes, steps = _coalesced(shape, strides, like)
+    if len(sizes) == 1:
+        if all(own is None or step == [1] for own, step in zip(strides, steps, strict=True)):
+            return dense(sizes[0], block)
+        sizes, steps = [1, *sizes], [[0, *own] for own in steps]
+    if len(sizes) > MAX_RANK:
+        return None
+    if (across := _across(steps)) is not None:
+        for numbers in (sizes, *steps):
+            numbers.insert(-1, numbers.pop(across))
+        tile = INTERPRETED_TILE if INTERPRETED.value else TILE
+        rows, block = min(tile, _power_of_2(sizes[-2])), min(tile, _power_of_2(sizes[-1]))
+    else:
+        most, block = block, min(block, _power_of_2(sizes[-1]))
+        rows = min(most // block, _power_of_2(sizes[-2]))
+    *outer, columns = sizes
+    outer.reverse()
+    inwards = tuple(
+        (1,) * len(sizes) if own is None else (*reversed(step[:-1]), step[-1])
+        for own, step in zip(strides, steps, strict=True)
+    )
+    count = -(-outer[0] // rows) * math.prod(outer[1:])
+    layers = -(-count // _MOST_ROWS)
+    grid = (-(-columns // block), -(-count // layers), layers)
+    if math.prod(grid) > 1 and rows * block < _SMALLEST:
+        return None
+    far = any(sum((size - 1) * step for size, step in zip(sizes, own, strict=True)) > _NEAR for own in steps)
+    return Layout(columns, tuple(outer), inwards, (rows, block), grid, far)
+
+
+def _take_turns(gate: Tensor | None, up: Tensor | None) -> bool:
+    """Whether ``up`` begins one element behind ``gate``."""
+    return gate is not None and up is not None and up.data_ptr() - gate.data_ptr() == gate.element_size()
+
+
+def _alternate(tensors: Sequence[Tensor | None], layout: Layout, first: int) -> bool:
+    """Whether this tensor and the next take turns in memory."""
+    own, other = layout.strides[first : first + 2]
+    along = layout.sizes is not None and layout.tile[0] == 1 and own == other and own is not None and own[-1] == 2
+    return along and _take_turns(*tensors[first : first + 2])
+
+
+# What a form reads, then what it writes, becomes the kernel's tensors: gate, up, grad_y, y, grad_gate, grad_up. The
+# number behind the last is None.
+_PLACES = {
+    ("forward", 2): operator.itemgetter(0, 2, 2, 1, 2, 2),
+    ("backward", 3): operator.itemgetter(0, 3, 1, 3, 2, 3),
+    ("gated_forward", 3): operator.itemgetter(0, 1, 3, 2, 3, 3),
+    ("gated_backward", 5): operator.itemgetter(0, 1, 2, 5, 3, 4),
+    ("gated_backward", 6): operator.itemgetter(0, 1, 2, 3, 4, 5),
+}
+
+_READY: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+"""How a compiled kernel is launched, by all that this depends on."""
+_MOST_READY = 4096
+_UNUSED = (None,) * 16
+"""The kernel's constants, which are compiled in, where a compiled kernel takes its arguments."""
+_current_device = getattr(torch._C, "_cuda_getDevice", None)
+_runtime, _driver = triton.knobs.runtime, triton.runtime.driver
+_address, _is_contiguous = Tensor.data_ptr, Tensor.is_contiguous
+_dtype = operator.attrgetter("dtype")
 
 
 def _launch(
-    kernel: Any,
-    inputs: Sequence[Tensor],
-    outputs: Sequence[Tensor],
+    form: str,
+    given: tuple[Tensor, ...],
     activation: str,
     parameters: Sequence[float],
-    pairs: Mapping[str, tuple[int, int]] = MappingProxyType({}),
-    **constants: Any,
+    rounded: bool,
+    variant: Variant | None,
 ) -> None:
-    """``pairs``: which of the tensors may alternate in memory, by the constant that says whether they do."""
-    tensors = [*inputs, *outputs]
-    if outputs[0].numel() == 0:
+    """Run ``fused_kernel`` on what a form reads and writes: tensors of one shape and device.
+
+    To find the compiled kernel takes Triton ten times as long, at each launch, as to launch it. So what was found for
+    tensors of these sizes, strides, dtypes and alignments is kept, and launched without being looked for again.
+    """
+    out = given[-1]
+    device = out.get_device()
+    if device >= 0 and _current_device is not None and _current_device() != device:
+        with torch.cuda.device(device):
+            _launch(form, given, activation, parameters, rounded, variant)
         return
-    sizes, strides = _coalesced(tensors, outputs[0])
-    rank, columns = len(sizes), sizes[-1]
-    if rank > 1 and (rank > _MAX_RANK or columns < _MIN_COLUMNS):
-        dense = {id(y): torch.empty(y.shape, dtype=y.dtype, device=y.device) for y in outputs}  # one may be there twice
-        results = [dense[id(y)] for y in outputs]
-        _launch(kernel, [x.contiguous() for x in inputs], results, activation, parameters, pairs, **constants)
-        for y in outputs:
-            y.copy_(dense[id(y)])
+    addresses = [*map(_address, given)]
+    constants = tuple(parameters)
+    key = (form, activation, constants, rounded, variant, device, out.numel(), *map(_dtype, given))
+    if not all(map(_is_contiguous, given)):
+        places = _PLACES[form, len(given)]((*given, None))
+        key = (*key, out.shape, *map(Tensor.stride, given), _take_turns(*places[:2]), _take_turns(*places[4:]))
+    unaligned = 0
+    for address in addresses:
+        unaligned |= address
+    if unaligned & 15:
+        key = (*key, *[address & 15 == 0 for address in addresses])
+    ready = _READY.get(key)
+    if ready is None or getattr(_runtime.launch_enter_hook, "calls", None):  # a profiler has to see each launch
+        _prepare(key, form, given, activation, constants, rounded, variant)
         return
-    for name, (i, k) in pairs.items():
-        alternate = tensors[k].data_ptr() - tensors[i].data_ptr() == tensors[i].element_size()
-        constants[name] = alternate and strides[i] == strides[k] and strides[i][-1] == 2
-    if INTERPRETED.value:
-        block = min(_BLOCK, triton.next_power_of_2(columns))
+    run, function, grid, metadata, places, geometry = ready
+    stream = _driver.active.get_current_stream(device)
+    run(*grid, stream, function, metadata, None, None, None, places((*addresses, None)), *geometry)
+
+
+def _prepare(
+    key: tuple[Any, ...],
+    form: str,
+    given: tuple[Tensor, ...],
+    activation: str,
+    constants: tuple[float, ...],
+    rounded: bool,
+    variant: Variant | None,
+) -> None:
+    """Launch by Triton's own means, which compile where that is needed, and keep what they found."""
+    out = given[-1]
+    if not out.numel():
+        return
+    places = _PLACES[form, len(given)]
+    tensors: tuple[Tensor | None, ...] = places((*given, None))
+    how = VARIANTS[CHOSEN[form]] if variant is None else variant
+    block = INTERPRETED_BLOCK if INTERPRETED.value else how.block
+    if all(map(_is_contiguous, given)):
+        layout: Layout | None = dense(out.numel(), block)
     else:
-        block = next((size for size in (1024, 512, 256) if rank > 1 and columns % size == 0), _BLOCK)
-        constants["num_warps"] = max(1, block // _WARP)
-    arguments: list[Any] = []
-    for tensor, (*outer, inner) in zip(tensors, strides, strict=True):
-        arguments += [tensor, (*reversed(outer), inner)]
-    grid = (math.prod(sizes[:-1]) * triton.cdiv(columns, block),)
-    with torch.cuda.device(tensors[0].device) if tensors[0].is_cuda else contextlib.nullcontext():
-        kernel[grid](
-            *arguments,
-            columns,
-            tuple(reversed(sizes[:-1])),
-            ACT=FUNCTIONS[activation],
-            P=tuple(parameters),
-            RANK=rank,
-            BLOCK=block,
-            **constants,
-        )
+        like = 3 if form.endswith("forward") else 4
+        layout = layout_of(out.shape, tuple(None if x is None else x.stride() for x in tensors), like, block)
+    if layout is None:
+        _through_dense_copies(form, given, activation, constants, rounded, variant)
+        return
+    grid, stages, options = layout.grid, 0, {}
+    if not INTERPRETED.value:
+        options = options_of(how, layout.tile, hip=torch.version.hip is not None)
+        if how.programs and layout.sizes is None:
+            properties = _driver.active.utils.get_device_properties(max(0, out.get_device()))
+            grid = (min(grid[0], how.programs * properties["multiprocessor_count"]), 1, 1)
+            stages = how.stages
+    geometry = (layout.strides, layout.columns, layout.sizes)
+    compiled = fused_kernel[grid](
+        tensors,
+        *geometry,
+        ACT=FUNCTIONS[activation],
+        UP=UP_FUNCTIONS[activation],
+        P=constants,
+        ROUNDED=rounded,
+        PAIRS=_alternate(tensors, layout, 0),
+        GRAD_PAIRS=_alternate(tensors, layout, 4),
+        BLOCK=layout.tile[1],
+        ROWS=layout.tile[0],
+        RANK=1 if layout.sizes is None else len(layout.sizes) + 1,
+        LAYERS=layout.grid[2] > 1,
+        ALIGNED=layout.sizes is not None and layout.columns % 16 == 0,
+        OFFSET=tl.int64 if layout.far else tl.int32,
+        LOAD=how.load,
+        EVICT=how.evict,
+        STORE=how.store,
+        STAGES=stages,
+        **options,
+    )
+    # ROCm's kernels depend on more than the key says: on the size of what a tensor is a view of.
+    if compiled is not None and torch.version.hip is None:
+        if len(_READY) >= _MOST_READY:
+            _READY.clear()
+        metadata = compiled.packed_metadata
+        _READY[key] = (compiled.run, compiled.function, grid, metadata, places, (*geometry, *_UNUSED))
 
 
-def pointwise_forward(x: Tensor, y: Tensor, activation: str, parameters: Sequence[float]) -> None:
+def options_of(how: Variant, tile: tuple[int, int], *, hip: bool) -> dict[str, int]:
+    """What Triton's compiler is told of a variant whose programs work on such tiles."""
+    warps = how.warps if tile == (1, how.block) else max(1, math.prod(tile) // 256)
+    return {"num_warps": max(1, warps // 2) if hip else warps}  # ROCm's are of 64 threads
+
+
+def _through_dense_copies(form: str, given: tuple[Tensor, ...], *options: Any) -> None:
+    """``_launch`` on contiguous copies, and the results back to where they belong."""
+    dense = tuple(x.contiguous() for x in given)
+    _launch(form, dense, *options)
+    for x, copy in zip(given[FORMS[form] :], dense[FORMS[form] :], strict=True):
+        if copy is not x:
+            x.copy_(copy)
+
+
+def pointwise_forward(
+    x: Tensor, y: Tensor, activation: str, parameters: Sequence[float], *, variant: Variant | None = None
+) -> None:
     """y ← act(x)."""
-    _launch(pointwise_forward_kernel, (x,), (y,), activation, parameters)
+    _launch("forward", (x, y), activation, parameters, False, variant)
 
 
-def pointwise_backward(grad_y: Tensor, x: Tensor, grad_x: Tensor, activation: str, parameters: Sequence[float]) -> None:
+def pointwise_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    grad_x: Tensor,
+    activation: str,
+    parameters: Sequence[float],
+    *,
+    variant: Variant | None = None,
+) -> None:
     """grad_x ← grad_y · act′(x)."""
-    _launch(pointwise_backward_kernel, (grad_y, x), (grad_x,), activation, parameters)
+    _launch("backward", (x, grad_y, grad_x), activation, parameters, False, variant)
 
 
 def gated_forward(
-    gate: Tensor, up: Tensor, y: Tensor, activation: str, parameters: Sequence[float], rounded: bool
+    gate: Tensor,
+    up: Tensor,
+    y: Tensor,
+    activation: str,
+    parameters: Sequence[float],
+    rounded: bool,
+    *,
+    variant: Variant | None = None,
 ) -> None:
     """y ← act(gate) · up, act(gate) being rounded to y's dtype before the product where ``rounded``."""
-    _launch(
-        gated_forward_kernel,
-        (gate, up),
-        (y,),
-        activation,
-        parameters,
-        {"PAIRS": (0, 1)},
-        UP=UP_FUNCTIONS[activation],
-        ROUNDED=rounded,
-    )
+    _launch("gated_forward", (gate, up, y), activation, parameters, rounded, variant)
 
 
 def gated_backward(
@@ -684,16 +850,9 @@ def gated_backward(
     activation: str,
     parameters: Sequence[float],
     rounded: bool,
+    *,
+    variant: Variant | None = None,
 ) -> None:
     """grad_gate ← grad_y · up · act′(gate), grad_up ← grad_y · act(gate), and y ← act(gate) · up where y is given."""
-    _launch(
-        gated_backward_kernel,
-        (grad_y, gate, up),
-        (grad_gate, grad_up, grad_gate if y is None else y),
-        activation,
-        parameters,
-        {"PAIRS": (1, 2), "GRAD_PAIRS": (3, 4)},
-        UP=UP_FUNCTIONS[activation],
-        ROUNDED=rounded,
-        AGAIN=y is not None,
-    )
+    given = (gate, up, grad_y, grad_gate, grad_up) if y is None else (gate, up, grad_y, y, grad_gate, grad_up)
+    _launch("gated_backward", given, activation, parameters, rounded, variant)

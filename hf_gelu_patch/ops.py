@@ -1,9 +1,12 @@
 """Torch ops over the Triton kernels: checks, memory layout, shapes for tracing, autograd, vmap.
 
-``pointwise``, ``gated`` and ``gated_halves`` are what a model calls. While torch.compile, torch.export or torch.jit
-traces, they are the plain aten expression, so that Inductor fuses it with its neighbours; an opaque op would keep it
-from doing so. float64 is that expression too, and so are torch.func's transforms, forward-mode derivatives, subclasses
-of Tensor (nested, sharded) and anything on a CPU, unless Triton's interpreter runs the kernels there.
+``pointwise``, ``gated`` and ``gated_halves`` are what a model calls. An ordinary tensor goes straight to the kernel, or
+to an autograd function around it: the dispatcher takes Python ten times as long as a launch. Where something has to see
+the call (a dispatch mode: FakeTensor, make_fx, a counter of operations), it is an op of torch.library. While
+torch.compile, torch.export or torch.jit traces, it is the plain aten expression, so that Inductor fuses it with its
+neighbours; an opaque op would keep it from doing so. float64 is that expression too, and so are torch.func's
+transforms, forward-mode derivatives, subclasses of Tensor (nested, sharded) and anything on a CPU, unless Triton's
+interpreter runs the kernels there. Tensors of every size are computed alike.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,6 +35,8 @@ GATED = (*POINTWISE, "swiglu_oai")
 
 DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
 """The dtypes they take; float64 is computed by aten."""
+_KERNEL_DTYPES = DTYPES - {torch.float64}
+_ORDINARY = frozenset({Tensor, nn.Parameter})
 
 # Triton decides by this variable, when a kernel is declared, whether it runs interpreted on the CPU.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -38,15 +44,8 @@ DEVICES = frozenset({"cuda", "cpu"} if _INTERPRETED else {"cuda"})
 """The device types the kernels run on; torch calls ROCm's ``cuda`` too."""
 
 
-SMALL = 2**22
-"""Elements of a CUDA tensor up to which aten computes what takes it one op (two, gated). In bf16 so many pass through
-an H200's memory in 4 µs (calculated): no kernel wins back what launching this one costs Python, some 20 µs more than
-one of aten's (measured without a GPU)."""
-_ONE_OP = frozenset({"gelu", "gelu_tanh", "silu", "relu", "mish"})
-
-
 def pointwise(x: Tensor, activation: str, **parameters: float) -> Tensor:
-    """act(x), elementwise, by one kernel forward and one backward; by aten up to ``SMALL`` elements.
+    """act(x), elementwise, by one kernel forward and one backward.
 
     Args:
         x: any shape, any strides; float32, float16, bfloat16 or float64.
@@ -64,16 +63,21 @@ def pointwise(x: Tensor, activation: str, **parameters: float) -> Tensor:
         NotImplementedError: there is no kernel for x's device.
     """
     constants = _constants(activation, parameters, POINTWISE)
+    y: Tensor
+    if _direct(x):
+        if x.requires_grad and torch.is_grad_enabled():
+            y = _Pointwise.apply(x, activation, constants)  # type: ignore[no-untyped-call]
+            return y
+        return _forward(x, activation, constants)
     _check(x)
-    if _plain(x) or _small(x, activation):
+    if _plain(x):
         return _eager(activation, constants)(x)
-    y: Tensor = _pointwise(x, activation, constants)
+    y = _pointwise(x, activation, constants)
     return y
 
 
 def gated(gate: Tensor, up: Tensor, activation: str, *, rounded: bool = False, **parameters: float) -> Tensor:
-    """act(gate) · up by one kernel forward and one backward, which saves neither act(gate) nor the product; by aten up
-    to ``SMALL`` elements.
+    """act(gate) · up by one kernel forward and one backward, which saves neither act(gate) nor the product.
 
     ``swiglu_oai`` is σ(alpha·g)·g·(u + 1) with g = min(gate, limit) and u = min(max(up, −limit), limit), as in OpenAI's
     gpt-oss.
@@ -102,10 +106,16 @@ def gated(gate: Tensor, up: Tensor, activation: str, *, rounded: bool = False, *
         raise ValueError(f"gate has shape {tuple(gate.shape)} and up {tuple(up.shape)}: expand or split them first")
     if gate.dtype != up.dtype or gate.device != up.device:
         raise TypeError(f"gate is {gate.dtype} on {gate.device}, up {up.dtype} on {up.device}: they have to be alike")
+    y: Tensor
+    if _direct(gate) and _direct(up):
+        if (gate.requires_grad or up.requires_grad) and torch.is_grad_enabled():
+            y = _Gated.apply(gate, up, activation, constants, rounded)  # type: ignore[no-untyped-call]
+            return y
+        return _gated_forward(gate, up, activation, constants, rounded)
     _check(gate)
-    if _plain(gate) or _plain(up) or _small(gate, activation):
+    if _plain(gate) or _plain(up):
         return _eager_gated(activation, constants)(gate, up)
-    y: Tensor = _gated(gate, up, activation, constants, rounded)
+    y = _gated(gate, up, activation, constants, rounded)
     return y
 
 
@@ -132,30 +142,63 @@ def gated_halves(
     constants = _constants(activation, parameters, GATED)
     if gate_up.dim() == 0 or gate_up.shape[-1] % 2:
         raise ValueError(f"the last dimension is split into halves, and the shape is {tuple(gate_up.shape)}")
+    y: Tensor
+    if _direct(gate_up):
+        if gate_up.requires_grad and torch.is_grad_enabled():
+            y = _GatedHalves.apply(gate_up, activation, constants, interleaved, rounded)  # type: ignore[no-untyped-call]
+            return y
+        return _halves_forward(gate_up, activation, constants, interleaved, rounded)
     _check(gate_up)
-    if _plain(gate_up) or _small(gate_up, activation):
+    if _plain(gate_up):
         return _eager_gated(activation, constants)(*_halves(gate_up, interleaved))
-    y: Tensor = _gated_halves(gate_up, activation, constants, interleaved, rounded)
+    y = _gated_halves(gate_up, activation, constants, interleaved, rounded)
     return y
 
 
 def _plain(x: Tensor) -> bool:
     """Whether the aten expression is what x gets, decided before the dispatcher, which is slower than a small op."""
-    return _by_aten(x) or torch.compiler.is_compiling() or _transformed() or type(x) not in (Tensor, nn.Parameter)
+    return _by_aten(x) or torch.compiler.is_compiling() or _transformed() or type(x) not in _ORDINARY
 
 
-def _small(x: Tensor, activation: str) -> bool:
-    return x.is_cuda and activation in _ONE_OP and x.numel() <= SMALL
+def _direct(x: Tensor) -> bool:
+    """Whether x is an ordinary tensor that a kernel takes, and nothing but autograd has to see what is done with it."""
+    return not (
+        torch.compiler.is_compiling()
+        or x.dtype not in _KERNEL_DTYPES
+        or type(x) not in _ORDINARY
+        or (_dispatch_keys(x).raw_repr() not in _ORDINARY_KEYS and not _has_ordinary_keys(x))
+        or _dispatch_modes()
+        or _functorch_stack() is not None
+        or forward_ad._current_level >= 0
+        or _tracing()
+    )
+
+
+_ORDINARY_KEYS: set[int] = set()
+"""The dispatch keys of tensors that are nothing but memory of a device with kernels, as far as there were any."""
+
+
+def _has_ordinary_keys(x: Tensor) -> bool:
+    """Whether x has no other dispatch keys than such a tensor, made to be differentiated or not. A negated view, which
+    the dispatcher resolves, has more, a zero without memory, a batch of gradients, a nested or sparse tensor."""
+    if not (x.is_cuda or (_INTERPRETED and x.is_cpu)):
+        return False
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            _ORDINARY_KEYS.add(_dispatch_keys(torch.empty(0, device=x.device)).raw_repr())
+    return _dispatch_keys(x).raw_repr() in _ORDINARY_KEYS
 
 
 def _transformed() -> bool:
     """Whether torch.func or torch.jit.trace goes through here, or a forward-mode derivative, which an op of
     torch.library would drop in silence."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or torch._C._is_tracing()
-    )
+    return _functorch_stack() is not None or forward_ad._current_level >= 0 or _tracing()
+
+
+_dispatch_keys = torch._C._dispatch_keys
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_functorch_stack = torch._C._functorch.peek_interpreter_stack
+_tracing = torch._C._is_tracing
 
 
 def _check(x: Tensor) -> None:
@@ -170,16 +213,16 @@ def _check(x: Tensor) -> None:
 _SWIGLU_OAI = {"alpha": 1.702, "limit": 7.0}
 
 
-def _constants(activation: str, given: dict[str, float], names: Sequence[str]) -> list[float]:
+def _constants(activation: str, given: dict[str, float], names: Sequence[str]) -> tuple[float, ...]:
     """The activation's constants in the order of its record."""
     if activation not in names:
         raise UnknownNameError("activation", activation, names)
     if not given and activation not in _WITH_CONSTANTS:
-        return []
+        return ()
     usual = _SWIGLU_OAI if activation == "swiglu_oai" else dict(ACTIVATIONS[activation].parameters)
     if not given.keys() <= usual.keys():
         raise TypeError(f"{activation} takes {', '.join(usual) or 'no constants'}; got {', '.join(given)}")
-    return [float(value) for value in (usual | given).values()]
+    return tuple(float(value) for value in (usual | given).values())
 
 
 _WITH_CONSTANTS = {"swiglu_oai", *(name for name in POINTWISE if ACTIVATIONS[name].parameters)}
@@ -215,8 +258,62 @@ def _halves(gate_up: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
     return gate, up
 
 
-# The ops. On a CPU without the interpreter, and for float64, they are the aten expressions too, so that a graph that
-# holds them runs anywhere.
+# The kernels.
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    from hf_gelu_patch import kernels
+
+    return kernels
+
+
+def _forward(x: Tensor, activation: str, constants: Sequence[float]) -> Tensor:
+    y = torch.empty_like(x)
+    _kernels().pointwise_forward(x, y, activation, constants)
+    return y
+
+
+def _backward(grad_y: Tensor, x: Tensor, activation: str, constants: Sequence[float]) -> Tensor:
+    grad_x = torch.empty_like(x)
+    _kernels().pointwise_backward(grad_y, x, grad_x, activation, constants)
+    return grad_x
+
+
+def _gated_forward(gate: Tensor, up: Tensor, activation: str, constants: Sequence[float], rounded: bool) -> Tensor:
+    y = torch.empty_like(gate)
+    _kernels().gated_forward(gate, up, y, activation, constants, rounded)
+    return y
+
+
+def _gated_gradients(
+    grad_y: Tensor, gate: Tensor, up: Tensor, activation: str, constants: Sequence[float], rounded: bool, again: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of gate and up, and act(gate) · up ``again``, for who did not keep it (else an empty tensor)."""
+    grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(gate)
+    y = torch.empty_like(gate) if again else gate.new_empty(0)
+    into = y if again else None
+    _kernels().gated_backward(grad_y, gate, up, grad_gate, grad_up, into, activation, constants, rounded)
+    return grad_gate, grad_up, y
+
+
+def _halves_forward(
+    gate_up: Tensor, activation: str, constants: Sequence[float], interleaved: bool, rounded: bool
+) -> Tensor:
+    return _gated_forward(*_halves(gate_up, interleaved), activation, constants, rounded)
+
+
+def _halves_gradient(
+    grad_y: Tensor, gate_up: Tensor, activation: str, constants: Sequence[float], interleaved: bool, rounded: bool
+) -> Tensor:
+    grad = torch.empty_like(gate_up)
+    halves, into = _halves(gate_up, interleaved), _halves(grad, interleaved)
+    _kernels().gated_backward(grad_y, *halves, *into, None, activation, constants, rounded)
+    return grad
+
+
+# The ops. On a CPU without the interpreter, and for float64, they are the aten expressions, so that a graph that holds
+# them runs anywhere.
 
 
 def _by_aten(x: Tensor) -> bool:
@@ -242,85 +339,60 @@ def _by_formula(
     return torch.empty_like(gate).copy_(grads[0]), torch.empty_like(gate).copy_(grads[1])
 
 
-@torch.library.custom_op("hf_gelu_patch::pointwise", mutates_args=(), device_types=("cpu", "cuda"))
+_op = functools.partial(torch.library.custom_op, mutates_args=(), device_types=("cpu", "cuda"))
+
+
+@_op("hf_gelu_patch::pointwise")
 def _pointwise(x: Tensor, activation: str, constants: Sequence[float]) -> Tensor:
     if _by_aten(x):
         return _eager(activation, constants)(x)
-    from hf_gelu_patch import kernels
-
-    y = torch.empty_like(x)
-    kernels.pointwise_forward(x, y, activation, constants)
-    return y
+    return _forward(x, activation, constants)
 
 
-@torch.library.custom_op("hf_gelu_patch::pointwise_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@_op("hf_gelu_patch::pointwise_backward")
 def _pointwise_backward(grad_y: Tensor, x: Tensor, activation: str, constants: Sequence[float]) -> Tensor:
     if _by_aten(x):
         return _by_formula(grad_y, x, torch.ones_like(x), activation, constants)[0]
-    from hf_gelu_patch import kernels
-
-    grad_x = torch.empty_like(x)
-    kernels.pointwise_backward(grad_y, x, grad_x, activation, constants)
-    return grad_x
+    return _backward(grad_y, x, activation, constants)
 
 
-@torch.library.custom_op("hf_gelu_patch::gated", mutates_args=(), device_types=("cpu", "cuda"))
+@_op("hf_gelu_patch::gated")
 def _gated(gate: Tensor, up: Tensor, activation: str, constants: Sequence[float], rounded: bool) -> Tensor:
     if _by_aten(gate):
         return _eager_gated(activation, constants)(gate, up)
-    from hf_gelu_patch import kernels
-
-    y = torch.empty_like(gate)
-    kernels.gated_forward(gate, up, y, activation, constants, rounded)
-    return y
+    return _gated_forward(gate, up, activation, constants, rounded)
 
 
-@torch.library.custom_op("hf_gelu_patch::gated_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@_op("hf_gelu_patch::gated_backward")
 def _gated_backward(
     grad_y: Tensor, gate: Tensor, up: Tensor, activation: str, constants: Sequence[float], rounded: bool, again: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of gate and up, and act(gate) · up ``again``, for who did not keep it (else an empty tensor)."""
     if _by_aten(gate):
         y = _eager_gated(activation, constants)(gate, up) if again else gate.new_empty(0)
         return *_by_formula(grad_y, gate, up, activation, constants), y
-    from hf_gelu_patch import kernels
-
-    grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(gate)
-    y = torch.empty_like(gate) if again else gate.new_empty(0)
-    into = y if again else None
-    kernels.gated_backward(grad_y, gate, up, grad_gate, grad_up, into, activation, constants, rounded)
-    return grad_gate, grad_up, y
+    return _gated_gradients(grad_y, gate, up, activation, constants, rounded, again)
 
 
-@torch.library.custom_op("hf_gelu_patch::gated_halves", mutates_args=(), device_types=("cpu", "cuda"))
+@_op("hf_gelu_patch::gated_halves")
 def _gated_halves(
     gate_up: Tensor, activation: str, constants: Sequence[float], interleaved: bool, rounded: bool
 ) -> Tensor:
-    gate, up = _halves(gate_up, interleaved)
-    if _by_aten(gate):
-        return _eager_gated(activation, constants)(gate, up)
-    from hf_gelu_patch import kernels
-
-    y = torch.empty_like(gate)
-    kernels.gated_forward(gate, up, y, activation, constants, rounded)
-    return y
+    if _by_aten(gate_up):
+        return _eager_gated(activation, constants)(*_halves(gate_up, interleaved))
+    return _halves_forward(gate_up, activation, constants, interleaved, rounded)
 
 
-@torch.library.custom_op("hf_gelu_patch::gated_halves_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@_op("hf_gelu_patch::gated_halves_backward")
 def _gated_halves_backward(
     grad_y: Tensor, gate_up: Tensor, activation: str, constants: Sequence[float], interleaved: bool, rounded: bool
 ) -> Tensor:
-    gate, up = _halves(gate_up, interleaved)
-    grad = torch.empty_like(gate_up)
-    into = _halves(grad, interleaved)
     if _by_aten(gate_up):
-        for half, own in zip(into, _by_formula(grad_y, gate, up, activation, constants), strict=True):
+        grad = torch.empty_like(gate_up)
+        grads = _by_formula(grad_y, *_halves(gate_up, interleaved), activation, constants)
+        for half, own in zip(_halves(grad, interleaved), grads, strict=True):
             half.copy_(own)
         return grad
-    from hf_gelu_patch import kernels
-
-    kernels.gated_backward(grad_y, gate, up, *into, None, activation, constants, rounded)
-    return grad
+    return _halves_gradient(grad_y, gate_up, activation, constants, interleaved, rounded)
 
 
 _pointwise.register_fake(lambda x, *_: torch.empty_like(x))
@@ -350,6 +422,11 @@ def _gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_y
         return torch.autograd.grad(function(*views), views, grad_y, create_graph=True)
 
 
+def _run(function: Callable[..., Any], op: Callable[..., Any], grad_y: Tensor, *arguments: Any) -> Any:
+    """``function`` itself, or, where something has to see the call, as an op."""
+    return (function if _direct(grad_y) else op)(grad_y, *arguments)
+
+
 def _keep_pointwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
     x, ctx.activation, ctx.constants = inputs
     ctx.save_for_backward(x)
@@ -359,7 +436,7 @@ def _pointwise_grad(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None]:
     (x,) = ctx.saved_tensors
     if torch.is_grad_enabled():
         return _gradients(_eager(ctx.activation, ctx.constants), (x,), grad_y)[0], None, None
-    return _pointwise_backward(grad_y, x, ctx.activation, ctx.constants), None, None
+    return _run(_backward, _pointwise_backward, grad_y, x, ctx.activation, ctx.constants), None, None
 
 
 def _keep_gated(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
@@ -372,7 +449,8 @@ def _gated_grad(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None, N
     if torch.is_grad_enabled():
         grad_gate, grad_up = _gradients(_eager_gated(ctx.activation, ctx.constants), (gate, up), grad_y)
     else:
-        grad_gate, grad_up, _ = _gated_backward(grad_y, gate, up, ctx.activation, ctx.constants, ctx.rounded, False)
+        options = (ctx.activation, ctx.constants, ctx.rounded, False)
+        grad_gate, grad_up, _ = _run(_gated_gradients, _gated_backward, grad_y, gate, up, *options)
     return grad_gate, grad_up, None, None, None
 
 
@@ -387,13 +465,40 @@ def _halves_grad(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None, None, No
         function = _eager_gated(ctx.activation, ctx.constants)
         (grad,) = _gradients(lambda both: function(*_halves(both, ctx.interleaved)), (gate_up,), grad_y)
     else:
-        grad = _gated_halves_backward(grad_y, gate_up, ctx.activation, ctx.constants, ctx.interleaved, ctx.rounded)
+        options = (ctx.activation, ctx.constants, ctx.interleaved, ctx.rounded)
+        grad = _run(_halves_gradient, _gated_halves_backward, grad_y, gate_up, *options)
     return grad, None, None, None, None
 
 
 _pointwise.register_autograd(_pointwise_grad, setup_context=_keep_pointwise)
 _gated.register_autograd(_gated_grad, setup_context=_keep_gated)
 _gated_halves.register_autograd(_halves_grad, setup_context=_keep_halves)
+
+
+def _around(function: Callable[..., Tensor], keep: Callable[..., None]) -> Callable[..., Tensor]:
+    """The forward of an autograd function."""
+
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = function(*inputs)
+        keep(ctx, inputs, output)
+        return output
+
+    return forward
+
+
+class _Pointwise(torch.autograd.Function):
+    forward = staticmethod(_around(_forward, _keep_pointwise))
+    backward = staticmethod(_pointwise_grad)
+
+
+class _Gated(torch.autograd.Function):
+    forward = staticmethod(_around(_gated_forward, _keep_gated))
+    backward = staticmethod(_gated_grad)
+
+
+class _GatedHalves(torch.autograd.Function):
+    forward = staticmethod(_around(_halves_forward, _keep_halves))
+    backward = staticmethod(_halves_grad)
 
 
 # vmap: elementwise, so one more dimension in front, for all the tensors alike.

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -313,16 +314,72 @@ _MOVED = {"forward": 2, "backward": 3, "gated forward": 3, "gated backward": 5}
 _BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 _CONSTANTS = {"gelu_clipped": (-10.0, 10.0), "laplace": (0.707107, 0.282095), "swiglu_oai": (1.702, 7.0)}
-_PER_THREAD = 8
+_HALF, _PITCH = 11008, 22016
+"""A row of Llama 2's feed-forward layer, and one that holds gate and up."""
+LAYOUTS = ("dense", "rows", "rows, far", "across", "interleaved")
+"""Dense; halves of longer rows; the same of more than 2³¹ elements; the last tensor that is read transposed; gate and
+up in turn."""
+ROWS_TAKE = 2
+"""Instructions an element that rows may take more than dense tensors."""
 
 
-def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense") -> Any:
+def geometry(layout: str, form: str, block: int) -> Any:
+    """How the kernel's tensors lie, as its launch would find them: ``kernels.Layout``."""
+    from hf_gelu_patch import kernels
+
+    rows = 2**18 if layout == "rows, far" else 4096
+    if layout == "dense":
+        return kernels.dense(rows * _HALF, block)
+    strides: list[tuple[int, ...] | None] = [None] * 6
+    for place in _PLACES[form]:
+        strides[place] = (_PITCH, 1) if layout.startswith("rows") else (_HALF, 1)
+        if layout == "interleaved" and place in _PAIRED:
+            strides[place] = (_PITCH, 2)
+    if layout == "across":
+        strides[max(place for place in _PLACES[form] if place < 3)] = (1, rows)
+    found = kernels.layout_of((rows, _HALF), tuple(strides), 3 if "forward" in form else 4, block)
+    assert found is not None
+    return found
+
+
+_PLACES = {
+    "forward": (0, 3),
+    "backward": (0, 2, 4),
+    "gated forward": (0, 1, 3),
+    "gated backward": (0, 1, 2, 4, 5),
+}
+"""Which of the kernel's tensors a form has: gate, up, grad_y, y, grad_gate, grad_up."""
+_PAIRED = (0, 1, 4, 5)
+
+
+class Specialised:
+    """What Triton makes of arguments: their types, what is compiled in, what is known to be divisible by 16."""
+
+    def __init__(self) -> None:
+        self.constants: dict[Any, Any] = {}
+        self.divisible: dict[tuple[int, ...], Any] = {}
+
+    def type_of(self, value: Any, *path: int) -> Any:
+        """The type of an argument; a string is the type of a pointer to aligned memory."""
+        if isinstance(value, tuple):
+            return tuple(self.type_of(one, *path, place) for place, one in enumerate(value))
+        if value is None or value == 1:
+            self.constants[path] = value
+            return "constexpr"
+        if isinstance(value, str) or value % 16 == 0:
+            self.divisible[path] = [["tt.divisibility", 16]]
+        return value if isinstance(value, str) else "i64" if value >= 2**31 else "i32"
+
+
+def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense", variant: str | None = None) -> Any:
     """One kernel as Triton compiles it for ``target``, without a driver.
 
     Args:
-        layout: ``dense``; ``rows``, a strided tensor of two dimensions; ``interleaved``, gate and up in turn.
+        layout: one of ``LAYOUTS``.
+        variant: one of ``kernels.VARIANTS``; None for the one that is chosen.
     """
     import triton
+    import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -330,45 +387,41 @@ def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense
 
     if kernels.INTERPRETED.value:
         sys.exit("Interpreted kernels cannot be compiled: unset TRITON_INTERPRET.")
-    kernel = getattr(kernels, f"{form.replace(' ', '_') if 'gated' in form else 'pointwise_' + form}_kernel")
-    rank = 2 if layout == "rows" else 1
-    pairs = layout == "interleaved"
-    constants: dict[Any, Any] = {
+    how = kernels.VARIANTS[variant or kernels.CHOSEN[form.replace(" ", "_")]]
+    lie = geometry(layout, form, how.block)
+    specialised = Specialised()
+    tensors = tuple(f"*{dtype}" if place in _PLACES[form] else None for place in range(6))
+    arguments = (tensors, lie.strides, lie.columns, lie.sizes)
+    types = [specialised.type_of(argument, place) for place, argument in enumerate(arguments)]
+    specialised.divisible.pop((2,), None)  # the kernel has columns not specialised so
+    constants = {
         "ACT": kernels.FUNCTIONS[name],
         "UP": kernels.UP_FUNCTIONS[name],
         "P": _CONSTANTS.get(name, ()),
-        "RANK": rank,
-        "BLOCK": kernels._BLOCK,
         "ROUNDED": False,
-        "AGAIN": False,
-        "PAIRS": pairs,
-        "GRAD_PAIRS": pairs,
+        "PAIRS": layout == "interleaved",
+        "GRAD_PAIRS": layout == "interleaved",
+        "BLOCK": lie.tile[1],
+        "ROWS": lie.tile[0],
+        "RANK": 1 if lie.sizes is None else len(lie.sizes) + 1,
+        "LAYERS": lie.grid[2] > 1,
+        "ALIGNED": lie.sizes is not None and lie.columns % 16 == 0,
+        "OFFSET": tl.int64 if lie.far else tl.int32,
+        "LOAD": how.load,
+        "EVICT": how.evict,
+        "STORE": how.store,
+        "STAGES": how.stages if how.programs and lie.sizes is None else 0,
     }
-    signature: dict[str, Any] = {}
-    attributes: dict[tuple[int, ...], Any] = {}
-    divisible = [["tt.divisibility", 16]]
-    for place, argument in enumerate(kernel.arg_names):
-        if argument in constants:
-            signature[argument] = "constexpr"
-        elif argument.endswith("_strides"):
-            two = pairs and argument.removesuffix("_strides") in ("gate", "up", "grad_gate", "grad_up")
-            signature[argument] = ("i64",) * (rank - 1) + ("i32" if two else "constexpr",)
-            if not two:
-                constants[place, rank - 1] = 1
-            attributes |= {(place, outer): divisible for outer in range(rank - 1)}
-        elif argument == "columns":
-            signature[argument] = "i32"
-        elif argument == "sizes":
-            signature[argument] = ("i32",) * (rank - 1)
-        else:
-            signature[argument] = f"*{dtype}"
-            attributes[place,] = divisible
-    known = {key: value for key, value in constants.items() if not isinstance(key, str) or key in signature}
     backend, arch = ("hip", target) if target.startswith("gfx") else ("cuda", int(target.removeprefix("sm_")))
-    source = ASTSource(fn=kernel, signature=signature, constexprs=known, attrs=attributes)
-    lanes = 64 if backend == "hip" else 32
-    warps = kernels._BLOCK // (_PER_THREAD * lanes)
-    return triton.compile(source, target=GPUTarget(backend, arch, lanes), options={"num_warps": warps})
+    source = ASTSource(
+        fn=kernels.fused_kernel,
+        signature=dict(zip(("tensors", "strides", "columns", "sizes"), types, strict=True))
+        | dict.fromkeys(constants, "constexpr"),
+        constexprs=specialised.constants | constants,
+        attrs=specialised.divisible,
+    )
+    options = kernels.options_of(how, lie.tile, hip=backend == "hip")
+    return triton.compile(source, target=GPUTarget(backend, arch, 64 if backend == "hip" else 32), options=options)
 
 
 def offsets_are_64_bits(ttir: str) -> bool:
@@ -379,12 +432,12 @@ def offsets_are_64_bits(ttir: str) -> bool:
     return added == {"i64"} and bool(widened) and not narrow & widened
 
 
-def inspect(kernel: Any, form: str, dtype: str) -> dict[str, Any]:
-    """Registers, spills, accesses and instructions of a compiled kernel. ``wide``: whether a whole block is read and
-    written 128 bits at a time, each thread having 8 elements of each tensor. Instructions are counted on its way
+def inspect(kernel: Any, form: str, dtype: str, each: int = 8) -> dict[str, Any]:
+    """Registers, spills, accesses and instructions of a compiled kernel, a thread having so many elements of ``each``
+    tensor. ``wide``: whether a whole block is read and written 128 bits at a time. Instructions are counted on its way
     through the kernel: the end of a row takes another, which comes behind the first EXIT."""
     found: dict[str, Any] = {"offsets_64": offsets_are_64_bits(kernel.asm["ttir"])}
-    wanted = _MOVED[form] * _PER_THREAD * _BYTES[dtype] // 16
+    wanted = _MOVED[form] * each * _BYTES[dtype] // 16
     if "amdgcn" in kernel.asm:
         text = kernel.asm["amdgcn"]
         spilled = [int(count) for count in re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", text)]
@@ -393,7 +446,7 @@ def inspect(kernel: Any, form: str, dtype: str) -> dict[str, Any]:
             "registers": int(re.findall(r"\.vgpr_count:\s*(\d+)", text)[0]),
             "spills": sum(spilled) + len(re.findall(r"^\s+scratch_", text, re.MULTILINE)),
             "f64": len(re.findall(r"^\s+v_\w+_f64", text, re.MULTILINE)),
-            "wide": len(wide) == wanted,
+            "wide": len(wide) >= wanted,
         }
         return found
     import triton
@@ -410,30 +463,42 @@ def inspect(kernel: Any, form: str, dtype: str) -> dict[str, Any]:
         text, usage = run("nvdisasm", "-c"), run("cuobjdump", "-res-usage")
     operations = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", text)
     whole = operations[: operations.index("EXIT") + 1]
-    accesses = [name for name in whole if name.startswith(("LDG", "STG"))]
+    accesses = [name for name in whole if re.match(r"(LDG|STG)(STS)?\.", name)]
     registers, stack = (int(re.findall(rf"{word}:(\d+)", usage)[0]) for word in ("REG", "STACK"))
     return found | {
         "registers": registers,
         "spills": stack + sum(name.startswith(("LDL", "STL")) for name in operations),
         "f64": len(re.findall(r"\.f64", kernel.asm["ptx"])),
-        "wide": len(accesses) == wanted and all(name.endswith(".128") for name in accesses),
+        "wide": bool(accesses) and all(".128" in name for name in accesses),
         "accesses": dict(Counter(accesses)),
-        "instructions": len(whole) / _PER_THREAD,
+        "instructions": len(whole) / each,
     }
 
 
-def checked_kernels() -> Iterator[tuple[str, str, str, str, str]]:
-    """What is held to its budget: (activation, form, dtype, target, layout)."""
+KEYS = ("activation", "form", "dtype", "target", "layout", "variant")
+
+
+def checked_kernels() -> Iterator[tuple[str, str, str, str, str, str]]:
+    """What is held to its budget, by ``KEYS``: what is chosen, for every target and layout, and what is to be timed."""
+    from hf_gelu_patch import kernels
+
+    def chosen(form: str) -> str:
+        return kernels.CHOSEN[form.replace(" ", "_")]
+
     for target in TARGETS:
         for name, form in BUDGETS:
-            yield name, form, "bf16", target, "dense"
-        for form in ("forward", "gated forward", "gated backward"):
-            yield "gelu", form, "bf16", target, "rows"
+            yield name, form, "bf16", target, "dense", chosen(form)
+        for form in FORMS:
+            yield "gelu", form, "bf16", target, "rows", chosen(form)
         for form in ("gated forward", "gated backward"):
-            yield "gelu", form, "bf16", target, "interleaved"
-    yield from (
-        ("gelu", form, dtype, "sm_90", "dense") for form in ("forward", "backward") for dtype in ("fp16", "fp32")
-    )
+            for layout in ("rows, far", "across", "interleaved"):
+                yield "gelu", form, "bf16", target, layout, chosen(form)
+    for form in ("forward", "backward"):
+        for dtype in ("fp16", "fp32"):
+            yield "gelu", form, dtype, "sm_90", "dense", chosen(form)
+    for variant, how in kernels.VARIANTS.items():
+        for form in how.forms:
+            yield "gelu", form.replace("_", " "), "bf16", "sm_90", "dense", variant
 
 
 def static(everything: bool) -> list[dict[str, Any]]:
@@ -443,12 +508,14 @@ def static(everything: bool) -> list[dict[str, Any]]:
     if everything:
         for name in kernels.FUNCTIONS:
             forms = FORMS if name != "swiglu_oai" else FORMS[2:]
-            wanted += [(name, form, dtype, "sm_90", "dense") for form in forms for dtype in ("bf16", "fp16", "fp32")]
-    keys = ("activation", "form", "dtype", "target", "layout")
-    return [
-        dict(zip(keys, key, strict=True)) | inspect(compiled(*key), form=key[1], dtype=key[2])
-        for key in dict.fromkeys(wanted)
-    ]
+            for form, dtype in itertools.product(forms, ("bf16", "fp16", "fp32")):
+                wanted.append((name, form, dtype, "sm_90", "dense", kernels.CHOSEN[form.replace(" ", "_")]))
+    found = []
+    for key in dict.fromkeys(wanted):
+        how = kernels.VARIANTS[key[-1]]
+        each = how.block // (how.warps * 32)
+        found.append(dict(zip(KEYS, key, strict=True)) | inspect(compiled(*key), key[1], key[2], each))
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- table
@@ -468,6 +535,8 @@ def _rounded(way: dict[str, Any]) -> str:
 
 
 def document(found: dict[str, Any]) -> str:
+    from hf_gelu_patch import kernels
+
     fits, numbers, built = found["fit"], found["errors"], found["static"]
     lines = [
         "# The Triton kernels, without a GPU",
@@ -577,8 +646,10 @@ def document(found: dict[str, Any]) -> str:
         "gated backward in bf16 and fp16; twice that in fp32). Beyond 100 % it would not be memory that limits.",
         "",
     ]
+    checked = set(checked_kernels())
+    usual = [row for row in built if row["variant"] == kernels.CHOSEN[row["form"].replace(" ", "_")]]
     dense = {
-        (r["activation"], r["form"], r["dtype"]): r for r in built if r["target"] == "sm_90" and r["layout"] == "dense"
+        (r["activation"], r["form"], r["dtype"]): r for r in usual if r["target"] == "sm_90" and r["layout"] == "dense"
     }
     rows = []
     for name in dict.fromkeys(name for name, *_ in dense):
@@ -590,9 +661,11 @@ def document(found: dict[str, Any]) -> str:
             rows.append([name, dtype, *cells])
     lines += _table(["activation", "dtype", *FORMS], rows)
     lines += [
-        "Compiled for four GPUs: registers; spills; whether all accesses of a whole block are 128 bits wide, nothing",
-        "is computed in fp64, and offsets are 64 bits; on NVIDIA's, instructions an element. What rows take more than",
-        "dense is where a block's row is looked for, with integer divisions; the budget of issue slots is the same.",
+        "Compiled for four GPUs: registers; spills; whether all accesses of a whole block are 128 bits wide and",
+        "nothing is computed in fp64; on NVIDIA's, instructions an element. Dense: one row. Rows: halves of longer",
+        "ones, of which a program has one block; far: with more than 2³¹ elements, where offsets are 64 bits.",
+        "Across: the last tensor that is read is transposed, and tiles of 32 × 32 are read. Interleaved: gate and up",
+        "in turn.",
         "",
         *_table(
             [
@@ -603,24 +676,40 @@ def document(found: dict[str, Any]) -> str:
                 "target",
                 "registers",
                 "spills",
-                "128-bit, no fp64, 64-bit offsets",
+                "128-bit, no fp64",
                 "instructions",
             ],
+            [shown(row) for row in usual if tuple(row[key] for key in KEYS) in checked],
+        ),
+        "## Variants",
+        "",
+        "What `scripts/benchmark.py gpu` times: dense, bf16, exact GELU, compiled for sm_90. A persistent program's",
+        "count has its loop in it; one that reads ahead does so through shared memory.",
+        "",
+        *_table(
+            ["variant", "form", "registers", "spills", "instructions", "accesses of a whole block"],
             [
                 [
-                    *(row[key] for key in ("activation", "form", "dtype", "layout", "target")),
-                    str(row["registers"]),
-                    str(row["spills"]),
-                    "yes" if row["wide"] and not row["f64"] and row["offsets_64"] else "no",
-                    f"{row['instructions']:.1f}" if "instructions" in row else "",
+                    *(row["variant"], row["form"], str(row["registers"]), str(row["spills"])),
+                    f"{row['instructions']:.1f}",
+                    ", ".join(f"{count} {name}" for name, count in row["accesses"].items()),
                 ]
                 for row in built
-                if (row["activation"], row["form"], row["dtype"], row["target"], row["layout"])
-                in set(checked_kernels())
+                if (row["activation"], row["dtype"], row["target"], row["layout"]) == ("gelu", "bf16", "sm_90", "dense")
             ],
         ),
     ]
     return "\n".join(lines)
+
+
+def shown(row: dict[str, Any]) -> list[str]:
+    """A row of the table of compiled kernels."""
+    return [
+        *(row[key] for key in ("activation", "form", "dtype", "layout", "target")),
+        *(str(row[key]) for key in ("registers", "spills")),
+        "yes" if row["wide"] and not row["f64"] else "no",
+        f"{row['instructions']:.1f}" if "instructions" in row else "",
+    ]
 
 
 def instructions(row: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from hf_gelu_patch import implementations, ops
+from hf_gelu_patch import implementations
 
 torch.set_num_threads(1)
 
@@ -187,9 +187,8 @@ def _quiet_libraries() -> None:
 
 @pytest.fixture(autouse=True)
 def _small_tensors_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that what is written in place, or left to a kernel, only where it is large is so here."""
+    """So that what is written in place only where it is large is so here."""
     monkeypatch.setattr(implementations, "LARGE", 0)
-    monkeypatch.setattr(ops, "SMALL", 0)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -32,7 +31,7 @@ from tests.conftest import FAMILIES, printed_by
 OPS = torch.ops.hf_gelu_patch
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CONSTANTS = {"gelu_clipped": [-10.0, 10.0], "laplace": [0.707107, 0.282095], "swiglu_oai": [1.702, 7.0]}
-SMALL = kernels._MIN_COLUMNS
+SMALL = 64
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -116,7 +115,7 @@ def plain_layout(*shape: int) -> Layout:
 LAYOUTS: dict[str, Layout] = {
     **{f"shape {shape}": plain_layout(*shape) for shape in ((), (0,), (1,), (7,), (1023,), (1024,), (1025,))},
     **{f"shape {shape}": plain_layout(*shape) for shape in ((3, 0, 5), (2, 3, 8), (2, 3, 4, 6))},
-    "past a block": plain_layout(kernels._BLOCK + 1),
+    "past a block": plain_layout(kernels.INTERPRETED_BLOCK + 1),
     "5-D that no four dimensions describe": lambda dtype: randn(4, 3, 4, 6, 2 * SMALL, dtype=dtype)[
         ::2, :, ::2, ::2, ::2
     ].transpose(0, 1),
@@ -319,9 +318,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     seen: list[list[int]] = []
     own = kernels._launch
 
-    def recorded(kernel: Any, inputs: Sequence[Tensor], *arguments: Any, **constants: Any) -> None:
-        seen.append([x.data_ptr() for x in inputs])
-        own(kernel, inputs, *arguments, **constants)
+    def recorded(form: str, given: Sequence[Tensor], *options: Any) -> None:
+        seen.append([x.data_ptr() for x in given[: kernels.FORMS[form]]])
+        own(form, given, *options)
 
     monkeypatch.setattr(kernels, "_launch", recorded)
     return seen
@@ -335,17 +334,21 @@ def test_halves_are_read_where_they_lie(launches: list[list[int]], interleaved: 
     y = gated_halves(both, "silu", interleaved=interleaved)
     grad_y = torch.randn_like(y)
     y.backward(grad_y)
-    assert launches == [[start, second], [grad_y.data_ptr(), start, second]]
+    assert launches == [[start, second], [start, second, grad_y.data_ptr()]]
     launches.clear()
     gate, up = (both[..., ::2], both[..., 1::2]) if interleaved else both.chunk(2, dim=-1)
     gate, up = gate.detach().requires_grad_(), up.detach().requires_grad_()
     gated(gate, up, "silu").backward(grad_y)
-    assert launches == [[start, second], [grad_y.data_ptr(), start, second]]
+    assert launches == [[start, second], [start, second, grad_y.data_ptr()]]
 
 
-def test_short_rows_go_through_copies(launches: list[list[int]]) -> None:
+def test_only_too_many_dimensions_go_through_copies(launches: list[list[int]]) -> None:
     gated_halves(randn(3, 2 * SMALL - 2), "silu")
+    gated(randn(5, 70, 30).transpose(1, 2), randn(5, 30, 70), "silu")
     assert len(launches) == 2
+    permuted, plain = randn(3, 2, 4, 6, SMALL).permute(3, 1, 0, 2, 4), randn(6, 2, 3, 4, SMALL)
+    gated(permuted, plain, "silu")
+    assert len(launches) == 4
 
 
 # Any layout gives the bits of a dense copy.
@@ -897,7 +900,7 @@ def test_a_training_step_of_a_patched_model(name: str, forward: list[str]) -> No
         scale = float(expected.abs().max())
         error, own_error = (float((found[key].double() - expected).abs().max()) for found in (new, own))
         assert scale > 0
-        assert error <= 2 * own_error + 2e-6 * scale, key
+        assert error <= 2 * own_error + 4e-6 * scale, key
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         with Recorder() as recorder:
             again = training_step(twin, name)
@@ -942,13 +945,3 @@ except TypeError as error:
 print("hf_gelu_patch.kernels" in sys.modules)
 """)
     assert printed.split() == ["False", "True", "True", "True", "True", "True", "TypeError", "False"]
-
-
-def test_where_aten_is_cheaper_to_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CUDA alone, and only what takes aten one op."""
-    monkeypatch.undo()  # the size that counts for users
-    with FakeTensorMode():
-        small, large = (torch.empty(ops.SMALL + more, device="cuda") for more in (0, 1))
-        on_cpu = torch.empty(4)
-    assert [ops._small(x, "gelu") for x in (small, large, on_cpu)] == [True, False, False]
-    assert not any(ops._small(small, name) for name in ("quick_gelu", "laplace", "swiglu_oai"))
