@@ -237,7 +237,8 @@ def is_killed(work):
 
 def leaves_something(work):
     sleeper = "import os, sys, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(600)"
-    child = subprocess.Popen([sys.executable, "-c", sleeper, "a sleeper"], stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    child = subprocess.Popen([sys.executable, "-c", sleeper], **pipes)
     work.write("sleeper", pid=int(child.stdout.readline()))
     cells(work)
 
@@ -301,7 +302,8 @@ ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # whatever loses its parent becomes a c
 
 def busy(work):
     sleeper = [sys.executable, "-c", "import os, time; os.setsid(); time.sleep(600)"]
-    work.write("sleeper", pid=subprocess.Popen(sleeper).pid)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    work.write("sleeper", pid=subprocess.Popen(sleeper, **pipes).pid)
     cells(work, 10_000, 3_000)
 
 def busy_again(work):
@@ -319,7 +321,7 @@ def left():
             found.append(int(place))
     return found
 
-gpu.STEPS = (step(busy, 0.6), step(busy_again, 0.6))
+gpu.STEPS = (step(busy, 0.3), step(busy_again, 30.0))
 gpu.preload = lambda: None  # here it is done already
 number, folder = int(sys.argv[1]), sys.argv[2]
 for kill in range(4):
