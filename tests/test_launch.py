@@ -87,6 +87,73 @@ print(json.dumps(told))
 """
 
 
+AGAIN = """
+import json
+import random
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.append({scripts!r})
+import torch
+
+from benchmarking import stub
+from hf_gelu_patch import kernels, ops
+
+stub = stub.activate(Path({folder!r}))
+draw = random.Random(0)
+base = torch.randn(3, 2**20).bfloat16()
+
+
+def tensor(which, shape, layout, offset):
+    whole = base[which, offset:]
+    rows, columns = shape
+    if layout == "dense":
+        return whole[: rows * columns].view(shape)
+    if layout == "longer rows":
+        return whole[: rows * 2 * columns].view(rows, -1)[:, :columns]
+    if layout == "across":
+        return whole[: rows * columns].view(columns, rows).t()
+    if layout == "every other":
+        return whole[: rows * 2 * columns].view(rows, -1)[:, ::2]
+    return whole[:columns].expand(shape)
+
+
+def launches(case):
+    gate, up, out, rounded, variant = case
+    gate, up, out = tensor(*gate), tensor(*up), tensor(*out)
+    before = stub.launches()
+    kernels.pointwise_forward(gate, out, "relu", (), variant=variant)
+    kernels.gated_forward(gate, up, out, "relu", (), rounded, variant=variant)
+    kernels.gated_backward(up, gate, up, out, out, None, "relu", (), rounded)
+    return [asdict(launch) for launch in stub.since(before)]
+
+
+cases = []
+for _ in range(30):
+    shape = draw.choice([(1, 1), (7, 16), (8, 1024), (9, 1030), (100, 80), (64, 2048), (20, 48), (1, 4096)])
+    layouts = ["dense", "dense", "dense", "longer rows", "across", "every other", "expanded"]
+    gate, up = [(which, shape, draw.choice(layouts), draw.choice([0, 0, 8, 1, 3])) for which in range(2)]
+    out = 2, shape, draw.choice(layouts[:5]), draw.choice([0, 8, 1])
+    variants = [None, kernels.VARIANTS["2048/8"], kernels.VARIANTS["1024/4 persistent"]]
+    cases.append((gate, up, out, draw.choice([False, True]), draw.choice(variants)))
+for up in ((0, (64, 512), "every other", 9), (1, (64, 512), "every other", 9)):  # taking turns with the gate, or not
+    cases.append(((0, (64, 512), "every other", 8), up, (2, (64, 512), "dense", 0), False, None))
+
+for case in cases:
+    launches(case)
+kept = len(kernels._READY)
+draw.shuffle(cases)
+found = [launches(case) for case in cases]
+assert len(kernels._READY) == kept, "looked for again"
+expected = []
+for case in cases:
+    kernels._READY.clear()
+    expected.append(launches(case))
+print(json.dumps([found, expected]))
+"""
+
+
 def compiled(arguments: list[str], **more: str) -> subprocess.CompletedProcess[str]:
     """A Python process whose Triton compiles."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TRITON_")} | more
@@ -140,6 +207,18 @@ def test_the_same_call_again_launches_the_same_kernel(told: dict[str, Any]) -> N
     assert first["function"] == again["function"]
     assert first["kernel"] == again["kernel"]
     assert first["grid"] == again["grid"]
+
+
+def test_what_is_not_looked_for_again_is_launched_as_triton_would(folder: Path) -> None:
+    """Tensors of many layouts and alignments: the kernel, the grid and every parameter."""
+    done = compiled(["-c", AGAIN.format(scripts=str(SCRIPTS), folder=str(folder))])
+    assert done.returncode == 0, done.stderr
+    found, expected = json.loads(done.stdout)
+    assert len({launch["function"] for case in found for launch in case}) > 20
+    for own, truth in zip(found, expected, strict=True):
+        assert len(own) == len(truth) == 3
+        for launch, other in zip(own, truth, strict=True):
+            assert launch == other
 
 
 def test_the_latest_launches_are_kept(told: dict[str, Any]) -> None:

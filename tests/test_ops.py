@@ -309,6 +309,78 @@ def test_constants_reach_the_kernels() -> None:
     assert_near(y.detach(), g * torch.sigmoid(1.5 * g) * (up.double().clamp(-2.0, 2.0) + 1), 8.0)
 
 
+# Past the dispatcher: ordinary tensors, of any size.
+
+CALLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "pointwise": lambda x: pointwise(x, "gelu"),
+    "gated": lambda x: gated(x, x + 1, "silu"),
+    "halves": lambda x: gated_halves(x, "gelu_tanh"),
+}
+
+
+@pytest.fixture
+def _no_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever calls one of the ops fails."""
+    for name in ("pointwise", "gated", "gated_halves"):
+        for op in (name, f"{name}_backward"):
+            monkeypatch.setattr(ops, f"_{op}", lambda *_: pytest.fail("went through the dispatcher"))
+
+
+@pytest.mark.usefixtures("_no_ops")
+@pytest.mark.parametrize("name", CALLS)
+def test_ordinary_tensors_go_past_the_dispatcher(name: str) -> None:
+    for size in (2, 5000):
+        x = randn(3, size)
+        y = CALLS[name](x)
+        leaf = nn.Parameter(x)
+        assert same(CALLS[name](leaf), y)
+        torch.autograd.grad(CALLS[name](leaf).sum(), leaf)
+        with torch.inference_mode():
+            assert same(CALLS[name](x), y)
+            assert same(CALLS[name](x.clone()), y)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_past_the_dispatcher_it_is_the_same(name: str) -> None:
+    """As under a mode that sees every op."""
+    x, grad_y = randn(3, 500), None
+    for dtype in DTYPES:
+        leaf = x.to(dtype).requires_grad_()
+        y = CALLS[name](leaf)
+        grad_y = torch.randn_like(y)
+        (grad_x,) = torch.autograd.grad(y, leaf, grad_y)
+        with Recorder() as recorder:
+            seen = CALLS[name](leaf)
+            (seen_grad,) = torch.autograd.grad(seen, leaf, grad_y)
+        assert len(recorder.own) == 2
+        assert same(y, seen)
+        assert same(grad_x, seen_grad)
+
+
+def test_what_is_no_memory_goes_through_the_dispatcher() -> None:
+    """A negated view and a zero tensor, whose memory says something else, or is none."""
+    negated = torch.randn(40, dtype=torch.complex64).conj().imag
+    assert negated.is_neg()
+    assert same(pointwise(negated, "gelu"), pointwise(negated.resolve_neg(), "gelu"))
+    assert same(gated(negated, negated, "silu"), gated(*[negated.resolve_neg()] * 2, "silu"))
+    leaf = randn(40).requires_grad_()
+    (grad,) = torch.autograd.grad(pointwise(leaf, "gelu"), leaf, negated)
+    assert same(grad, torch.autograd.grad(pointwise(leaf, "gelu"), leaf, negated.resolve_neg())[0])
+    assert torch.equal(pointwise(torch._efficientzerotensor((3,)), "gelu"), torch.zeros(3))
+
+
+def test_a_batch_of_one_is_computed_as_a_larger_one() -> None:
+    """No size is another implementation's: what PyTorch has no limit for is told apart from it in any number."""
+    for elements in (1, 7, 5000):
+        x = torch.full((elements,), -torch.inf)
+        assert torch.equal(pointwise(x, "gelu"), torch.zeros(elements))
+        half = torch.full((elements,), 0.7, dtype=torch.bfloat16)
+        assert torch.equal(
+            gated(half, half * 1.3, "gelu", rounded=True),
+            gated(half, half * 1.3, "gelu", rounded=True)[:1].expand(elements),
+        )
+
+
 # Copies: the kernel reads and writes the very tensors, in one launch.
 
 
