@@ -8,7 +8,7 @@ import itertools
 import math
 import pickle
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -367,6 +367,24 @@ def test_what_is_no_memory_goes_through_the_dispatcher() -> None:
     (grad,) = torch.autograd.grad(pointwise(leaf, "gelu"), leaf, negated)
     assert same(grad, torch.autograd.grad(pointwise(leaf, "gelu"), leaf, negated.resolve_neg())[0])
     assert torch.equal(pointwise(torch._efficientzerotensor((3,)), "gelu"), torch.zeros(3))
+
+
+class Logged(Tensor):
+    """A tensor that hears of each function of torch that is called with it."""
+
+    heard: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.heard.append(function.__name__)
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+def test_a_subclass_hears_of_the_function() -> None:
+    x = randn(40).as_subclass(Logged)
+    y = pointwise(x, "gelu")
+    assert "gelu" in Logged.heard
+    assert type(y) is Logged
 
 
 def test_a_batch_of_one_is_computed_as_a_larger_one() -> None:
