@@ -341,12 +341,14 @@ def choose(
     """
     if name != "auto" or table is None or not _could_be_triton(target, dtype):
         return _first(name, kind, current, target)
-    measured = table.choice(target.name, kind, dtype)
+    run = kind if IMPLEMENTATIONS["triton"].fuses(kind, target) else "pointwise"  # what Triton has for such a site
+    measured = table.choice(target.name, run, dtype)
     if measured is None:
         chosen, reason = _first(name, kind, current, target)
-        return chosen, f"{reason}; triton unmeasured for {kind} in {str(dtype).removeprefix('torch.')} on {table.card}"
+        return chosen, f"{reason}; triton unmeasured for {run} in {str(dtype).removeprefix('torch.')} on {table.card}"
     if measured.implementation == "triton":
-        return "triton", f"measured on {table.card}: {measured}"
+        alone = "" if run == kind else "the activation alone, "
+        return "triton", f"measured on {table.card}: {alone}{measured}"
     return _first(name, kind, current, target)
 
 
