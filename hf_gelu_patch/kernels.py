@@ -15,7 +15,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -244,9 +244,39 @@ UP_FUNCTIONS = {name: _swiglu_oai_up if name == "swiglu_oai" else _identity for 
 
 
 # Memory. Dense tensors are one row. Others are rows, of which there may be a further dimension or two. A program works
-# on a block of BLOCK columns of one row; where rows are short, or a tensor lies across them, on a tile of ROWS rows.
-# Whole blocks are read and written without a mask, so that accesses are 128 bits wide whatever the row's length: only
-# the last block of a row pays for its end. Offsets are 32 bits only where every tensor's fit.
+# on a block of columns of one row; where rows are short, or a tensor lies across them, on a tile of several rows. Whole
+# blocks are read and written without a mask, so that accesses are 128 bits wide whatever the row's length: only the
+# last block of a row pays for its end. Offsets are 32 bits only where every tensor's fit.
+
+
+class How(NamedTuple):
+    """How tensors lie in memory and how they are read and written, which is compiled in.
+
+    Attributes:
+        BLOCK: columns that a program works on at once, a power of two.
+        ROWS: and rows, likewise.
+        RANK: dimensions; 1 where all tensors are dense.
+        LAYERS: whether there are more rows, or tiles of them, than a grid may have in its second dimension.
+        ALIGNED: whether the columns of a row are divisible by 16, so that its last block has wide accesses too.
+        OFFSET: the type of offsets.
+        PAIRS, GRAD_PAIRS: whether gate and up, or their gradients, take turns in memory. They are read or written as
+            one of twice as many columns.
+        LOAD, EVICT, STORE: as in ``Variant``.
+        STAGES: 0: a program a block; else a program takes block after block, and has so many under way.
+    """
+
+    BLOCK: int
+    ROWS: int
+    RANK: int
+    LAYERS: bool
+    ALIGNED: bool
+    OFFSET: tl.dtype
+    PAIRS: bool
+    GRAD_PAIRS: bool
+    LOAD: str
+    EVICT: str
+    STORE: str
+    STAGES: int
 
 
 @triton.jit
@@ -277,123 +307,104 @@ def _round(y, dtype: tl.constexpr):
 
 
 @triton.jit
-def _tiles(sizes, ROWS: tl.constexpr):
-    """How many tiles of ROWS rows there are."""
-    if ROWS == 1:
+def _tiles(sizes, HOW: tl.constexpr):
+    """How many tiles of rows there are."""
+    if HOW.ROWS == 1:
         count = sizes[0]
     else:
-        count = (sizes[0] + (ROWS - 1)) // ROWS
+        count = (sizes[0] + (HOW.ROWS - 1)) // HOW.ROWS
     return count
 
 
 @triton.jit
-def _places(
-    pointer, strides, sizes, row, block,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, PAIRS: tl.constexpr, OFFSET: tl.constexpr,
-):  # fmt: skip
+def _places(pointer, strides, sizes, row, block, PAIRS: tl.constexpr, HOW: tl.constexpr):
     """Pointers to a block of a row, or of a tile; where PAIRS, to it and what it alternates with."""
-    WIDTH: tl.constexpr = 2 * BLOCK if PAIRS else BLOCK
-    if RANK == 1:
-        places = pointer + block.to(OFFSET) * BLOCK + tl.arange(0, BLOCK).to(OFFSET)
+    WIDTH: tl.constexpr = 2 * HOW.BLOCK if PAIRS else HOW.BLOCK
+    if HOW.RANK == 1:
+        places = pointer + block.to(HOW.OFFSET) * HOW.BLOCK + tl.arange(0, HOW.BLOCK).to(HOW.OFFSET)
     else:
-        offsets = block.to(OFFSET) * WIDTH + tl.arange(0, WIDTH).to(OFFSET)
+        offsets = block.to(HOW.OFFSET) * WIDTH + tl.arange(0, WIDTH).to(HOW.OFFSET)
         if not PAIRS:
-            offsets = offsets * strides[RANK - 1]
-        if ROWS > 1:
-            offsets = offsets[None, :] + (tl.arange(0, ROWS).to(OFFSET) * strides[0])[:, None]
+            offsets = offsets * strides[HOW.RANK - 1]
+        if HOW.ROWS > 1:
+            offsets = offsets[None, :] + (tl.arange(0, HOW.ROWS).to(HOW.OFFSET) * strides[0])[:, None]
         rest = row
-        for dim in tl.static_range(RANK - 1):
-            if dim == RANK - 2:
+        for dim in tl.static_range(HOW.RANK - 1):
+            if dim == HOW.RANK - 2:
                 at = rest
             elif dim == 0:
-                at = rest % _tiles(sizes, ROWS)
-                rest = rest // _tiles(sizes, ROWS)
+                at = rest % _tiles(sizes, HOW)
+                rest = rest // _tiles(sizes, HOW)
             else:
                 at = rest % sizes[dim]
                 rest = rest // sizes[dim]
             if dim == 0:
-                at = at * ROWS
-            offsets = offsets + at.to(OFFSET) * strides[dim]
+                at = at * HOW.ROWS
+            offsets = offsets + at.to(HOW.OFFSET) * strides[dim]
         places = pointer + offsets
     return places
 
 
 @triton.jit
-def _inside(
-    columns, sizes, row, block,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, PAIRS: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+def _inside(columns, sizes, row, block, PAIRS: tl.constexpr, HOW: tl.constexpr):
     """Which of those places there are."""
-    if ALIGNED:
+    if HOW.ALIGNED:
         columns = (columns // 16) * 16  # so that the compiler sees it
-    left = columns - block * BLOCK
+    left = columns - block * HOW.BLOCK
     if PAIRS:
-        inside = tl.arange(0, 2 * BLOCK) < left * 2
-    elif ROWS == 1:
-        inside = tl.arange(0, BLOCK) < left
+        inside = tl.arange(0, 2 * HOW.BLOCK) < left * 2
+    elif HOW.ROWS == 1:
+        inside = tl.arange(0, HOW.BLOCK) < left
     else:
-        rows = sizes[0] - (row % _tiles(sizes, ROWS)) * ROWS
-        inside = (tl.arange(0, BLOCK) < left)[None, :] & (tl.arange(0, ROWS) < rows)[:, None]
+        rows = sizes[0] - (row % _tiles(sizes, HOW)) * HOW.ROWS
+        inside = (tl.arange(0, HOW.BLOCK) < left)[None, :] & (tl.arange(0, HOW.ROWS) < rows)[:, None]
     return inside
 
 
 @triton.jit
 def _read(
-    pointer, strides, columns, sizes, row, block,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, PAIRS: tl.constexpr, WHOLE: tl.constexpr,
-    ALIGNED: tl.constexpr, OFFSET: tl.constexpr, LOAD: tl.constexpr, EVICT: tl.constexpr,
+    pointer, strides, columns, sizes, row, block, PAIRS: tl.constexpr, WHOLE: tl.constexpr, HOW: tl.constexpr
 ):  # fmt: skip
-    places = _places(pointer, strides, sizes, row, block, BLOCK, ROWS, RANK, PAIRS, OFFSET)
+    places = _places(pointer, strides, sizes, row, block, PAIRS, HOW)
     if WHOLE:
-        x = tl.load(places, cache_modifier=LOAD, eviction_policy=EVICT)
+        x = tl.load(places, cache_modifier=HOW.LOAD, eviction_policy=HOW.EVICT)
     else:
-        inside = _inside(columns, sizes, row, block, BLOCK, ROWS, PAIRS, ALIGNED)
-        x = tl.load(places, mask=inside, cache_modifier=LOAD, eviction_policy=EVICT)
+        inside = _inside(columns, sizes, row, block, PAIRS, HOW)
+        x = tl.load(places, mask=inside, cache_modifier=HOW.LOAD, eviction_policy=HOW.EVICT)
     return _to_fp32(x)
 
 
 @triton.jit
 def _write(
-    pointer, strides, y, columns, sizes, row, block,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, PAIRS: tl.constexpr, WHOLE: tl.constexpr,
-    ALIGNED: tl.constexpr, OFFSET: tl.constexpr, STORE: tl.constexpr,
+    pointer, strides, y, columns, sizes, row, block, PAIRS: tl.constexpr, WHOLE: tl.constexpr, HOW: tl.constexpr
 ):  # fmt: skip
-    places = _places(pointer, strides, sizes, row, block, BLOCK, ROWS, RANK, PAIRS, OFFSET)
+    places = _places(pointer, strides, sizes, row, block, PAIRS, HOW)
     rounded = _round(y, pointer.dtype.element_ty)
     if WHOLE:
-        tl.store(places, rounded, cache_modifier=STORE)
+        tl.store(places, rounded, cache_modifier=HOW.STORE)
     else:
-        inside = _inside(columns, sizes, row, block, BLOCK, ROWS, PAIRS, ALIGNED)
-        tl.store(places, rounded, mask=inside, cache_modifier=STORE)
+        inside = _inside(columns, sizes, row, block, PAIRS, HOW)
+        tl.store(places, rounded, mask=inside, cache_modifier=HOW.STORE)
 
 
 @triton.jit
 def _block(
     tensors, strides, columns, sizes, row, block,
     ACT: tl.constexpr, UP: tl.constexpr, P: tl.constexpr, ROUNDED: tl.constexpr,
-    PAIRS: tl.constexpr, GRAD_PAIRS: tl.constexpr, WHOLE: tl.constexpr,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, ALIGNED: tl.constexpr, OFFSET: tl.constexpr,
-    LOAD: tl.constexpr, EVICT: tl.constexpr, STORE: tl.constexpr,
+    WHOLE: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
-    """What is done with one block. Interleaved tensors, gate and up in turn, are read and written as one of twice as
-    many columns."""
+    """What is done with one block."""
     gate, up, grad_y, y, grad_gate, grad_up = tensors
     GATED: tl.constexpr = up is not None
     written = y if y is not None else grad_gate
     stored: tl.constexpr = written.dtype.element_ty
-    x = _read(
-        gate, strides[0], columns, sizes, row, block,
-        BLOCK, ROWS, RANK, PAIRS, WHOLE, ALIGNED, OFFSET, LOAD, EVICT,
-    )  # fmt: skip
-    if PAIRS:
-        g, u = tl.split(tl.reshape(x, (BLOCK, 2)))
+    x = _read(gate, strides[0], columns, sizes, row, block, HOW.PAIRS, WHOLE, HOW)
+    if HOW.PAIRS:
+        g, u = tl.split(tl.reshape(x, (HOW.BLOCK, 2)))
     else:
         g = x
         if GATED:
-            u = _read(
-                up, strides[1], columns, sizes, row, block,
-                BLOCK, ROWS, RANK, False, WHOLE, ALIGNED, OFFSET, LOAD, EVICT,
-            )  # fmt: skip
+            u = _read(up, strides[1], columns, sizes, row, block, False, WHOLE, HOW)
     value, slope = ACT(g, P, stored)
     if GATED:
         factor, factor_slope = UP(u, P)
@@ -403,42 +414,27 @@ def _block(
         product = value
         if GATED:
             product = value * factor
-        _write(
-            y, strides[3], product, columns, sizes, row, block,
-            BLOCK, ROWS, RANK, False, WHOLE, ALIGNED, OFFSET, STORE,
-        )  # fmt: skip
+        _write(y, strides[3], product, columns, sizes, row, block, False, WHOLE, HOW)
     if grad_y is not None:
-        dy = _read(
-            grad_y, strides[2], columns, sizes, row, block,
-            BLOCK, ROWS, RANK, False, WHOLE, ALIGNED, OFFSET, LOAD, EVICT,
-        )  # fmt: skip
+        dy = _read(grad_y, strides[2], columns, sizes, row, block, False, WHOLE, HOW)
         grad_act = dy
         if GATED:
             grad_act = dy * factor
             if ROUNDED:
                 grad_act = _to_fp32(_round(grad_act, stored))
         dg = grad_act * slope
-        if GRAD_PAIRS:
-            dg = tl.reshape(tl.join(dg, dy * value * factor_slope), (2 * BLOCK,))
-        _write(
-            grad_gate, strides[4], dg, columns, sizes, row, block,
-            BLOCK, ROWS, RANK, GRAD_PAIRS, WHOLE, ALIGNED, OFFSET, STORE,
-        )  # fmt: skip
-        if GATED and not GRAD_PAIRS:
+        if HOW.GRAD_PAIRS:
+            dg = tl.reshape(tl.join(dg, dy * value * factor_slope), (2 * HOW.BLOCK,))
+        _write(grad_gate, strides[4], dg, columns, sizes, row, block, HOW.GRAD_PAIRS, WHOLE, HOW)
+        if GATED and not HOW.GRAD_PAIRS:
             du = dy * value * factor_slope
-            _write(
-                grad_up, strides[5], du, columns, sizes, row, block,
-                BLOCK, ROWS, RANK, False, WHOLE, ALIGNED, OFFSET, STORE,
-            )  # fmt: skip
+            _write(grad_up, strides[5], du, columns, sizes, row, block, False, WHOLE, HOW)
 
 
 @triton.jit(do_not_specialize_on_alignment=["columns"])
 def fused_kernel(
     tensors, strides, columns, sizes,
-    ACT: tl.constexpr, UP: tl.constexpr, P: tl.constexpr, ROUNDED: tl.constexpr,
-    PAIRS: tl.constexpr, GRAD_PAIRS: tl.constexpr,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, RANK: tl.constexpr, LAYERS: tl.constexpr, ALIGNED: tl.constexpr,
-    OFFSET: tl.constexpr, LOAD: tl.constexpr, EVICT: tl.constexpr, STORE: tl.constexpr, STAGES: tl.constexpr,
+    ACT: tl.constexpr, UP: tl.constexpr, P: tl.constexpr, ROUNDED: tl.constexpr, HOW: tl.constexpr,
 ):  # fmt: skip
     """Every form. ``tensors`` are gate, up, grad_y, y, grad_gate, grad_up; what is None is neither read nor written:
 
@@ -453,43 +449,28 @@ def fused_kernel(
     ======================= ================== ======================
 
     ``strides``, a tuple for each tensor, and ``sizes`` count dimensions from a row's neighbours outwards; the stride
-    along the row comes last. Dense tensors, RANK 1, have none. The grid is: blocks of a row, rows or tiles, and LAYERS
-    of those where they pass the 65,535 that a grid may have there. ALIGNED: columns are divisible by 16, so that a
-    row's last block has wide accesses too. Offsets are of the type OFFSET. With STAGES, a program takes block after
-    block of a dense tensor, and reads ahead if there is more than one stage.
+    along the row comes last. Dense tensors have none. The grid is: blocks of a row, rows or tiles, layers of those.
     """
     first = tl.program_id(0)
     row = 0
-    if RANK > 1:
+    if HOW.RANK > 1:
         row = tl.program_id(1)
-        if LAYERS:
-            count = _tiles(sizes, ROWS)
-            for dim in tl.static_range(1, RANK - 1):
+        if HOW.LAYERS:
+            count = _tiles(sizes, HOW)
+            for dim in tl.static_range(1, HOW.RANK - 1):
                 count *= sizes[dim]
             # The last programs have no row of their own where the grid is larger: they write the last one again.
             row = tl.minimum(row + tl.program_id(2) * tl.num_programs(1), count - 1)
-    whole = columns // BLOCK
-    if STAGES:
-        for block in tl.range(first, whole, tl.num_programs(0), num_stages=STAGES):
-            _block(
-                tensors, strides, columns, sizes, row, block,
-                ACT, UP, P, ROUNDED, PAIRS, GRAD_PAIRS, True, BLOCK, ROWS, RANK, ALIGNED, OFFSET, LOAD, EVICT, STORE,
-            )  # fmt: skip
+    whole = columns // HOW.BLOCK
+    if HOW.STAGES:
+        for block in tl.range(first, whole, tl.num_programs(0), num_stages=HOW.STAGES):
+            _block(tensors, strides, columns, sizes, row, block, ACT, UP, P, ROUNDED, True, HOW)
         if first == whole % tl.num_programs(0):
-            _block(
-                tensors, strides, columns, sizes, row, whole,
-                ACT, UP, P, ROUNDED, PAIRS, GRAD_PAIRS, False, BLOCK, ROWS, RANK, ALIGNED, OFFSET, LOAD, EVICT, STORE,
-            )  # fmt: skip
-    elif (ROWS == 1) & (first < whole):
-        _block(
-            tensors, strides, columns, sizes, row, first,
-            ACT, UP, P, ROUNDED, PAIRS, GRAD_PAIRS, True, BLOCK, ROWS, RANK, ALIGNED, OFFSET, LOAD, EVICT, STORE,
-        )  # fmt: skip
+            _block(tensors, strides, columns, sizes, row, whole, ACT, UP, P, ROUNDED, False, HOW)
+    elif (HOW.ROWS == 1) & (first < whole):
+        _block(tensors, strides, columns, sizes, row, first, ACT, UP, P, ROUNDED, True, HOW)
     else:
-        _block(
-            tensors, strides, columns, sizes, row, first,
-            ACT, UP, P, ROUNDED, PAIRS, GRAD_PAIRS, False, BLOCK, ROWS, RANK, ALIGNED, OFFSET, LOAD, EVICT, STORE,
-        )  # fmt: skip
+        _block(tensors, strides, columns, sizes, row, first, ACT, UP, P, ROUNDED, False, HOW)
 
 
 # Launching. Any shape and strides; what has more dimensions than MAX_RANK, or short ones only, goes through dense
@@ -682,23 +663,21 @@ _PLACES = {
 _READY: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 """How a compiled kernel is launched, by all that this depends on."""
 _MOST_READY = 4096
-_UNUSED = (None,) * 16
-"""The kernel's constants, which are compiled in, where a compiled kernel takes its arguments."""
+_COMPILED_IN = (None,) * 5
+"""What stands for the kernel's constants where a compiled kernel takes its arguments."""
 _current_device = getattr(torch._C, "_cuda_getDevice", None)
 _runtime, _driver = triton.knobs.runtime, triton.runtime.driver
-_address, _is_contiguous = Tensor.data_ptr, Tensor.is_contiguous
-_dtype = operator.attrgetter("dtype")
 
 
-def _launch(
+def launch(
     form: str,
     given: tuple[Tensor, ...],
     activation: str,
     parameters: Sequence[float],
-    rounded: bool,
-    variant: Variant | None,
+    rounded: bool = False,
+    variant: Variant | None = None,
 ) -> None:
-    """Run ``fused_kernel`` on what a form reads and writes: tensors of one shape and device.
+    """Run ``fused_kernel`` on what one of ``FORMS`` reads and writes: tensors of one shape and device.
 
     To find the compiled kernel takes Triton ten times as long, at each launch, as to launch it. So what was found for
     tensors of these sizes, strides, dtypes and alignments is kept, and launched without being looked for again.
@@ -707,17 +686,19 @@ def _launch(
     device = out.get_device()
     if device >= 0 and _current_device is not None and _current_device() != device:
         with torch.cuda.device(device):
-            _launch(form, given, activation, parameters, rounded, variant)
+            launch(form, given, activation, parameters, rounded, variant)
         return
-    addresses = [*map(_address, given)]
+    addresses, dtypes, unaligned, dense = [], [], 0, True
+    for x in given:
+        addresses.append(address := x.data_ptr())
+        dtypes.append(x.dtype)
+        unaligned |= address
+        dense = dense and x.is_contiguous()
     constants = tuple(parameters)
-    key = (form, activation, constants, rounded, variant, device, out.numel(), *map(_dtype, given))
-    if not all(map(_is_contiguous, given)):
+    key: tuple[Any, ...] = (form, activation, constants, rounded, variant, device, out.numel(), *dtypes)
+    if not dense:
         places = _PLACES[form, len(given)]((*given, None))
         key = (*key, out.shape, *map(Tensor.stride, given), _take_turns(*places[:2]), _take_turns(*places[4:]))
-    unaligned = 0
-    for address in addresses:
-        unaligned |= address
     if unaligned & 15:
         key = (*key, *[address & 15 == 0 for address in addresses])
     ready = _READY.get(key)
@@ -744,23 +725,24 @@ def _prepare(
         return
     places = _PLACES[form, len(given)]
     tensors: tuple[Tensor | None, ...] = places((*given, None))
-    how = VARIANTS[CHOSEN[form]] if variant is None else variant
-    block = INTERPRETED_BLOCK if INTERPRETED.value else how.block
-    if all(map(_is_contiguous, given)):
+    chosen, variant = variant, variant or VARIANTS[CHOSEN[form]]
+    block = INTERPRETED_BLOCK if INTERPRETED.value else variant.block
+    if all(x.is_contiguous() for x in given):
         layout: Layout | None = dense(out.numel(), block)
     else:
         like = 3 if form.endswith("forward") else 4
         layout = layout_of(out.shape, tuple(None if x is None else x.stride() for x in tensors), like, block)
     if layout is None:
-        _through_dense_copies(form, given, activation, constants, rounded, variant)
+        _through_dense_copies(form, given, activation, constants, rounded, chosen)
         return
     grid, stages, options = layout.grid, 0, {}
     if not INTERPRETED.value:
-        options = options_of(how, layout.tile, hip=torch.version.hip is not None)
-        if how.programs and layout.sizes is None:
+        options = options_of(variant, layout.tile, hip=torch.version.hip is not None)
+        if variant.programs and layout.sizes is None:
             properties = _driver.active.utils.get_device_properties(max(0, out.get_device()))
-            grid = (min(grid[0], how.programs * properties["multiprocessor_count"]), 1, 1)
-            stages = how.stages
+            grid = (min(grid[0], variant.programs * properties["multiprocessor_count"]), 1, 1)
+            stages = variant.stages
+    pairs, grad_pairs = (_alternate(tensors, layout, first) for first in (0, 4))
     geometry = (layout.strides, layout.columns, layout.sizes)
     compiled = fused_kernel[grid](
         tensors,
@@ -769,18 +751,7 @@ def _prepare(
         UP=UP_FUNCTIONS[activation],
         P=constants,
         ROUNDED=rounded,
-        PAIRS=_alternate(tensors, layout, 0),
-        GRAD_PAIRS=_alternate(tensors, layout, 4),
-        BLOCK=layout.tile[1],
-        ROWS=layout.tile[0],
-        RANK=1 if layout.sizes is None else len(layout.sizes) + 1,
-        LAYERS=layout.grid[2] > 1,
-        ALIGNED=layout.sizes is not None and layout.columns % 16 == 0,
-        OFFSET=tl.int64 if layout.far else tl.int32,
-        LOAD=how.load,
-        EVICT=how.evict,
-        STORE=how.store,
-        STAGES=stages,
+        HOW=how(layout, variant, pairs, grad_pairs, stages),
         **options,
     )
     # ROCm's kernels depend on more than the key says: on the size of what a tensor is a view of.
@@ -788,19 +759,37 @@ def _prepare(
         if len(_READY) >= _MOST_READY:
             _READY.clear()
         metadata = compiled.packed_metadata
-        _READY[key] = (compiled.run, compiled.function, grid, metadata, places, (*geometry, *_UNUSED))
+        _READY[key] = (compiled.run, compiled.function, grid, metadata, places, (*geometry, *_COMPILED_IN))
 
 
-def options_of(how: Variant, tile: tuple[int, int], *, hip: bool) -> dict[str, int]:
-    """What Triton's compiler is told of a variant whose programs work on such tiles."""
-    warps = how.warps if tile == (1, how.block) else max(1, math.prod(tile) // 256)
+def how(layout: Layout, variant: Variant, pairs: bool, grad_pairs: bool, stages: int) -> How:
+    """What the kernel is compiled for."""
+    return How(
+        BLOCK=layout.tile[1],
+        ROWS=layout.tile[0],
+        RANK=1 if layout.sizes is None else len(layout.sizes) + 1,
+        LAYERS=layout.grid[2] > 1,
+        ALIGNED=layout.sizes is not None and layout.columns % 16 == 0,
+        OFFSET=tl.int64 if layout.far else tl.int32,
+        PAIRS=pairs,
+        GRAD_PAIRS=grad_pairs,
+        LOAD=variant.load,
+        EVICT=variant.evict,
+        STORE=variant.store,
+        STAGES=stages,
+    )
+
+
+def options_of(variant: Variant, tile: tuple[int, int], *, hip: bool) -> dict[str, int]:
+    """What Triton's compiler is told, for programs that work on such tiles."""
+    warps = variant.warps if tile == (1, variant.block) else max(1, math.prod(tile) // 256)
     return {"num_warps": max(1, warps // 2) if hip else warps}  # ROCm's are of 64 threads
 
 
 def _through_dense_copies(form: str, given: tuple[Tensor, ...], *options: Any) -> None:
-    """``_launch`` on contiguous copies, and the results back to where they belong."""
+    """``launch`` on contiguous copies, and the results back to where they belong."""
     dense = tuple(x.contiguous() for x in given)
-    _launch(form, dense, *options)
+    launch(form, dense, *options)
     for x, copy in zip(given[FORMS[form] :], dense[FORMS[form] :], strict=True):
         if copy is not x:
             x.copy_(copy)
@@ -810,7 +799,7 @@ def pointwise_forward(
     x: Tensor, y: Tensor, activation: str, parameters: Sequence[float], *, variant: Variant | None = None
 ) -> None:
     """y ← act(x)."""
-    _launch("forward", (x, y), activation, parameters, False, variant)
+    launch("forward", (x, y), activation, parameters, False, variant)
 
 
 def pointwise_backward(
@@ -823,7 +812,7 @@ def pointwise_backward(
     variant: Variant | None = None,
 ) -> None:
     """grad_x ← grad_y · act′(x)."""
-    _launch("backward", (x, grad_y, grad_x), activation, parameters, False, variant)
+    launch("backward", (x, grad_y, grad_x), activation, parameters, False, variant)
 
 
 def gated_forward(
@@ -837,7 +826,7 @@ def gated_forward(
     variant: Variant | None = None,
 ) -> None:
     """y ← act(gate) · up, act(gate) being rounded to y's dtype before the product where ``rounded``."""
-    _launch("gated_forward", (gate, up, y), activation, parameters, rounded, variant)
+    launch("gated_forward", (gate, up, y), activation, parameters, rounded, variant)
 
 
 def gated_backward(
@@ -855,4 +844,4 @@ def gated_backward(
 ) -> None:
     """grad_gate ← grad_y · up · act′(gate), grad_up ← grad_y · act(gate), and y ← act(gate) · up where y is given."""
     given = (gate, up, grad_y, grad_gate, grad_up) if y is None else (gate, up, grad_y, y, grad_gate, grad_up)
-    _launch("gated_backward", given, activation, parameters, rounded, variant)
+    launch("gated_backward", given, activation, parameters, rounded, variant)

@@ -270,19 +270,19 @@ def _kernels() -> ModuleType:
 
 def _forward(x: Tensor, activation: str, constants: Sequence[float]) -> Tensor:
     y = torch.empty_like(x)
-    _kernels().pointwise_forward(x, y, activation, constants)
+    _kernels().launch("forward", (x, y), activation, constants)
     return y
 
 
 def _backward(grad_y: Tensor, x: Tensor, activation: str, constants: Sequence[float]) -> Tensor:
     grad_x = torch.empty_like(x)
-    _kernels().pointwise_backward(grad_y, x, grad_x, activation, constants)
+    _kernels().launch("backward", (x, grad_y, grad_x), activation, constants)
     return grad_x
 
 
 def _gated_forward(gate: Tensor, up: Tensor, activation: str, constants: Sequence[float], rounded: bool) -> Tensor:
     y = torch.empty_like(gate)
-    _kernels().gated_forward(gate, up, y, activation, constants, rounded)
+    _kernels().launch("gated_forward", (gate, up, y), activation, constants, rounded)
     return y
 
 

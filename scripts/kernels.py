@@ -379,7 +379,6 @@ def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense
         variant: one of ``kernels.VARIANTS``; None for the one that is chosen.
     """
     import triton
-    import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -387,8 +386,8 @@ def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense
 
     if kernels.INTERPRETED.value:
         sys.exit("Interpreted kernels cannot be compiled: unset TRITON_INTERPRET.")
-    how = kernels.VARIANTS[variant or kernels.CHOSEN[form.replace(" ", "_")]]
-    lie = geometry(layout, form, how.block)
+    asked = kernels.VARIANTS[variant or kernels.CHOSEN[form.replace(" ", "_")]]
+    lie, turns = geometry(layout, form, asked.block), layout == "interleaved"
     specialised = Specialised()
     tensors = tuple(f"*{dtype}" if place in _PLACES[form] else None for place in range(6))
     arguments = (tensors, lie.strides, lie.columns, lie.sizes)
@@ -399,18 +398,7 @@ def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense
         "UP": kernels.UP_FUNCTIONS[name],
         "P": _CONSTANTS.get(name, ()),
         "ROUNDED": False,
-        "PAIRS": layout == "interleaved",
-        "GRAD_PAIRS": layout == "interleaved",
-        "BLOCK": lie.tile[1],
-        "ROWS": lie.tile[0],
-        "RANK": 1 if lie.sizes is None else len(lie.sizes) + 1,
-        "LAYERS": lie.grid[2] > 1,
-        "ALIGNED": lie.sizes is not None and lie.columns % 16 == 0,
-        "OFFSET": tl.int64 if lie.far else tl.int32,
-        "LOAD": how.load,
-        "EVICT": how.evict,
-        "STORE": how.store,
-        "STAGES": how.stages if how.programs and lie.sizes is None else 0,
+        "HOW": kernels.how(lie, asked, turns, turns, asked.stages if asked.programs and lie.sizes is None else 0),
     }
     backend, arch = ("hip", target) if target.startswith("gfx") else ("cuda", int(target.removeprefix("sm_")))
     source = ASTSource(
@@ -420,7 +408,7 @@ def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense
         constexprs=specialised.constants | constants,
         attrs=specialised.divisible,
     )
-    options = kernels.options_of(how, lie.tile, hip=backend == "hip")
+    options = kernels.options_of(asked, lie.tile, hip=backend == "hip")
     return triton.compile(source, target=GPUTarget(backend, arch, 64 if backend == "hip" else 32), options=options)
 
 

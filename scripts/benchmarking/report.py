@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarking import goals, record
+from benchmarking import choices, goals, record
 from benchmarking.goals import MAIN, share
 from benchmarking.kernels import sized
 from benchmarking.processes import DONE, FAILED, OVERRAN
@@ -42,27 +42,6 @@ def _ending(step: Line) -> str:
     """How it ended. One that was given less than its limit, because the minutes were over, has not failed."""
     how: str = step["ended"]["how"] if "ended" in step else "cut off"
     return OUT_OF_TIME if how == OVERRAN and step["limit"] < step["whole"] else how
-
-
-def fastest(found: Found) -> list[dict[str, Any]]:
-    """For each kernel cell, how many times as fast as eager its candidates are, and which one ``auto`` should take.
-
-    Returns:
-        {"activation", "form", "dtype", "elements", "candidates": {name: {"value", "low", "high", "verdict"}},
-        "fastest": "triton" where it was measured faster than eager and its whole interval lies above aten's, else
-        "aten"}; without the cells that were interpreted.
-    """
-    told = []
-    for cell in found.kernels.values():
-        rows = {name: row for name, row in cell["candidates"].items() if row["ratio"] is not None}
-        if "triton" not in rows:
-            continue
-        ratios = {name: {**row["ratio"], "verdict": row["verdict"]} for name, row in rows.items()}
-        over = ratios["triton"]["low"] > ratios["aten"]["high"] if "aten" in ratios else False
-        named = {key: cell[key] for key in ("activation", "form", "dtype", "elements")}
-        best = "triton" if over and ratios["triton"]["verdict"] == "faster" else "aten"
-        told.append({**named, "candidates": ratios, "fastest": best})
-    return told
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -150,12 +129,12 @@ def _tests(found: Found) -> list[str]:
     return [f"Tests: {counted['passed']} passed, {failed} failed, {counted['skipped']} skipped.", ""]
 
 
-def _fastest(found: Found) -> list[str]:
-    rows = [
-        [*_named(own), own["fastest"], "{value:.2f}× ({low:.2f}–{high:.2f})".format(**own["candidates"]["triton"])]
-        for own in fastest(found)
-    ]
-    headings = ["activation", "form", "dtype", "elements", "implementation", "triton over eager"]
+def _choices(found: Found) -> list[str]:
+    rows = []
+    for own in choices.choices(found.kernels.values()):
+        times = ["{value:.2f}× ({low:.2f}–{high:.2f})".format(**own[name]) for name in ("forward", "backward")]
+        rows.append([*(own[name] for name in ("kind", "activation", "dtype", "implementation", "over")), *times])
+    headings = ["kind", "activation", "dtype", "implementation", "triton over", "forward", "backward"]
     return _told("What auto should take:", headings, rows)
 
 
@@ -203,7 +182,7 @@ def _goals(found: Found) -> list[str]:
 def summary(found: Found) -> str:
     """The Markdown, the goals last."""
     wrong = failures(found)
-    parts = (_models, _kernels, _variants, _fastest, _absent, _steps, _tests)
+    parts = (_models, _kernels, _variants, _choices, _absent, _steps, _tests)
     lines = [*_about(found), *(text for part in parts for text in part(found))]
     lines += ["Went wrong:", "", *(f"- {one}" for one in wrong), ""] if wrong else []
     return "\n".join([*lines, *_goals(found)]).rstrip() + "\n"
@@ -241,4 +220,4 @@ def add(commands: Any) -> None:
     command.set_defaults(run=run)
 
 
-__all__ = ["MAIN", "failures", "fastest", "summary", "written"]
+__all__ = ["MAIN", "failures", "summary", "written"]
