@@ -119,3 +119,18 @@ def test_the_times_shown_are_those_recorded() -> None:
         median = recorded[model]["median_ms"]
         shown = f"{name} {median['first']:.1f} ms the first time and {median['again']:.1f} ms again"
         assert shown in " ".join(README_TEXT.split())
+
+
+def test_the_costs_of_a_launch_shown_are_those_recorded() -> None:
+    recorded = json.loads((ROOT / "scripts" / "launch.json").read_text(encoding="utf-8"))
+    calls, about = recorded["launch"]["calls"], recorded["environment"]
+    names = ("ops.pointwise", "ops.pointwise, to be differentiated", "F.gelu")
+    plain, differentiable, aten = (calls[name]["least_us"] for name in names)
+    assert all(one["least_us"] == min(one["samples_us"]) for one in calls.values())
+    torch_version, triton_version = (about["versions"][name].rsplit(".", 1)[0] for name in ("torch", "triton"))
+    shown = (
+        f"the least of {recorded['launch']['rounds']} rounds, torch {torch_version}, triton {triton_version}): "
+        f"{plain:.1f} µs a call, {differentiable:.1f} µs with what autograd keeps, "
+        f"where `F.gelu` of eight elements takes {aten:.1f} µs."
+    )
+    assert shown in " ".join(README_TEXT.split())

@@ -131,7 +131,7 @@ def run(options: argparse.Namespace) -> None:
     if options.output:
         settings = {name: getattr(options, name) for name in ("elements", "rounds", "repeats", "seed")}
         told = {"environment": about, "launch": {**settings, "calls": found}}
-        options.output.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        options.output.write_text(json.dumps(told) + "\n", encoding="utf-8")
 
 
 def _positive(least: int, multiple: int = 1) -> Callable[[str], int]:
