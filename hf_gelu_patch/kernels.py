@@ -563,7 +563,8 @@ def _power_of_2(least: int) -> int:
     return 1 << (least - 1).bit_length()
 
 
-def dense(columns: int, block: int) -> Layout:
+def dense_layout(columns: int, block: int) -> Layout:
+    """The layout of contiguous tensors, or of any that lie alike without gaps."""
     if INTERPRETED.value:
         block = min(block, _power_of_2(columns))
     return Layout(columns, None, (None,) * 6, (1, block), (-(-columns // block), 1, 1), far=True)
@@ -601,17 +602,24 @@ def _across(steps: Sequence[Sequence[int]]) -> int | None:
     return None
 
 
-def layout_of(
+def strided_layout(
     shape: tuple[int, ...], strides: tuple[tuple[int, ...] | None, ...], like: int, block: int
 ) -> Layout | None:
-    """The layout of strided tensors; None where it takes more than ``MAX_RANK`` dimensions, or programs for next to
-    nothing: where the two innermost are short. A tensor that lies across
-    the others' rows (a transposed gate, the gradient behind a transposition) is read in tiles, whose rows are the
-    dimension along which its neighbours lie."""
+    """The layout of strided tensors; None where it takes more than ``MAX_RANK`` dimensions, or where the two innermost
+    are so short that programs would have next to nothing to do.
+
+    A tensor that lies across the others' rows (a transposed gate, the gradient behind a transposition) is read in
+    tiles, whose rows are the dimension along which its neighbours lie.
+
+    Args:
+        strides: of each of the kernel's tensors; None for those there are not.
+        like: which of them gives the order of dimensions.
+        block: elements that a program is to work on.
+    """
     sizes, steps = _coalesced(shape, strides, like)
     if len(sizes) == 1:
         if all(own is None or step == [1] for own, step in zip(strides, steps, strict=True)):
-            return dense(sizes[0], block)
+            return dense_layout(sizes[0], block)
         sizes, steps = [1, *sizes], [[0, *own] for own in steps]
     if len(sizes) > MAX_RANK:
         return None
@@ -728,10 +736,10 @@ def _prepare(
     chosen, variant = variant, variant or VARIANTS[CHOSEN[form]]
     block = INTERPRETED_BLOCK if INTERPRETED.value else variant.block
     if all(x.is_contiguous() for x in given):
-        layout: Layout | None = dense(out.numel(), block)
+        layout: Layout | None = dense_layout(out.numel(), block)
     else:
         like = 3 if form.endswith("forward") else 4
-        layout = layout_of(out.shape, tuple(None if x is None else x.stride() for x in tensors), like, block)
+        layout = strided_layout(out.shape, tuple(None if x is None else x.stride() for x in tensors), like, block)
     if layout is None:
         _through_dense_copies(form, given, activation, constants, rounded, chosen)
         return

@@ -329,7 +329,7 @@ def geometry(layout: str, form: str, block: int) -> Any:
 
     rows = 2**18 if layout == "rows, far" else 4096
     if layout == "dense":
-        return kernels.dense(rows * _HALF, block)
+        return kernels.dense_layout(rows * _HALF, block)
     strides: list[tuple[int, ...] | None] = [None] * 6
     for place in _PLACES[form]:
         strides[place] = (_PITCH, 1) if layout.startswith("rows") else (_HALF, 1)
@@ -337,7 +337,7 @@ def geometry(layout: str, form: str, block: int) -> Any:
             strides[place] = (_PITCH, 2)
     if layout == "across":
         strides[max(place for place in _PLACES[form] if place < 3)] = (1, rows)
-    found = kernels.layout_of((rows, _HALF), tuple(strides), 3 if "forward" in form else 4, block)
+    found = kernels.strided_layout((rows, _HALF), tuple(strides), 3 if "forward" in form else 4, block)
     assert found is not None
     return found
 
