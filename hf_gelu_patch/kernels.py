@@ -350,7 +350,10 @@ def _inside(columns, sizes, row, block, PAIRS: tl.constexpr, HOW: tl.constexpr):
     """Which of those places there are."""
     if HOW.ALIGNED:
         columns = (columns // 16) * 16  # so that the compiler sees it
-    left = columns - block * HOW.BLOCK
+    if HOW.ROWS == 1:
+        left = columns % HOW.BLOCK  # of the last block, the only one that is not whole
+    else:
+        left = columns - block.to(HOW.OFFSET) * HOW.BLOCK
     if PAIRS:
         inside = tl.arange(0, 2 * HOW.BLOCK) < left * 2
     elif HOW.ROWS == 1:
@@ -685,7 +688,14 @@ def launch(
     rounded: bool = False,
     variant: Variant | None = None,
 ) -> None:
-    """Run ``fused_kernel`` on what one of ``FORMS`` reads and writes: tensors of one shape and device.
+    """Run ``fused_kernel`` on what one of ``FORMS`` reads and then writes. Nothing is checked: the tensors have to be
+    of one shape, on one device, and what is written must not overlap what is read.
+
+    - forward: x; y ← act(x)
+    - backward: x, grad_y; grad_x ← grad_y · act′(x)
+    - gated_forward: gate, up; y ← act(gate) · up, act(gate) rounded to y's dtype before the product where ``rounded``
+    - gated_backward: gate, up, grad_y; perhaps y, as in gated_forward; grad_gate ← grad_y · up · act′(gate),
+      grad_up ← grad_y · act(gate)
 
     To find the compiled kernel takes Triton ten times as long, at each launch, as to launch it. So what was found for
     tensors of these sizes, strides, dtypes and alignments is kept, and launched without being looked for again.
@@ -710,12 +720,18 @@ def launch(
     if unaligned & 15:
         key = (*key, *[address & 15 == 0 for address in addresses])
     ready = _READY.get(key)
-    if ready is None or getattr(_runtime.launch_enter_hook, "calls", None):  # a profiler has to see each launch
+    if ready is None or _watched():
         _prepare(key, form, given, activation, constants, rounded, variant)
         return
     run, function, grid, metadata, places, geometry = ready
     stream = _driver.active.get_current_stream(device)
     run(*grid, stream, function, metadata, None, None, None, places((*addresses, None)), *geometry)
+
+
+def _watched() -> bool:
+    """Whether somebody, a profiler, asked Triton to tell of each launch."""
+    enter, leave = _runtime.launch_enter_hook, _runtime.launch_exit_hook
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
 def _prepare(
@@ -796,60 +812,8 @@ def options_of(variant: Variant, tile: tuple[int, int], *, hip: bool) -> dict[st
 
 def _through_dense_copies(form: str, given: tuple[Tensor, ...], *options: Any) -> None:
     """``launch`` on contiguous copies, and the results back to where they belong."""
-    dense = tuple(x.contiguous() for x in given)
-    launch(form, dense, *options)
-    for x, copy in zip(given[FORMS[form] :], dense[FORMS[form] :], strict=True):
+    copies = tuple(x.contiguous() for x in given)
+    launch(form, copies, *options)
+    for x, copy in zip(given[FORMS[form] :], copies[FORMS[form] :], strict=True):
         if copy is not x:
             x.copy_(copy)
-
-
-def pointwise_forward(
-    x: Tensor, y: Tensor, activation: str, parameters: Sequence[float], *, variant: Variant | None = None
-) -> None:
-    """y ← act(x)."""
-    launch("forward", (x, y), activation, parameters, False, variant)
-
-
-def pointwise_backward(
-    grad_y: Tensor,
-    x: Tensor,
-    grad_x: Tensor,
-    activation: str,
-    parameters: Sequence[float],
-    *,
-    variant: Variant | None = None,
-) -> None:
-    """grad_x ← grad_y · act′(x)."""
-    launch("backward", (x, grad_y, grad_x), activation, parameters, False, variant)
-
-
-def gated_forward(
-    gate: Tensor,
-    up: Tensor,
-    y: Tensor,
-    activation: str,
-    parameters: Sequence[float],
-    rounded: bool,
-    *,
-    variant: Variant | None = None,
-) -> None:
-    """y ← act(gate) · up, act(gate) being rounded to y's dtype before the product where ``rounded``."""
-    launch("gated_forward", (gate, up, y), activation, parameters, rounded, variant)
-
-
-def gated_backward(
-    grad_y: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    grad_gate: Tensor,
-    grad_up: Tensor,
-    y: Tensor | None,
-    activation: str,
-    parameters: Sequence[float],
-    rounded: bool,
-    *,
-    variant: Variant | None = None,
-) -> None:
-    """grad_gate ← grad_y · up · act′(gate), grad_up ← grad_y · act(gate), and y ← act(gate) · up where y is given."""
-    given = (gate, up, grad_y, grad_gate, grad_up) if y is None else (gate, up, grad_y, y, grad_gate, grad_up)
-    launch("gated_backward", given, activation, parameters, rounded, variant)

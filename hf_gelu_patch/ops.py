@@ -12,6 +12,7 @@ interpreter runs the kernels there. Tensors of every size are computed alike.
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -60,6 +61,7 @@ def pointwise(x: Tensor, activation: str, **parameters: float) -> Tensor:
     Raises:
         UnknownNameError: there is no such kernel; the message lists the valid names.
         TypeError: x has another dtype, or a parameter is not one of the activation's.
+        ValueError: a parameter is NaN, or not positive and has to be.
         NotImplementedError: there is no kernel for x's device.
     """
     constants = _constants(activation, parameters, POINTWISE)
@@ -69,6 +71,8 @@ def pointwise(x: Tensor, activation: str, **parameters: float) -> Tensor:
             y = _Pointwise.apply(x, activation, constants)  # type: ignore[no-untyped-call]
             return y
         return _forward(x, activation, constants)
+    if not isinstance(x, Tensor):  # torch.fx traces with what stands for one
+        return _eager(activation, constants)(x)
     _check(x)
     if _plain(x):
         return _eager(activation, constants)(x)
@@ -97,17 +101,19 @@ def gated(gate: Tensor, up: Tensor, activation: str, *, rounded: bool = False, *
 
     Raises:
         UnknownNameError: there is no such kernel; the message lists the valid names.
-        ValueError: gate and up differ in shape.
+        ValueError: gate and up differ in shape; a parameter is NaN, or not positive and has to be.
         TypeError: they differ in dtype, it is another one, or a parameter is not one of the activation's.
         NotImplementedError: there is no kernel for their device.
     """
     constants = _constants(activation, parameters, GATED)
+    if not (isinstance(gate, Tensor) and isinstance(up, Tensor)):  # torch.fx traces with what stands for them
+        return _eager_gated(activation, constants)(gate, up)
     if gate.shape != up.shape:
         raise ValueError(f"gate has shape {tuple(gate.shape)} and up {tuple(up.shape)}: expand or split them first")
     if gate.dtype != up.dtype or gate.device != up.device:
         raise TypeError(f"gate is {gate.dtype} on {gate.device}, up {up.dtype} on {up.device}: they have to be alike")
     y: Tensor
-    if _direct(gate) and _direct(up):
+    if _direct(gate, up):
         if (gate.requires_grad or up.requires_grad) and torch.is_grad_enabled():
             y = _Gated.apply(gate, up, activation, constants, rounded)  # type: ignore[no-untyped-call]
             return y
@@ -160,18 +166,16 @@ def _plain(x: Tensor) -> bool:
     return _by_aten(x) or torch.compiler.is_compiling() or _transformed() or type(x) not in _ORDINARY
 
 
-def _direct(x: Tensor) -> bool:
-    """Whether x is an ordinary tensor that a kernel takes, and nothing but autograd has to see what is done with it."""
-    return not (
-        torch.compiler.is_compiling()
-        or x.dtype not in _KERNEL_DTYPES
-        or type(x) not in _ORDINARY
-        or (_dispatch_keys(x).raw_repr() not in _ORDINARY_KEYS and not _has_ordinary_keys(x))
-        or _dispatch_modes()
-        or _functorch_stack() is not None
-        or forward_ad._current_level >= 0
-        or _tracing()
-    )
+def _direct(*tensors: Tensor) -> bool:
+    """Whether these are ordinary tensors that a kernel takes, and nothing but autograd has to see what is done."""
+    if torch.compiler.is_compiling() or _dispatch_modes() or _key_included(_PRE_DISPATCH) or _transformed():
+        return False
+    for x in tensors:
+        if x.dtype not in _KERNEL_DTYPES or type(x) not in _ORDINARY:
+            return False
+        if _dispatch_keys(x).raw_repr() not in _ORDINARY_KEYS and not _has_ordinary_keys(x):
+            return False
+    return True
 
 
 _ORDINARY_KEYS: set[int] = set()
@@ -180,7 +184,8 @@ _ORDINARY_KEYS: set[int] = set()
 
 def _has_ordinary_keys(x: Tensor) -> bool:
     """Whether x has no other dispatch keys than such a tensor, made to be differentiated or not. A negated view, which
-    the dispatcher resolves, has more, a zero without memory, a batch of gradients, a nested or sparse tensor."""
+    the dispatcher resolves, has more, a zero without memory, a batch of gradients, a nested or sparse tensor. Asked
+    where no mode and no transform has a hand in what is made here."""
     if not (x.is_cuda or (_INTERPRETED and x.is_cpu)):
         return False
     for inference in (False, True):
@@ -197,6 +202,7 @@ def _transformed() -> bool:
 
 _dispatch_keys = torch._C._dispatch_keys
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_key_included, _PRE_DISPATCH = torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
 _functorch_stack = torch._C._functorch.peek_interpreter_stack
 _tracing = torch._C._is_tracing
 
@@ -222,9 +228,16 @@ def _constants(activation: str, given: dict[str, float], names: Sequence[str]) -
     usual = _SWIGLU_OAI if activation == "swiglu_oai" else dict(ACTIVATIONS[activation].parameters)
     if not given.keys() <= usual.keys():
         raise TypeError(f"{activation} takes {', '.join(usual) or 'no constants'}; got {', '.join(given)}")
-    return tuple(float(value) for value in (usual | given).values())
+    values = {name: float(value) for name, value in (usual | given).items()}
+    for name, value in values.items():
+        if math.isnan(value) or (name in _POSITIVE and not 0.0 < value < math.inf):
+            raise ValueError(
+                f"{activation} takes {'a positive number' if name in _POSITIVE else 'a number'} as {name}; got {value}"
+            )
+    return tuple(values.values())
 
 
+_POSITIVE = frozenset({"alpha", "sigma"})
 _WITH_CONSTANTS = {"swiglu_oai", *(name for name in POINTWISE if ACTIVATIONS[name].parameters)}
 
 
@@ -287,14 +300,13 @@ def _gated_forward(gate: Tensor, up: Tensor, activation: str, constants: Sequenc
 
 
 def _gated_gradients(
-    grad_y: Tensor, gate: Tensor, up: Tensor, activation: str, constants: Sequence[float], rounded: bool, again: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of gate and up, and act(gate) · up ``again``, for who did not keep it (else an empty tensor)."""
+    grad_y: Tensor, gate: Tensor, up: Tensor, activation: str, constants: Sequence[float], rounded: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up."""
     grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(gate)
-    y = torch.empty_like(gate) if again else gate.new_empty(0)
-    into = y if again else None
-    _kernels().gated_backward(grad_y, gate, up, grad_gate, grad_up, into, activation, constants, rounded)
-    return grad_gate, grad_up, y
+    given = (gate, up, grad_y, grad_gate, grad_up)
+    _kernels().launch("gated_backward", given, activation, constants, rounded)
+    return grad_gate, grad_up
 
 
 def _halves_forward(
@@ -308,7 +320,7 @@ def _halves_gradient(
 ) -> Tensor:
     grad = torch.empty_like(gate_up)
     halves, into = _halves(gate_up, interleaved), _halves(grad, interleaved)
-    _kernels().gated_backward(grad_y, *halves, *into, None, activation, constants, rounded)
+    _kernels().launch("gated_backward", (*halves, grad_y, *into), activation, constants, rounded)
     return grad
 
 
@@ -339,6 +351,17 @@ def _by_formula(
     return torch.empty_like(gate).copy_(grads[0]), torch.empty_like(gate).copy_(grads[1])
 
 
+def _alike(*tensors: Tensor) -> None:
+    """What no kernel asks: tensors of another shape would be read past their ends."""
+    first = tensors[0]
+    for x in tensors[1:]:
+        if x.shape != first.shape or x.device != first.device:
+            raise ValueError(
+                f"the tensors have to be alike: one is {tuple(first.shape)} on {first.device}, one "
+                f"{tuple(x.shape)} on {x.device}"
+            )
+
+
 _op = functools.partial(torch.library.custom_op, mutates_args=(), device_types=("cpu", "cuda"))
 
 
@@ -351,6 +374,7 @@ def _pointwise(x: Tensor, activation: str, constants: Sequence[float]) -> Tensor
 
 @_op("hf_gelu_patch::pointwise_backward")
 def _pointwise_backward(grad_y: Tensor, x: Tensor, activation: str, constants: Sequence[float]) -> Tensor:
+    _alike(grad_y, x)
     if _by_aten(x):
         return _by_formula(grad_y, x, torch.ones_like(x), activation, constants)[0]
     return _backward(grad_y, x, activation, constants)
@@ -358,6 +382,7 @@ def _pointwise_backward(grad_y: Tensor, x: Tensor, activation: str, constants: S
 
 @_op("hf_gelu_patch::gated")
 def _gated(gate: Tensor, up: Tensor, activation: str, constants: Sequence[float], rounded: bool) -> Tensor:
+    _alike(gate, up)
     if _by_aten(gate):
         return _eager_gated(activation, constants)(gate, up)
     return _gated_forward(gate, up, activation, constants, rounded)
@@ -367,10 +392,17 @@ def _gated(gate: Tensor, up: Tensor, activation: str, constants: Sequence[float]
 def _gated_backward(
     grad_y: Tensor, gate: Tensor, up: Tensor, activation: str, constants: Sequence[float], rounded: bool, again: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of gate and up, and act(gate) · up ``again``, for who did not keep it (else an empty tensor)."""
+    _alike(grad_y, gate, up)
     if _by_aten(gate):
         y = _eager_gated(activation, constants)(gate, up) if again else gate.new_empty(0)
         return *_by_formula(grad_y, gate, up, activation, constants), y
-    return _gated_gradients(grad_y, gate, up, activation, constants, rounded, again)
+    if not again:
+        return *_gated_gradients(grad_y, gate, up, activation, constants, rounded), gate.new_empty(0)
+    y, grad_gate, grad_up = (torch.empty_like(gate) for _ in range(3))
+    given = (gate, up, grad_y, y, grad_gate, grad_up)
+    _kernels().launch("gated_backward", given, activation, constants, rounded)
+    return grad_gate, grad_up, y
 
 
 @_op("hf_gelu_patch::gated_halves")
@@ -386,6 +418,7 @@ def _gated_halves(
 def _gated_halves_backward(
     grad_y: Tensor, gate_up: Tensor, activation: str, constants: Sequence[float], interleaved: bool, rounded: bool
 ) -> Tensor:
+    _alike(grad_y, _halves(gate_up, interleaved)[0])
     if _by_aten(gate_up):
         grad = torch.empty_like(gate_up)
         grads = _by_formula(grad_y, *_halves(gate_up, interleaved), activation, constants)
@@ -416,15 +449,16 @@ def _(_: Tensor, gate: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_y: Tensor) -> tuple[Tensor, ...]:
-    """The gradients of function(*inputs), as a function of inputs and grad_y that autograd can differentiate."""
-    with torch.enable_grad():
-        views = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs]
-        return torch.autograd.grad(function(*views), views, grad_y, create_graph=True)
+    """The gradients of function(*inputs), as a function of inputs and grad_y that autograd and torch.func's transforms
+    can differentiate."""
+    pullback = torch.func.vjp(function, *inputs)[1]
+    grads: tuple[Tensor, ...] = pullback(grad_y)
+    return grads
 
 
-def _run(function: Callable[..., Any], op: Callable[..., Any], grad_y: Tensor, *arguments: Any) -> Any:
-    """``function`` itself, or, where something has to see the call, as an op."""
-    return (function if _direct(grad_y) else op)(grad_y, *arguments)
+def _differentiated() -> bool:
+    """Whether the backward that runs is differentiated itself: by a further backward, or by a transform."""
+    return torch.is_grad_enabled() or _transformed()
 
 
 def _keep_pointwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
@@ -434,9 +468,10 @@ def _keep_pointwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: 
 
 def _pointwise_grad(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None]:
     (x,) = ctx.saved_tensors
-    if torch.is_grad_enabled():
+    if _differentiated():
         return _gradients(_eager(ctx.activation, ctx.constants), (x,), grad_y)[0], None, None
-    return _run(_backward, _pointwise_backward, grad_y, x, ctx.activation, ctx.constants), None, None
+    run = _backward if _direct(grad_y, x) else _pointwise_backward
+    return run(grad_y, x, ctx.activation, ctx.constants), None, None
 
 
 def _keep_gated(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
@@ -446,11 +481,12 @@ def _keep_gated(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # n
 
 def _gated_grad(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
     gate, up = ctx.saved_tensors
-    if torch.is_grad_enabled():
+    if _differentiated():
         grad_gate, grad_up = _gradients(_eager_gated(ctx.activation, ctx.constants), (gate, up), grad_y)
+    elif _direct(grad_y, gate, up):
+        grad_gate, grad_up = _gated_gradients(grad_y, gate, up, ctx.activation, ctx.constants, ctx.rounded)
     else:
-        options = (ctx.activation, ctx.constants, ctx.rounded, False)
-        grad_gate, grad_up, _ = _run(_gated_gradients, _gated_backward, grad_y, gate, up, *options)
+        grad_gate, grad_up, _ = _gated_backward(grad_y, gate, up, ctx.activation, ctx.constants, ctx.rounded, False)
     return grad_gate, grad_up, None, None, None
 
 
@@ -461,12 +497,12 @@ def _keep_halves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # 
 
 def _halves_grad(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None, None, None]:
     (gate_up,) = ctx.saved_tensors
-    if torch.is_grad_enabled():
+    if _differentiated():
         function = _eager_gated(ctx.activation, ctx.constants)
         (grad,) = _gradients(lambda both: function(*_halves(both, ctx.interleaved)), (gate_up,), grad_y)
     else:
-        options = (ctx.activation, ctx.constants, ctx.interleaved, ctx.rounded)
-        grad = _run(_halves_gradient, _gated_halves_backward, grad_y, gate_up, *options)
+        run = _halves_gradient if _direct(grad_y, gate_up) else _gated_halves_backward
+        grad = run(grad_y, gate_up, ctx.activation, ctx.constants, ctx.interleaved, ctx.rounded)
     return grad, None, None, None, None
 
 

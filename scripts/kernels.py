@@ -316,9 +316,9 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 _CONSTANTS = {"gelu_clipped": (-10.0, 10.0), "laplace": (0.707107, 0.282095), "swiglu_oai": (1.702, 7.0)}
 _HALF, _PITCH = 11008, 22016
 """A row of Llama 2's feed-forward layer, and one that holds gate and up."""
-LAYOUTS = ("dense", "rows", "rows, far", "across", "interleaved")
-"""Dense; halves of longer rows; the same of more than 2³¹ elements; the last tensor that is read transposed; gate and
-up in turn."""
+LAYOUTS = ("dense", "dense, far", "rows", "rows, far", "across", "interleaved")
+"""Dense; halves of longer rows; both with more than 2³¹ elements; the last tensor that is read transposed; gate and up
+in turn."""
 ROWS_TAKE = 2
 """Instructions an element that rows may take more than dense tensors."""
 
@@ -327,8 +327,8 @@ def geometry(layout: str, form: str, block: int) -> Any:
     """How the kernel's tensors lie, as its launch would find them: ``kernels.Layout``."""
     from hf_gelu_patch import kernels
 
-    rows = 2**18 if layout == "rows, far" else 4096
-    if layout == "dense":
+    rows = 2**18 if layout.endswith("far") else 4096
+    if layout.startswith("dense"):
         return kernels.dense_layout(rows * _HALF, block)
     strides: list[tuple[int, ...] | None] = [None] * 6
     for place in _PLACES[form]:
@@ -476,6 +476,7 @@ def checked_kernels() -> Iterator[tuple[str, str, str, str, str, str]]:
     for target in TARGETS:
         for name, form in BUDGETS:
             yield name, form, "bf16", target, "dense", chosen(form)
+        yield "gelu", "gated backward", "bf16", target, "dense, far", chosen("gated backward")
         for form in FORMS:
             yield "gelu", form, "bf16", target, "rows", chosen(form)
         for form in ("gated forward", "gated backward"):
@@ -651,9 +652,9 @@ def document(found: dict[str, Any]) -> str:
     lines += [
         "Compiled for four GPUs: registers; spills; whether all accesses of a whole block are 128 bits wide and",
         "nothing is computed in fp64; on NVIDIA's, instructions an element. Dense: one row. Rows: halves of longer",
-        "ones, of which a program has one block; far: with more than 2³¹ elements, where offsets are 64 bits.",
-        "Across: the last tensor that is read is transposed, and tiles of 32 × 32 are read. Interleaved: gate and up",
-        "in turn.",
+        "ones, of which a program has one block; far: with more than 2³¹ elements. Offsets are 64 bits in both and",
+        "in what is dense. Across: the last tensor that is read is transposed, and tiles of 32 × 32 are read.",
+        "Interleaved: gate and up in turn.",
         "",
         *_table(
             [

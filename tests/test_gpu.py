@@ -131,6 +131,15 @@ def test_pointwise_past_2_31_elements(machine: Machine) -> None:
     assert bool((pointwise(x, "gelu") == pointwise(row, "gelu")).all())
 
 
+def test_what_lies_behind_a_tensor_past_2_31_elements_is_not_touched(machine: Machine) -> None:
+    machine.room(10 * 2**30)
+    elements = machine.huge + 5
+    x, y = (torch.full((elements + 4096,), -77.0, dtype=torch.bfloat16, device=machine.device) for _ in range(2))
+    kernels.launch("forward", (x[:elements], y[:elements]), "relu", ())
+    assert bool((y[:elements] == 0).all())
+    assert bool((y[elements:] == -77).all())
+
+
 def test_backward_past_2_31_elements(machine: Machine) -> None:
     machine.room(24 * 2**30)
     row = every(torch.bfloat16).to(machine.device)

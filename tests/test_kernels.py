@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import triton
+import triton.language as tl
 from conftest import load_script
 
 from hf_gelu_patch import ACTIVATIONS, kernels, ops
@@ -173,7 +174,7 @@ def test_rounding_to_bfloat16_is_to_the_nearest_even() -> None:
     ties = (torch.arange(-32768, 32768) << 16) + 0x8000
     x = torch.cat([bits, ties, ties - 1, ties + 1]).to(torch.int32).view(torch.float32).abs()
     y = torch.empty_like(x, dtype=torch.bfloat16)
-    kernels.pointwise_forward(x, y, "relu", ())
+    kernels.launch("forward", (x, y), "relu", ())
     expected = x.to(torch.bfloat16)
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y[~y.isnan()].view(torch.int16), expected[~y.isnan()].view(torch.int16))
@@ -190,8 +191,42 @@ def test_offsets_past_two_to_the_31st_element() -> None:
     y = ops.pointwise(x, "silu")
     assert torch.equal(y, ops.pointwise(x.contiguous(), "silu"))
     grad = storage.as_strided((2, 1024), (far, 1), 1024)
-    kernels.pointwise_backward(torch.ones_like(y), x, grad, "silu", ())
+    kernels.launch("backward", (x, torch.ones_like(y), grad), "silu", ())
     assert torch.equal(grad, script.computed("silu", x.contiguous())[1])
+
+
+@triton.jit
+def last_block(x, y, columns, first, ACT: tl.constexpr, HOW: tl.constexpr):  # noqa: N803
+    kernels._block(
+        (x, None, None, y, None, None),
+        (None, None, None, None, None, None),
+        columns,
+        None,
+        0,
+        tl.program_id(0) + first,
+        ACT,
+        ACT,
+        (),
+        False,
+        False,
+        HOW,
+    )
+
+
+def test_nothing_behind_a_tensor_past_two_to_the_31st_element_is_touched() -> None:
+    """The last program alone, on a tensor that does not end with a block."""
+    columns, behind = 2**31 + 5, 2048
+    try:
+        storage = torch.empty(columns + behind, dtype=torch.bfloat16)  # 4 GB of addresses, the last pages touched
+    except RuntimeError as error:
+        pytest.skip(f"no room for the addresses: {error}")
+    end = storage[columns - 5 :]
+    end.fill_(-77.0)
+    how = kernels.how(kernels.dense_layout(columns, 1024), kernels.VARIANTS["1024/4"], False, False, 0)
+    how = how._replace(BLOCK=1024)
+    last_block[(1,)](storage, storage, columns, columns // 1024, ACT=kernels.relu, HOW=how)
+    assert end[:5].tolist() == [0.0] * 5
+    assert bool((end[5:] == -77.0).all())
 
 
 def test_there_is_a_kernel_for_every_activation_the_ops_declare() -> None:
@@ -240,7 +275,7 @@ def test_what_the_compilers_make_of_the_kernels(compiled: list[dict[str, Any]]) 
         assert row["spills"] == 0, row
         assert row["f64"] == 0, row
         assert row["wide"], row
-        assert row["offsets_64"] == (row["layout"] in ("dense", "rows, far")), row
+        assert row["offsets_64"] == (row["layout"] in ("dense", "dense, far", "rows, far")), row
         assert row["registers"] <= 64, row
 
 

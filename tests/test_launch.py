@@ -83,6 +83,27 @@ try:
 except RuntimeError as error:
     told["twice"] = str(error)
 told["cuda"] = torch.cuda.is_available()
+
+import triton
+
+told["watched"], runtime = [], triton.knobs.runtime
+x = x.detach()
+
+
+def calls():
+    heard = []
+    hook = lambda *_: heard.append(1)
+    runtime.launch_exit_hook.add(hook)
+    ops.pointwise(x, "gelu")
+    runtime.launch_exit_hook.remove(hook)
+    chain, runtime.launch_enter_hook = runtime.launch_enter_hook, hook
+    ops.pointwise(x, "gelu")
+    runtime.launch_enter_hook = chain
+    ops.pointwise(x, "gelu")
+    return len(heard)
+
+
+told["watched"] = calls()
 print(json.dumps(told))
 """
 
@@ -123,9 +144,9 @@ def launches(case):
     gate, up, out, rounded, variant = case
     gate, up, out = tensor(*gate), tensor(*up), tensor(*out)
     before = stub.launches()
-    kernels.pointwise_forward(gate, out, "relu", (), variant=variant)
-    kernels.gated_forward(gate, up, out, "relu", (), rounded, variant=variant)
-    kernels.gated_backward(up, gate, up, out, out, None, "relu", (), rounded)
+    kernels.launch("forward", (gate, out), "relu", (), variant=variant)
+    kernels.launch("gated_forward", (gate, up, out), "relu", (), rounded, variant)
+    kernels.launch("gated_backward", (gate, up, up, out, out), "relu", (), rounded)
     return [asdict(launch) for launch in stub.since(before)]
 
 
@@ -219,6 +240,10 @@ def test_what_is_not_looked_for_again_is_launched_as_triton_would(folder: Path) 
         assert len(own) == len(truth) == 3
         for launch, other in zip(own, truth, strict=True):
             assert launch == other
+
+
+def test_who_watches_launches_hears_of_each(told: dict[str, Any]) -> None:
+    assert told["watched"] == 2
 
 
 def test_the_latest_launches_are_kept(told: dict[str, Any]) -> None:

@@ -369,6 +369,104 @@ def test_what_is_no_memory_goes_through_the_dispatcher() -> None:
     assert torch.equal(pointwise(torch._efficientzerotensor((3,)), "gelu"), torch.zeros(3))
 
 
+def test_what_was_saved_may_be_no_memory_either() -> None:
+    """A negated view, or a zero, that comes back in the backward."""
+    z = torch.randn(40, dtype=torch.complex64).requires_grad_()
+    negated = z.conj().imag
+    assert negated.is_neg()
+    grad_y, plain = randn(40), negated.detach().resolve_neg().requires_grad_()
+    for function in (
+        lambda x: pointwise(x, "gelu"),
+        lambda x: gated(x, x, "silu"),
+        lambda x: gated(x.detach(), x, "silu"),
+    ):
+        (own,) = torch.autograd.grad(function(negated), negated, grad_y, retain_graph=True)
+        assert same(own, torch.autograd.grad(function(plain), plain, grad_y)[0])
+    (own,) = torch.autograd.grad(gated_halves(negated, "silu"), negated, grad_y[:20], retain_graph=True)
+    assert same(own, torch.autograd.grad(gated_halves(plain, "silu"), plain, grad_y[:20])[0])
+    zero = torch._efficientzerotensor((40,))
+    (own,) = torch.autograd.grad(gated(plain, zero, "silu"), plain, grad_y)
+    assert torch.equal(own, torch.zeros(40))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_trace_before_the_dispatcher_sees_the_op(name: str) -> None:
+    graph = make_fx(CALLS[name], pre_dispatch=True)(randn(4, 8)).graph
+    assert any("hf_gelu_patch" in str(node.target) for node in graph.nodes)
+
+
+def test_what_is_ordinary_is_found_out_apart_from_modes_and_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_ORDINARY_KEYS", set())
+    graph = make_fx(lambda x: pointwise(x, "gelu"))(randn(4)).graph
+    assert [str(node.target) for node in graph.nodes if node.op == "call_function"] == [
+        "hf_gelu_patch.pointwise.default"
+    ]
+    grad(lambda x: pointwise(x, "gelu").sum())(randn(4))
+    vmap(lambda x: pointwise(x, "gelu"))(randn(4, 3))
+    assert not ops._ORDINARY_KEYS
+    pointwise(randn(4), "gelu")
+    assert len(ops._ORDINARY_KEYS) == 2
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_backward_is_differentiated_by_transforms(name: str) -> None:
+    """Forward mode over the backward of a graph from outside, and torch.func.grad over one that makes a graph."""
+    functions = {**CALLS, "gated": lambda x: gated(x, x + 1, "gelu")}  # aten's SiLU has no second forward derivative
+    x, function = randn(4, 6).double().requires_grad_(), functions[name]
+    single = x.detach().float().requires_grad_()
+    y, exact = function(single), function(x)
+    v, t = torch.randn_like(y), torch.randn_like(y)
+
+    def pulled(y: Tensor, x: Tensor, **options: bool) -> Callable[[Tensor], Tensor]:
+        return lambda v: torch.autograd.grad(y, x, v, retain_graph=True, **options)[0]
+
+    own = jvp(pulled(y, single), (v,), (t,))
+    for mine, truth in zip(own, jvp(pulled(exact, x), (v.double(),), (t.double(),)), strict=True):
+        torch.testing.assert_close(mine.double(), truth, rtol=1e-4, atol=1e-5)
+    assert bool(own[1].any())
+    squared = [
+        grad(lambda v, y=y, x=x: pulled(y, x, create_graph=True)(v).square().sum())(v.to(y.dtype))
+        for y, x in ((y, single), (exact, x))
+    ]
+    torch.testing.assert_close(squared[0].double(), squared[1], rtol=1e-4, atol=1e-5)
+    assert bool(squared[0].any())
+
+
+def test_ops_refuse_tensors_that_are_not_alike() -> None:
+    eight, two = torch.arange(1.0, 9.0), torch.ones(2)
+    for call in (
+        lambda: OPS.pointwise_backward(two, eight, "relu", []),
+        lambda: OPS.gated(eight, two, "relu", [], False),
+        lambda: OPS.gated_backward(two, eight, eight, "relu", [], False, False),
+        lambda: OPS.gated_halves_backward(two, eight, "relu", [], False, False),
+    ):
+        with pytest.raises(ValueError, match="the tensors have to be alike: one is "):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("activation", "constants"),
+    [
+        ("swiglu_oai", {"alpha": -1.0}),
+        ("swiglu_oai", {"alpha": 0.0}),
+        ("swiglu_oai", {"limit": torch.nan}),
+        ("laplace", {"sigma": 0.0}),
+        ("laplace", {"mu": torch.nan}),
+    ],
+)
+def test_constants_that_mean_nothing_are_refused(activation: str, constants: dict[str, float]) -> None:
+    (name,) = constants
+    with pytest.raises(ValueError, match=rf"{activation} takes a .*number as {name}; got"):
+        gated(randn(4), randn(4), activation, **constants)
+
+
+def test_fx_traces_the_expression() -> None:
+    x, up = randn(4), randn(4)
+    traced = torch.fx.symbolic_trace(lambda x, up: gated(pointwise(x, "gelu"), up, "silu"))
+    expected = torch.nn.functional.silu(torch.nn.functional.gelu(x)) * up
+    torch.testing.assert_close(traced(x, up), expected)
+
+
 class Logged(Tensor):
     """A tensor that hears of each function of torch that is called with it."""
 

@@ -39,7 +39,7 @@ def calls(device: str, elements: int) -> dict[str, Callable[[], Any]]:
     return {
         YARDSTICK: lambda: F.gelu(few),
         "F.gelu, forward and backward": lambda: gradients(F.gelu(few_learned), few_learned, few_grad),
-        "kernels.pointwise_forward": lambda: kernels.pointwise_forward(x, y, "gelu", []),
+        "kernels.launch": lambda: kernels.launch("forward", (x, y), "gelu", ()),
         "ops.pointwise": lambda: ops.pointwise(x, "gelu"),
         "ops.pointwise, to be differentiated": lambda: ops.pointwise(learned, "gelu"),
         "ops.pointwise, forward and backward": lambda: gradients(ops.pointwise(learned, "gelu"), learned, grad),

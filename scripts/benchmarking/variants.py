@@ -26,21 +26,15 @@ def launch_of(form: str, inputs: tuple[Tensor, ...], grad_y: Tensor) -> tuple[La
 
     gate, up = inputs if len(inputs) == 2 else (inputs[0], inputs[0])
     y, grad_gate, grad_up = (torch.empty_like(gate) for _ in range(3))
-    forms: dict[str, tuple[Launch, list[Tensor]]] = {
-        "forward": (lambda name, how: own.pointwise_forward(gate, y, name, (), variant=how), [y]),
-        "backward": (
-            lambda name, how: own.pointwise_backward(grad_y, gate, grad_gate, name, (), variant=how),
-            [grad_gate],
-        ),
-        "gated_forward": (lambda name, how: own.gated_forward(gate, up, y, name, (), False, variant=how), [y]),
-        "gated_backward": (
-            lambda name, how: own.gated_backward(
-                grad_y, gate, up, grad_gate, grad_up, None, name, (), False, variant=how
-            ),
-            [grad_gate, grad_up],
-        ),
+    forms: dict[str, tuple[list[Tensor], list[Tensor]]] = {
+        "forward": ([gate], [y]),
+        "backward": ([gate, grad_y], [grad_gate]),
+        "gated_forward": ([gate, up], [y]),
+        "gated_backward": ([gate, up, grad_y], [grad_gate, grad_up]),
     }
-    return forms[form]
+    read, written = forms[form]
+    given = (*read, *written)
+    return lambda name, variant: own.launch(form, given, name, (), variant=variant), written
 
 
 def right(launch: Launch, written: list[Tensor], variants: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
