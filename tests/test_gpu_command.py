@@ -606,6 +606,26 @@ def test_tests_are_told_one_by_one(script: ModuleType, record: ModuleType, tmp_p
     assert "pytest ran none" in failure["why"]
 
 
+def test_a_test_that_hangs_has_a_name(script: ModuleType, report: ModuleType, put_together: Callable[..., Any]) -> None:
+    read, write = os.pipe()
+    begun, lines = [], []
+    listened = script.gpu._lines(read, begun.append)
+    for text in ("tests/a.py::test_one[a b] ", "PASSED  [ 50%]\nwarn", "ing\n", "tests/a.py::test_two "):
+        os.write(write, text.encode())
+        if "\n" in text:
+            lines.append(next(listened))
+    os.close(write)
+    lines += listened
+    os.close(read)
+    assert lines == ["tests/a.py::test_one[a b] PASSED  [ 50%]", "warning", "tests/a.py::test_two "]
+    assert begun[-1] == "tests/a.py::test_two"
+    outcomes = [("test_one", "begun"), ("test_one", "passed"), ("test_two", "begun")]
+    told = [{"kind": "test", "step": "tests", "test": test, "outcome": outcome} for test, outcome in outcomes]
+    step = {"kind": "begun", "step": "tests", "limit": 50.0, "whole": 50.0, "guess": 8, "cells": 0}
+    found = put_together([step, *told, {"kind": "ended", "step": "tests", "how": "overran its limit", "seconds": 50.0}])
+    assert report.failures(found) == ["test test_two: did not end", "tests: overran its limit"]
+
+
 # What is told
 
 FASTER = {"value": 1.3, "low": 1.2, "high": 1.4}
@@ -649,7 +669,8 @@ def put_together(record: ModuleType, tmp_path: Path) -> Callable[..., Any]:
         for number, lines in enumerate(runs):
             folders.append(tmp_path / str(number))
             folders[-1].mkdir()
-            (folders[-1] / "gpu.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            told = [json.dumps({"at": float(second), **line}) + "\n" for second, line in enumerate(lines)]
+            (folders[-1] / "gpu.jsonl").write_text("".join(told))
         return record.read(folders)
 
     return together
@@ -734,7 +755,7 @@ def test_what_failed(report: ModuleType, put_together: Callable[..., Any]) -> No
     assert report.failures(found) == ["gpt2: a cell", "bert: overran its limit", "vit: cut off"]
     told = report.summary(found)
     assert "| llama | out of time | 1.5 | 20 |" in told
-    assert "| gpt2 | done | 1.5 | 50 |  | 8 | 2 of 4 |" in told
+    assert "| gpt2 | done | 1.5 | 50 | 8 | 1.0 | 2 of 4 |" in told
     assert "- tests: late" in told
 
 

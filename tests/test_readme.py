@@ -86,12 +86,16 @@ SCRIPT = load_script(ROOT / "scripts" / "benchmark.py")
 
 def shown_of(runs: Sequence[Path]) -> str:
     """What the README has to say of a GPU, from the records of ``scripts/benchmark.py gpu`` that there are: the goals,
-    and how the last one of a GPU, in full size, meets them."""
+    and how the last card, all its records in full size put together, meets them."""
     report, record = SCRIPT.report, SCRIPT.gpu.record
-    measured = [found for run in runs if report.goals.card_of(found := record.read([run.parent]))]
-    if not measured:
+    cards: dict[str, list[Path]] = {}
+    for run in runs:
+        if report.goals.card_of(found := record.read([run.parent])):
+            cards.setdefault(found.card["name"], []).append(run.parent)
+    if not cards:
         return "**GPU: unmeasured.**"
-    *_, goals = report.summary(measured[-1]).split("\n\n")
+    *_, folders = cards.values()
+    *_, goals = report.summary(record.read(folders)).split("\n\n")
     return goals.strip()
 
 

@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,23 +72,24 @@ def _rounded(found: Ratio) -> dict[str, float]:
     return {name: round(value, 4) for name, value in asdict(found).items()}
 
 
-def table(folder: Path) -> dict[str, Any]:
-    """What a file of ``hf_gelu_patch.measured`` holds, from the record in a folder.
+def table(folders: Sequence[Path]) -> dict[str, Any]:
+    """What a file of ``hf_gelu_patch.measured`` holds, from the records in these folders, put together.
 
     Raises:
         RecordError: there is no record, or not of a GPU; or it has no kernels at the main size.
     """
-    found = record.read([folder])
-    path, about = (folder / record.NAME).resolve(), found.environment
+    found = record.read(folders)
+    paths, about = [(folder / record.NAME).resolve() for folder in folders], found.environment
+    named = ", ".join(map(str, paths))
     if about is None or about["gpu"] is None:
-        raise RecordError(f"{path} does not name the GPU that it was recorded on")
+        raise RecordError(f"{named} does not name the GPU that it was recorded on")
     chosen = choices(found.kernels.values())
     if not chosen:
-        raise RecordError(f"{path} has no kernel that was measured beside aten at {MAIN:,} elements, both ways")
-    root = _ROOT if path.is_relative_to(_ROOT) else path.parents[1]
+        raise RecordError(f"{named} has no kernel that was measured beside aten at {MAIN:,} elements, both ways")
+    roots = [_ROOT if path.is_relative_to(_ROOT) else path.parents[1] for path in paths]
     source = {
-        "record": path.relative_to(root).as_posix(),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "record": ", ".join(path.relative_to(root).as_posix() for path, root in zip(paths, roots, strict=True)),
+        "sha256": ", ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths),
         "date": about["date"],
         "torch": about["versions"]["torch"],
         "triton": about["versions"]["triton"],
@@ -105,7 +106,7 @@ def _driver(card: str, nvidia_smi: Iterable[str] | None) -> str:
 
 def run(options: argparse.Namespace) -> None:
     try:
-        made = table(options.record)
+        made = table(options.records)
     except RecordError as error:
         sys.exit(str(error))
     path = options.output / measured.file_name(made["card"])
@@ -116,7 +117,7 @@ def run(options: argparse.Namespace) -> None:
 
 def add(commands: Any) -> None:
     command = commands.add_parser("choices", help="what auto takes on a GPU that was measured", allow_abbrev=False)
-    command.add_argument("record", type=Path, metavar="FOLDER", help="what the gpu command wrote")
+    command.add_argument("records", nargs="+", type=Path, metavar="FOLDER", help="what the gpu command wrote")
     command.add_argument(
         "--output",
         type=Path,

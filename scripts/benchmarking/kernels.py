@@ -404,7 +404,7 @@ def number(text: str) -> int:
 READING = (
     "Medians over rounds in which every candidate runs once, in an order drawn anew. GB/s: the bytes that one fused "
     "kernel moves, over the time; of a copy: that over the bandwidth of a copy timed in the same rounds. Over eager: "
-    "how many times as fast, with the 95 % interval. Floor: eager against itself. Error: the largest over all values "
+    "how many times as fast, with the 99 % interval. Floor: eager against itself. Error: the largest over all values "
     "(fp32: a dense grid), in ulp, results below 1/64 counted in the ulp of 1/64. "
 )
 HEADINGS = (

@@ -60,7 +60,8 @@ class Found:
         checks: kernels' errors over all values, likewise.
         about: what each model is and what the patches did to it; by model.
         profiles: which kernels a forward spends its time in; by model.
-        steps: how each step went, by name: what its first line says, the cells it had, "prepared" and "ended".
+        steps: how each step went, by name: what its first line says, the cells it had, after how many seconds the
+            "first" of them, "prepared" and "ended".
         notes: the other lines of each step: what failed, what was left out, what tests said.
     """
 
@@ -85,6 +86,7 @@ class Found:
         kind, step = line["kind"], line.get("step", "")
         if kind in ("cell", "variants") and step in self.steps:
             self.steps[step]["had"] += 1
+            self.steps[step].setdefault("first", line["at"] - self.steps[step]["at"])
         if kind in ("card", "environment", "bandwidth", "settings"):
             setattr(self, kind, line)
         elif kind == "cell" and "form" in line:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarking import choices, goals, record
-from benchmarking.goals import MAIN, share
+from benchmarking.goals import share
 from benchmarking.kernels import sized
 from benchmarking.processes import DONE, FAILED, OVERRAN
 from benchmarking.record import Found, Line
@@ -31,7 +31,9 @@ def failures(found: Found) -> list[str]:
     for name, step in found.steps.items():
         notes = found.notes.get(name, [])
         failed = [f"{name}: {note['what']}" for note in notes if note["kind"] == "failure"]
-        failed += [f"test {note['test']}" for note in notes if note.get("outcome") in ("failed", "error")]
+        tests = {note["test"]: note["outcome"] for note in notes if note["kind"] == "test"}
+        failed += [f"test {test}" for test, outcome in tests.items() if outcome in ("failed", "error")]
+        failed += [f"test {test}: did not end" for test, outcome in tests.items() if outcome == "begun"]
         told += failed
         if (how := _ending(step)) not in (DONE, OUT_OF_TIME) and not (how == FAILED and failed):
             told.append(f"{name}: {how}")
@@ -143,10 +145,10 @@ def _steps(found: Found) -> list[str]:
     rows = []
     for name, step in found.steps.items():
         seconds = f"{step['ended']['seconds']:g}" if "ended" in step else ""
-        prepared = f"{step['prepared']['seconds']:g}" if "prepared" in step else ""
+        first = f"{step['first']:.1f}" if "first" in step else ""
         cells = f"{step['had']} of {step['cells']}" if step["cells"] else ""
-        rows.append([name, _ending(step), seconds, f"{step['limit']:g}", prepared, f"{step['guess']:g}", cells])
-    headings = ["step", "ended", "seconds", "of", "prepared in", "guessed", "cells"]
+        rows.append([name, _ending(step), seconds, f"{step['limit']:g}", f"{step['guess']:g}", first, cells])
+    headings = ["step", "ended", "seconds", "of", "preparing, guessed", "first cell after", "cells"]
     told = _told("Steps:", headings, rows)
     for kind, title in (("left_out", "Left out"), ("absent", "Absent")):
         own = [
@@ -218,6 +220,3 @@ def add(commands: Any) -> None:
         help=f"what it wrote to; of several, what is measured again counts. {NAME} is written to the last",
     )
     command.set_defaults(run=run)
-
-
-__all__ = ["MAIN", "failures", "summary", "written"]
