@@ -221,10 +221,10 @@ _SWIGLU_OAI = {"alpha": 1.702, "limit": 7.0}
 
 def _constants(activation: str, given: dict[str, float], names: Sequence[str]) -> tuple[float, ...]:
     """The activation's constants in the order of its record."""
+    if not given and activation in _WITHOUT_CONSTANTS:
+        return ()
     if activation not in names:
         raise UnknownNameError("activation", activation, names)
-    if not given and activation not in _WITH_CONSTANTS:
-        return ()
     usual = _SWIGLU_OAI if activation == "swiglu_oai" else dict(ACTIVATIONS[activation].parameters)
     if not given.keys() <= usual.keys():
         raise TypeError(f"{activation} takes {', '.join(usual) or 'no constants'}; got {', '.join(given)}")
@@ -238,7 +238,7 @@ def _constants(activation: str, given: dict[str, float], names: Sequence[str]) -
 
 
 _POSITIVE = frozenset({"alpha", "sigma"})
-_WITH_CONSTANTS = {"swiglu_oai", *(name for name in POINTWISE if ACTIVATIONS[name].parameters)}
+_WITHOUT_CONSTANTS = frozenset(name for name in POINTWISE if not ACTIVATIONS[name].parameters)
 
 
 # The plain aten expressions
