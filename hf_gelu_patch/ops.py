@@ -168,7 +168,9 @@ def _plain(x: Tensor) -> bool:
 
 def _direct(*tensors: Tensor) -> bool:
     """Whether these are ordinary tensors that a kernel takes, and nothing but autograd has to see what is done."""
-    if torch.compiler.is_compiling() or _dispatch_modes() or _key_included(_PRE_DISPATCH) or _transformed():
+    if torch.compiler.is_compiling() or _dispatch_modes() or _key_included(_PRE_DISPATCH):
+        return False
+    if _functorch_stack() is not None or forward_ad._current_level >= 0 or _tracing():  # _transformed, without a call
         return False
     for x in tensors:
         if x.dtype not in _KERNEL_DTYPES or type(x) not in _ORDINARY:
