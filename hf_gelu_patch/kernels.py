@@ -756,14 +756,12 @@ def _prepare(
     if layout is None:
         _through_dense_copies(form, given, activation, constants, rounded, chosen)
         return
-    grid, stages, options = layout.grid, 0, {}
-    if not INTERPRETED.value:
-        options = options_of(variant, layout.tile, hip=torch.version.hip is not None)
-        if variant.programs and layout.sizes is None:
-            properties = _driver.active.utils.get_device_properties(max(0, out.get_device()))
-            grid = (min(grid[0], variant.programs * properties["multiprocessor_count"]), 1, 1)
-            stages = variant.stages
-    pairs, grad_pairs = (_alternate(tensors, layout, first) for first in (0, 4))
+    compiled_for = how(layout, variant, *(_alternate(tensors, layout, first) for first in (0, 4)))
+    grid = layout.grid
+    if compiled_for.STAGES:
+        properties = _driver.active.utils.get_device_properties(max(0, out.get_device()))
+        grid = (min(grid[0], variant.programs * properties["multiprocessor_count"]), 1, 1)
+    options = {} if INTERPRETED.value else options_of(variant, layout.tile, hip=torch.version.hip is not None)
     geometry = (layout.strides, layout.columns, layout.sizes)
     compiled = fused_kernel[grid](
         tensors,
@@ -772,7 +770,7 @@ def _prepare(
         UP=UP_FUNCTIONS[activation],
         P=constants,
         ROUNDED=rounded,
-        HOW=how(layout, variant, pairs, grad_pairs, stages),
+        HOW=compiled_for,
         **options,
     )
     # ROCm's kernels depend on more than the key says: on the size of what a tensor is a view of.
@@ -783,8 +781,9 @@ def _prepare(
         _READY[key] = (compiled.run, compiled.function, grid, metadata, places, (*geometry, *_COMPILED_IN))
 
 
-def how(layout: Layout, variant: Variant, pairs: bool, grad_pairs: bool, stages: int) -> How:
-    """What the kernel is compiled for."""
+def how(layout: Layout, variant: Variant, pairs: bool, grad_pairs: bool) -> How:
+    """What the kernel is compiled for. Programs go through many blocks only of dense tensors, and not interpreted."""
+    persistent = variant.programs > 0 and layout.sizes is None and not INTERPRETED.value
     return How(
         BLOCK=layout.tile[1],
         ROWS=layout.tile[0],
@@ -797,7 +796,7 @@ def how(layout: Layout, variant: Variant, pairs: bool, grad_pairs: bool, stages:
         LOAD=variant.load,
         EVICT=variant.evict,
         STORE=variant.store,
-        STAGES=stages,
+        STAGES=variant.stages if persistent else 0,
     )
 
 

@@ -398,7 +398,7 @@ def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense
         "UP": kernels.UP_FUNCTIONS[name],
         "P": _CONSTANTS.get(name, ()),
         "ROUNDED": False,
-        "HOW": kernels.how(lie, asked, turns, turns, asked.stages if asked.programs and lie.sizes is None else 0),
+        "HOW": kernels.how(lie, asked, turns, turns),
     }
     backend, arch = ("hip", target) if target.startswith("gfx") else ("cuda", int(target.removeprefix("sm_")))
     source = ASTSource(

@@ -222,7 +222,7 @@ def test_nothing_behind_a_tensor_past_two_to_the_31st_element_is_touched() -> No
         pytest.skip(f"no room for the addresses: {error}")
     end = storage[columns - 5 :]
     end.fill_(-77.0)
-    how = kernels.how(kernels.dense_layout(columns, 1024), kernels.VARIANTS["1024/4"], False, False, 0)
+    how = kernels.how(kernels.dense_layout(columns, 1024), kernels.VARIANTS["1024/4"], False, False)
     how = how._replace(BLOCK=1024)
     last_block[(1,)](storage, storage, columns, columns // 1024, ACT=kernels.relu, HOW=how)
     assert end[:5].tolist() == [0.0] * 5
