@@ -295,8 +295,9 @@ def _sums_by_group(weights: Array, groups: Array, count: int) -> Array:
 
 
 class ClassificationMetric(_OfflineMetric):
-    """Accuracy, and macro F1: the mean over the labels that occur of 2·TP / (2·TP + FP + FN); and top-5 accuracy
-    where ``top5`` is given.
+    """Accuracy, and macro F1: the mean of 2·TP / (2·TP + FP + FN) over the labels that the references have; and top-5
+    accuracy where ``top5`` is given. A label that only predictions have takes no part in the mean: one stray answer
+    would move it by a whole label's share.
 
     Takes ``predictions`` and ``references``, label ids; ``top5``, whether the right one is among the five likeliest.
     """
@@ -317,14 +318,20 @@ class ClassificationMetric(_OfflineMetric):
     def statistics(cls, weights: Array, **rows: Array) -> dict[str, Array]:
         count = 1 + max(int(rows["said"].max(initial=0)), int(rows["right"].max(initial=0)))
         hits = _sums_by_group(weights * rows["hits"], rows["right"], count)
-        named = _sums_by_group(weights, rows["said"], count) + _sums_by_group(weights, rows["right"], count)
-        scores = np.divide(2 * hits, named, out=np.zeros_like(named), where=named > 0)
+        said, right = (_sums_by_group(weights, rows[name], count) for name in ("said", "right"))
         total = weights.sum(axis=1)
         found = {
             "accuracy": _ratio(_sums(weights, rows["hits"]), total),
-            "macro_f1": _ratio(scores.sum(axis=1), (named > 0).sum(axis=1)),
+            "macro_f1": _macro_f1(hits, said, right),
         }
         return {**found, "top5_accuracy": _ratio(_sums(weights, rows["top5"]), total)} if "top5" in rows else found
+
+
+def _macro_f1(hits: Array, said: Array, right: Array) -> Array:
+    """The mean of 2·TP / (2·TP + FP + FN) over the labels that occur among the right answers, of [sample, label]."""
+    present = right > 0
+    scores = np.divide(2 * hits, said + right, out=np.zeros_like(right), where=present)
+    return _ratio(scores.sum(axis=1), present.sum(axis=1))
 
 
 class LanguageModelMetric(_OfflineMetric):
@@ -382,7 +389,8 @@ class SequenceMetric(_OfflineMetric):
 
 class SimilarityMetric(_OfflineMetric):
     """Spearman's and Pearson's correlation of the scores with the right ones. Spearman's is Pearson's of the ranks, of
-    which equals share the average. NaN where either side is constant.
+    which equals share the average. NaN where either side is constant: of predictions, where they agree up to the
+    rounding of float32, in which they were computed.
 
     Takes ``predictions`` and ``references``, a number an example.
     """
@@ -392,8 +400,11 @@ class SimilarityMetric(_OfflineMetric):
 
     @classmethod
     def rows(cls, **columns: Array) -> dict[str, Array]:
-        rows = dict(columns)
-        for name, values in columns.items():
+        rows = {
+            "predictions": _levelled(columns["predictions"], np.finfo(np.float32).eps),
+            "references": _levelled(columns["references"], np.finfo(np.float64).eps),
+        }
+        for name, values in list(rows.items()):
             rows[f"{name}_order"] = np.unique(values, return_inverse=True, equal_nan=False)[1]
         return rows
 
@@ -410,6 +421,14 @@ class SimilarityMetric(_OfflineMetric):
             "spearman": _correlation(weights, *ranks),
             "pearson": _correlation(weights, rows["predictions"], rows["references"]),
         }
+
+
+def _levelled(values: Array, eps: float) -> Array:
+    """The same values; or one value for all of them, where they differ by no more than a few roundings. Ranks would
+    make an order of these."""
+    if not len(values) or not np.ptp(values) <= 4 * eps * np.abs(values).max():  # false where one is NaN
+        return values
+    return np.full_like(values, values[0])
 
 
 def _correlation(weights: Array, x: Array, y: Array) -> Array:

@@ -108,14 +108,36 @@ def test_classification_is_scikit_learns(count: int) -> None:
 def test_macro_f1_counts_a_label_that_was_never_right() -> None:
     said, truth = [0, 0, 2, 0], [0, 0, 1, 1]
     found = ClassificationMetric.measure(predictions=said, references=truth)
-    assert found["macro_f1"] == pytest.approx(f1_score(truth, said, average="macro", zero_division=0))
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, said, average="macro", labels=[0, 1], zero_division=0))
+
+
+@pytest.mark.parametrize(
+    ("said", "truth"),
+    [
+        ([2, *[0, 1] * 50], [0, *[0, 1] * 50]),  # one stray answer
+        ([7, 9, 1, 1, 0], [0, 0, 1, 1, 1]),  # several labels that the references lack
+        ([5, 5, 5], [3, 3, 3]),  # none is right
+        ([3, 1, 2], [3, 3, 3]),
+    ],
+)
+def test_macro_f1_is_over_the_labels_of_the_references(said: list[int], truth: list[int]) -> None:
+    found = ClassificationMetric.measure(predictions=said, references=truth)
+    expected = f1_score(truth, said, average="macro", labels=sorted(set(truth)), zero_division=0)
+    assert found["macro_f1"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_one_stray_answer_does_not_cost_a_third_of_macro_f1() -> None:
+    right = [0, 1] * 500
+    found = classified(right, [2, *right[1:]], right, margin=0.01)
+    assert found.after["macro_f1"] == pytest.approx(1, abs=1e-3)
+    assert found.equivalent == {"accuracy": True, "macro_f1": True}
 
 
 def test_top_five_is_measured_where_it_is_given() -> None:
     found = ClassificationMetric.measure(
         predictions=[1, 2, 3, 4], references=[1, 1, 3, 9], top5=[True, True, True, False]
     )
-    assert found == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3 + 1) / 5), "top5_accuracy": 0.75}
+    assert found == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3 + 1) / 3), "top5_accuracy": 0.75}
 
 
 def test_perplexity_is_per_token_not_per_example() -> None:
@@ -156,6 +178,27 @@ def test_similarity_of_constant_or_missing_scores_is_undefined() -> None:
     assert all(math.isnan(value) for value in one.values())
     exact = SimilarityMetric.values(predictions=np.arange(5.0), references=-np.arange(5.0))
     assert exact == {"spearman": pytest.approx(-1.0), "pearson": pytest.approx(-1.0)}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [1.0, 1.0 - 1e-16, 1.0 + 2e-16, 1.0],  # cosines of equal vectors, in float64
+        [1.0, 1.0 - 1.2e-7, 1.0, 1.0 + 1.2e-7],  # a few roundings of float32
+        [-3e4, -3e4 - 0.002, -3e4, -3e4],
+        [1e-20, 1e-20 + 1e-28, 1e-20, 1e-20],
+        [0.0, 0.0, 0.0, 0.0],
+    ],
+)
+def test_scores_that_agree_up_to_rounding_have_no_order(said: list[float]) -> None:
+    found = SimilarityMetric.values(predictions=np.array(said), references=np.array([1.0, 2.0, 3.0, 4.0]))
+    assert all(math.isnan(value) for value in found.values())
+
+
+@pytest.mark.parametrize("said", [[1.0, 1.00001, 1.00002, 1.00003], [-1e-8, 0.0, 1e-8, 2e-8], [0.0, 1.0, 2.0, 3.0]])
+def test_scores_that_differ_have_one(said: list[float]) -> None:
+    found = SimilarityMetric.values(predictions=np.array(said), references=np.array([1.0, 2.0, 3.0, 4.0]))
+    assert found == {"spearman": pytest.approx(1.0), "pearson": pytest.approx(1.0)}
 
 
 COLUMNS = {
