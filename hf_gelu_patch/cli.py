@@ -8,7 +8,9 @@ import itertools
 import math
 import os
 import sys
+import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_gelu_patch import __version__
 from hf_gelu_patch.errors import PatchError
+from hf_gelu_patch.evaluation.data import first_line
 from hf_gelu_patch.evaluation.loading import (
     TASKS,
     EvaluationError,
@@ -96,17 +99,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = parser.parse_args(_with_config(options, given))
         status: int = options.command(options)
     except (EvaluationError, PatchError, ReferenceUnavailableError) as error:
-        rank = os.environ.get("RANK", "0")
-        where = f" (process {rank})" if rank != "0" else ""
-        print(f"hf-gelu-patch: error{where}: {error}", file=sys.stderr)
-        return 1
+        return _failed(str(error))
     except KeyboardInterrupt:
         print("hf-gelu-patch: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:  # nobody thought of it: whoever mends it needs the traceback, whoever reads it does not
+        with tempfile.NamedTemporaryFile("w", prefix="hf-gelu-patch-", suffix=".txt", delete=False) as file:
+            file.writelines(traceback.format_exception(error))
+        return _failed(
+            f"{type(error).__name__}: {first_line(error)}\nThis was not foreseen. Please report it with its traceback, "
+            f"which is in {file.name}."
+        )
     return status
+
+
+def _failed(said: str) -> int:
+    """Say why, and from which process; the exit status."""
+    rank = os.environ.get("RANK", "0")
+    where = f" (process {rank})" if rank != "0" else ""
+    print(f"hf-gelu-patch: error{where}: {said}", file=sys.stderr)
+    return 1
 
 
 def _normalised(arguments: Sequence[str]) -> list[str]:

@@ -9,12 +9,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_classifier import write_checkpoint, write_data
+
+from hf_gelu_patch.cli import main
+from hf_gelu_patch.implementations import IMPLEMENTATIONS
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "evaluate.py"
@@ -478,3 +482,23 @@ BAD: list[tuple[str, Sequence[str]]] = [
 def test_a_config_that_makes_no_sense(content: str, said: Sequence[str], tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(content)
     refused(run(*COMMAND, "evaluate", "--config", "a.yaml", cwd=tmp_path), 1, *said)
+
+
+def test_what_nobody_thought_of_is_told_without_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which is kept in a file, for whoever mends it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setitem(IMPLEMENTATIONS, "broken", None)
+    assert main(["implementations"]) == 1
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+    assert "hf-gelu-patch: error: AttributeError: 'NoneType' object" in said.err
+    [kept] = tmp_path.iterdir()
+    assert str(kept) in said.err
+    assert kept.read_text().startswith("Traceback")
+
+
+def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
+    done = run(sys.executable, "-m", "hf_gelu_patch", "evaluate", "--task", "token-classification", cwd=tmp_path)
+    refused(done, 1, "unknown task 'token-classification'. Tasks: text-classification", "Python file of your own")

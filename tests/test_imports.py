@@ -28,6 +28,7 @@ LAYERS = [
     "",  # the package itself: the public names
     "evaluation",
     "cli",
+    "__main__",
 ]
 
 

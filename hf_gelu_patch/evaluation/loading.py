@@ -10,7 +10,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +126,22 @@ TASKS: dict[str, TaskInfo] = {
 }
 """Every task by name. A file of one's own, ``path/to/file.py``, is one more: ``own_task``."""
 
+_CALLED_ELSEWHERE = {
+    "sentiment-analysis": "text-classification",
+    "sequence-classification": "text-classification",
+    "natural-language-inference": "text-classification",
+    "semantic-textual-similarity": "sentence-similarity",
+    "fill-mask": "masked-lm",
+    "text-generation": "causal-lm",
+    "language-modeling": "causal-lm",
+    "text2text-generation": "seq2seq",
+    "seq2seq-lm": "seq2seq",
+    "summarization": "seq2seq",
+    "translation": "seq2seq",
+    "feature-extraction": "feature-drift",
+}
+"""What transformers' pipelines and the hub call the same tasks."""
+
 _ARCHITECTURES = {
     "ForSequenceClassification": "text-classification",
     "ForImageClassification": "image-classification",
@@ -228,7 +244,7 @@ def subject(
         )
     else:
         place = locate(model, allow_download=allow_download)
-        task = task or _task_of(model, place, allow_download=allow_download)
+        task = task or _task_of(model, place)
         usual = task_info(task)
         if data is None:
             columns = ", ".join(filter(None, (usual.input_column, usual.second_column, usual.target_column)))
@@ -292,9 +308,22 @@ def task_info(task: str) -> TaskInfo:
         return TaskInfo(path.stem, getattr(_module(path), "AUTO_CLASS", "AutoModel"), None, None, None, ())
     if task not in TASKS:
         raise EvaluationError(
-            f"unknown task {task!r}.{_close(task, TASKS)} Tasks: {', '.join(TASKS)}, or a Python file of your own."
+            f"unknown task {task!r}.{_near_task(task)} Tasks: {', '.join(TASKS)}, or a Python file of your own."
         )
     return TASKS[task]
+
+
+def _near_task(name: str) -> str:
+    """The task that does what is asked for under another name, or whose name is mistyped: each word of it has to be
+    near, for token-classification is no text-classification."""
+    words = re.split(r"[-_ ]", name.lower())
+    if (same := _CALLED_ELSEWHERE.get("-".join(words))) is not None:
+        return f" It is called {same!r} here."
+    for task in TASKS:
+        own = task.split("-")
+        if len(own) == len(words) and all(map(difflib.get_close_matches, words, ([word] for word in own))):
+            return f" Did you mean {task!r}?"
+    return ""
 
 
 def own_task(task: str) -> Callable[..., Any]:
@@ -424,8 +453,7 @@ def locate(model: str, *, allow_download: bool = False) -> str:
         return reference_subject(reference).model
     path = Path(model).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise EvaluationError(f"{model} is no checkpoint: it has no config.json. Name the folder that holds one.")
+        _check_folder(path)
         return str(path)
     hint = f"Reference models: {', '.join(REFERENCES)}."
     if path.exists():
@@ -433,16 +461,53 @@ def locate(model: str, *, allow_download: bool = False) -> str:
     if model.startswith(("/", ".", "~")) or not _HUB_ID.fullmatch(model):
         raise EvaluationError(f"there is no model folder {model}.{_close(model, REFERENCES)} {hint}")
     if not allow_download:
-        from huggingface_hub import try_to_load_from_cache
-
-        if not isinstance(try_to_load_from_cache(model, "config.json"), str):
+        if (adapter := _stored(model, "adapter_config.json")) is not None:
+            raise EvaluationError(_adapter(model, adapter))
+        if _stored(model, "config.json") is None:
             raise EvaluationError(
                 f"{model!r} is no folder here, no reference model and not in the hub's cache."
                 f"{_close(model, REFERENCES)} {hint} To fetch it from the hub, add --allow_download."
             )
     else:
         ask_hub()
+        _fetch(model)
     return model
+
+
+def _check_folder(path: Path) -> None:
+    """See that a folder holds a checkpoint that is complete by itself."""
+    if (adapter := path / "adapter_config.json").is_file():
+        raise EvaluationError(_adapter(str(path), adapter))
+    if not (path / "config.json").is_file():
+        inside = sorted(str(config.parent) for config in path.glob("*/config.json"))
+        remedy = f"Name a folder in it: {', '.join(inside[:5])}." if inside else "Name the folder that holds one."
+        raise EvaluationError(f"{path} is no checkpoint: it has no config.json. {remedy}")
+
+
+def _adapter(model: str, config: Path) -> str:
+    """What is said of an adapter of PEFT's, by itself or beside a model: what would be run depends on what is
+    installed."""
+    try:
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = "another model"
+    return (
+        f"{model} holds a PEFT adapter for {base} (adapter_config.json), which is no model by itself. Merge the two "
+        "with the peft package: load the base model with its task's AutoModel class, and call "
+        f"PeftModel.from_pretrained(base, {model!r}).merge_and_unload().save_pretrained(folder); save the tokenizer to "
+        "that folder too, and name it."
+    )
+
+
+def _stored(place: str, name: str) -> Path | None:
+    """A file of a checkpoint, in its folder or in the hub's cache; None where it isn't there."""
+    if Path(place).is_dir():
+        path = Path(place) / name
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(place, name)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _close(name: str, names: Any) -> str:
@@ -450,27 +515,57 @@ def _close(name: str, names: Any) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _task_of(model: str, place: str, *, allow_download: bool) -> str:
-    try:
-        if Path(place).is_dir():
-            config = Path(place) / "config.json"
-        else:
-            from huggingface_hub import hf_hub_download
-
-            config = Path(hf_hub_download(place, "config.json", local_files_only=not allow_download))
-        architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
-    except (OSError, ValueError, AttributeError) as error:
-        raise EvaluationError(
-            f"the config.json of {model} cannot be read ({first_line(error)}): fetch the checkpoint again."
-        ) from error
+def _task_of(model: str, place: str) -> str:
+    config = _config(place)
+    architectures = list(map(str, config.get("architectures") or []))
     for architecture in architectures:
         for suffix, task in _ARCHITECTURES.items():
-            if str(architecture).endswith(suffix):
+            if architecture.endswith(suffix):
                 return task
+    # Code that comes with a model says which of transformers' classes its own stand for.
+    own = set(config.get("auto_map") or {}) - {"AutoModel"}
+    mapped = [name for name, info in TASKS.items() if info.auto_class in own]
+    if len(mapped) == 1:
+        return mapped[0]
     raise EvaluationError(
-        f"cannot tell the task of {model!r} from its architecture "
-        f"({', '.join(map(str, architectures)) or 'none named'}): name one with --task: {', '.join(TASKS)}."
+        f"the architecture of {model!r} ({', '.join(architectures) or 'none named'}) belongs to no task here: "
+        f"{', '.join(TASKS)}. A Python file of your own, --task FILE.py, can ask anything. --task feature-drift looks "
+        "at the hidden states of any model. Name another --task where the checkpoint has its head too."
     )
+
+
+def _fetch(model: str) -> None:
+    """A model's config out of the hub into its cache."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        hf_hub_download(model, "config.json")
+    except EntryNotFoundError:
+        try:
+            adapter = hf_hub_download(model, "adapter_config.json")
+        except Exception as error:
+            raise EvaluationError(f"{model} on the hub is no checkpoint: it has no config.json.") from error
+        raise EvaluationError(_adapter(model, Path(adapter))) from None
+    except Exception as error:  # the network's, the hub's
+        raise EvaluationError(
+            f"{model} cannot be fetched from the hub: {first_line(error)} Check the name and the connection, and for a "
+            "gated model log in with: hf auth login"
+        ) from error
+
+
+def _config(place: str) -> dict[str, Any]:
+    """A checkpoint's config as it stands in its file."""
+    path = _stored(place, "config.json")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path is not None else None
+        if not isinstance(found, dict):
+            raise ValueError("it holds no JSON object" if path is not None else "there is none")
+    except (OSError, ValueError, RecursionError) as error:
+        raise EvaluationError(
+            f"the config.json of {place} cannot be read ({first_line(error)}): fetch the checkpoint again."
+        ) from error
+    return found
 
 
 def _quieten() -> None:
@@ -502,33 +597,71 @@ def load_model(
     _quieten()
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     name = task_info(task).auto_class
-    auto = getattr(transformers, name, None)
-    if not name.startswith("AutoModel") or auto is None:
+    if not name.startswith("AutoModel") or not hasattr(transformers, name):
         raise EvaluationError(f"{task}: AUTO_CLASS = {name!r} is no AutoModel… class in transformers.")
+    loader = _loader(name, place)
     try:
-        model, info = auto.from_pretrained(
+        model, info = loader.from_pretrained(
             place,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             local_files_only=not allow_download,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told of below
             **options,
         )
     except Exception as error:  # safetensors, pickle, json and transformers each raise their own kinds
+        raise EvaluationError(f"{place} cannot be loaded for {task}: {_reason(error, name)}") from error
+    if trouble := _lacking(info, pooler=name != "AutoModel"):
+        named = ", ".join(map(str, model.config.architectures or ["no architecture"]))
         raise EvaluationError(
-            f"{place} cannot be loaded for {task}: {first_line(error)}\n"
-            f"Check --task and --attn_implementation, or fetch the checkpoint again."
-        ) from error
-    missing = sorted(key for key in info["missing_keys"] if name != "AutoModel" or "pooler" not in key) + sorted(
-        str(key[0]) for key in info["mismatched_keys"]
-    )
-    if missing:
-        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise EvaluationError(
-            f"{place} has no weights for {len(missing)} of the parameters that {task} needs ({shown}): "
-            "it is a model for another task (--task), or is incomplete."
+            f"{place} {trouble}, which would be drawn at random. It is a model for another task (--task; its config "
+            f"names {named}), or is incomplete: fetch the checkpoint again."
         )
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    try:
+        return model.to(device).eval()  # type: ignore[no-any-return]
+    except RuntimeError as error:  # torch's, where the memory of a GPU does not do
+        raise EvaluationError(
+            f"{place} cannot be put on {device}: {first_line(error)} Free its memory, or take --dtype bfloat16."
+        ) from error
+
+
+def _lacking(info: Mapping[str, Any], *, pooler: bool) -> str:
+    """Which parameters got no weights from a checkpoint; "" if none."""
+    missing = sorted(key for key in info["missing_keys"] if pooler or "pooler" not in key)
+    shapes = sorted(
+        f"{key}: {list(there)} instead of {list(own)}"
+        for key, there, own in info["mismatched_keys"]
+        if pooler or "pooler" not in key
+    )
+    for said, found in (("no weights for", missing), ("weights of other shapes for", shapes)):
+        if found:
+            shown = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+            return f"has {said} {len(found)} of the parameters that are needed ({shown})"
+    return ""
+
+
+def _loader(auto_class: str, place: str) -> Any:
+    """The class in transformers that loads a checkpoint: an encoder that was saved without its decoder has one of its
+    own (T5EncoderModel), which AutoModel does not know."""
+    import transformers
+
+    [architecture, *_] = [*map(str, _config(place).get("architectures") or []), ""]
+    if auto_class == "AutoModel" and architecture.endswith("EncoderModel"):
+        return getattr(transformers, architecture, transformers.AutoModel)
+    return getattr(transformers, auto_class)
+
+
+def _reason(error: Exception, auto_class: str) -> str:
+    """Why a checkpoint cannot be loaded, and what to do about it."""
+    said = str(error)
+    if "trust_remote_code" in said:
+        return "it comes with Python code of its own. Read that code, and add --trust_remote_code to run it."
+    if said.startswith("Unrecognized configuration class"):
+        return f"transformers has no {auto_class} for models of its type. Name another --task."
+    if isinstance(error, ImportError):
+        return f"{first_line(error)}\nInstall what is missing, or leave out what needs it."
+    return f"{first_line(error)}\nCheck --task and --attn_implementation, or fetch the checkpoint again."
 
 
 def skeleton(place: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -543,15 +676,24 @@ def skeleton(place: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     _quieten()
     try:
         config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
-        named: Any = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
         with torch.device("meta"):
-            auto = named is transformers.AutoModel
-            model: PreTrainedModel = (
-                named.from_config(config, trust_remote_code=trust_remote_code) if auto else named(config)
-            )
-        return model
+            return _made(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # each model's constructor has its own
-        raise EvaluationError(f"no model can be made of {place}: {first_line(error)}") from error
+        raise EvaluationError(f"no model can be made of {place}: {_reason(error, 'AutoModel')}") from error
+
+
+def _made(config: Any, *, trust_remote_code: bool) -> PreTrainedModel:
+    """A model of a config's architecture: of its class in transformers, or, where its code comes with it, by the auto
+    class that its code stands for."""
+    import transformers
+
+    [architecture, *_] = [*map(str, config.architectures or []), ""]
+    own = {str(name).rpartition(".")[2]: auto for auto, name in (getattr(config, "auto_map", None) or {}).items()}
+    autos = {name: auto for name, auto in own.items() if auto.startswith("AutoModel")}
+    if hasattr(transformers, architecture) and not (autos and trust_remote_code):
+        return getattr(transformers, architecture)(config)  # type: ignore[no-any-return]
+    auto = getattr(transformers, autos.get(architecture, next(iter(autos.values()), "AutoModel")))
+    return auto.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
 
 
 def load_processor(place: str, task: str, *, trust_remote_code: bool = False, allow_download: bool = False) -> Any:
@@ -563,18 +705,44 @@ def load_processor(place: str, task: str, *, trust_remote_code: bool = False, al
     import transformers
 
     _quieten()
+    kinds = ["AutoTokenizer"]
     if own_file(task) or task == "feature-drift":
-        kind, what, method = "AutoProcessor", "tokenizer or image processor", "processor"
+        kinds = ["AutoProcessor", "AutoImageProcessor", "AutoTokenizer"]
     elif task == "image-classification":
-        kind, what, method = "AutoImageProcessor", "image processor", "image_processor"
-    else:
-        kind, what, method = "AutoTokenizer", "tokenizer", "tokenizer"
-    try:
-        return getattr(transformers, kind).from_pretrained(
-            place, trust_remote_code=trust_remote_code, local_files_only=not allow_download
-        )
-    except Exception as error:
+        kinds = ["AutoImageProcessor"]
+    failed: list[Exception] = []
+    for kind in kinds:
+        try:
+            found = getattr(transformers, kind).from_pretrained(
+                place, trust_remote_code=trust_remote_code, local_files_only=not allow_download
+            )
+        except Exception as error:  # each has its own kinds, and so have the libraries beneath
+            failed.append(error)
+        else:
+            if hasattr(found, "get_vocab"):
+                check_vocabulary(found, place)
+            return found
+    remedy = f"Save the model's own there: {kinds[-1]}.from_pretrained(original).save_pretrained({place!r})."
+    if "trust_remote_code" in str(failed[0]):
+        remedy = "It comes with Python code of its own: read that code, and add --trust_remote_code to run it."
+    what = {"AutoTokenizer": "tokenizer", "AutoImageProcessor": "image processor"}
+    names = " or ".join(what[kind] for kind in kinds if kind in what)
+    raise EvaluationError(f"{place} has no {names} that can be loaded: {first_line(failed[0])}\n{remedy}") from failed[
+        0
+    ]
+
+
+def check_vocabulary(tokenizer: Any, name: str) -> None:
+    """See that a tokenizer knows words. transformers makes an empty one of a folder without a tokenizer's files: of
+    special tokens, and the mark of a word's beginning.
+
+    Raises:
+        EvaluationError: it knows none.
+    """
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if len(set(tokenizer.get_vocab()) - special - set(tokenizer.all_special_tokens)) < 2:
         raise EvaluationError(
-            f"{place} has no {what} that can be loaded: {first_line(error)}\n"
-            f"Save one there with {method}.save_pretrained(folder)."
-        ) from error
+            f"{name} has no tokenizer: without its files (tokenizer.json, vocab.txt, …), transformers makes an empty "
+            "one, to which every word is unknown. Save the model's own there: "
+            f"AutoTokenizer.from_pretrained(original).save_pretrained({name!r})."
+        )

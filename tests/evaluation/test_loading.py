@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+import transformers
 from hub_stand_in import serve
 from PIL import Image
 from tiny_classifier import write_checkpoint, write_data
@@ -34,6 +36,7 @@ from hf_gelu_patch.evaluation.loading import (
     locate,
     skeleton,
     subject,
+    task_info,
 )
 from hf_gelu_patch.evaluation.reference import REFERENCES
 
@@ -78,15 +81,82 @@ def test_a_model_that_is_not_there(name: str, said: str) -> None:
 def test_a_folder_without_a_config_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"no config\.json"):
         locate(str(tmp_path))
+    for name in ("checkpoint-500", "checkpoint-1000"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(EvaluationError, match=r"Name a folder in it: .*checkpoint-1000, .*checkpoint-500\."):
+        locate(str(tmp_path))
+
+
+@pytest.mark.parametrize("beside", [(), ("config.json",), ("config.json", "model.safetensors", "tokenizer.json")])
+def test_an_adapter_is_to_be_merged(beside: tuple[str, ...], checkpoint: Path, tmp_path: Path) -> None:
+    """Beside a model too: what would be run depends on whether peft is installed."""
+    for name in beside:
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "some/base"}')
+    with pytest.raises(EvaluationError, match=r"PEFT adapter for some/base .*merge_and_unload\(\)\.save_pretrained"):
+        locate(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(EvaluationError, match="merge_and_unload"):
+        locate(str(tmp_path))
 
 
 def test_no_task_can_be_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["BertForPreTraining"]}')
     with pytest.raises(EvaluationError, match=r"BertForPreTraining.*--task"):
         subject(str(tmp_path))
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(EvaluationError, match=r"config\.json of .* cannot be read"):
-        subject(str(tmp_path))
+    for broken in ("{", "[]", "\ufffe", "[" * 100_000):
+        (tmp_path / "config.json").write_text(broken)
+        with pytest.raises(EvaluationError, match=r"config\.json of .* cannot be read.*fetch the checkpoint again"):
+            subject(str(tmp_path))
+    for named in ('["BertForTokenClassification"]', '["MusicgenModel"]', "null", '["A", "B"]'):
+        (tmp_path / "config.json").write_text(f'{{"architectures": {named}, "auto_map": null}}')
+        with pytest.raises(EvaluationError, match=r"belongs to no task here: text-classification, .*--task FILE\.py"):
+            subject(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("auto_map", "task"),
+    [
+        ({"AutoConfig": "a.C", "AutoModelForSequenceClassification": "a.Mine"}, "text-classification"),
+        ({"AutoModel": "a.Base", "AutoModelForCausalLM": "a.Mine"}, "causal-lm"),
+        ({"AutoModelForImageClassification": "other/repository--a.Mine"}, "image-classification"),
+        ({"AutoModelForCausalLM": "a.Mine", "AutoModelForMaskedLM": "a.Other"}, None),
+        ({"AutoModel": "a.Mine"}, None),
+    ],
+)
+def test_code_of_its_own_says_what_a_model_is_for(auto_map: dict[str, str], task: str | None, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Mine"], "auto_map": auto_map}))
+    columns = "text,label,image\nw1,yes,a.png\n"
+    (tmp_path / "a.csv").write_text(columns)
+    if task is None:
+        with pytest.raises(EvaluationError, match=r"Mine.* belongs to no task here"):
+            subject(str(tmp_path), validation_file=str(tmp_path / "a.csv"))
+    else:
+        assert subject(str(tmp_path), validation_file=str(tmp_path / "a.csv")).task == task
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("text-clasification", r"Did you mean 'text-classification'\?"),
+        ("Image_Classification", r"Did you mean 'image-classification'\?"),
+        ("sentence-similarty", r"Did you mean 'sentence-similarity'\?"),
+        ("fill-mask", "It is called 'masked-lm' here"),
+        ("text-generation", "It is called 'causal-lm' here"),
+        ("summarization", "It is called 'seq2seq' here"),
+        ("token-classification", None),
+        ("video-classification", None),
+        ("image-segmentation", None),
+        ("text-to-speech", None),
+        ("masked-autoencoding", None),
+        ("", None),
+    ],
+)
+def test_a_near_task_is_named_only_if_it_does_the_same(name: str, said: str | None) -> None:
+    with pytest.raises(EvaluationError, match=r"Tasks: text-classification, .*, or a Python file") as raised:
+        task_info(name)
+    assert re.search(said or rf"^unknown task '{name}'\. Tasks: ", str(raised.value))
 
 
 ROWS = [{"text": "NA", "label": 1}, {"text": "null", "label": 0}, {"text": 'a, "b"\nc é', "label": 1}]
@@ -355,7 +425,6 @@ def test_a_metric_that_is_not_here_is_refused_at_once(tmp_path: Path, checkpoint
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"task": "text-clasification"}, "Did you mean 'text-classification'"),
         ({"task": "nowhere.py"}, "no file nowhere.py"),
         ({"stride": 4}, "drop --stride"),
         ({"task": "masked-lm", "second_column": "b"}, "drop --second_column"),
@@ -386,6 +455,128 @@ def test_a_checkpoint_without_the_tasks_head_is_refused(checkpoint: Path) -> Non
     assert not load_model(str(checkpoint), "text-classification").training
     with pytest.raises(EvaluationError, match="image processor"):
         load_processor(str(checkpoint), "image-classification")
+
+
+@pytest.mark.parametrize("task", ["text-classification", "feature-drift", "causal-lm", "own"])
+@pytest.mark.parametrize(
+    "config",
+    [transformers.BertConfig(), transformers.GPT2Config(), transformers.T5Config()],
+    ids=["bert", "gpt2", "t5"],
+)
+def test_an_empty_tokenizer_is_none(config: transformers.PretrainedConfig, task: str, tmp_path: Path) -> None:
+    """transformers makes one where there are no files: every word is unknown, or nothing at all."""
+    config.save_pretrained(tmp_path)
+    (tmp_path / "own.py").write_text("def batch(rows, processor, config): ...")
+    with pytest.raises(EvaluationError, match=rf"{tmp_path} has no tokenizer.*save_pretrained\('{tmp_path}'\)"):
+        load_processor(str(tmp_path), task if task != "own" else str(tmp_path / "own.py"))
+
+
+def test_a_tokenizer_may_do_without_files(tmp_path: Path) -> None:
+    """Of bytes, and of characters."""
+    for tokenizer, config in [
+        (transformers.ByT5Tokenizer(), transformers.T5Config()),
+        (transformers.PerceiverTokenizer(), transformers.PerceiverConfig()),
+    ]:
+        place = tmp_path / type(tokenizer).__name__
+        tokenizer.save_pretrained(place)
+        config.save_pretrained(place)
+        assert len(load_processor(str(place), "text-classification")("ab")["input_ids"]) >= 2
+
+
+def test_a_checkpoint_that_is_incomplete_or_of_another_kind(checkpoint: Path, tmp_path: Path) -> None:
+    def folder(name: str, *files: str, **changes: Any) -> str:
+        place = tmp_path / name
+        place.mkdir()
+        for file in files:
+            (place / file).write_bytes((checkpoint / file).read_bytes())
+        config = json.loads((checkpoint / "config.json").read_text())
+        (place / "config.json").write_text(json.dumps({**config, **changes}))
+        return str(place)
+
+    without = folder("without")
+    sharded = folder("sharded")
+    index = {"metadata": {"total_size": 4}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (Path(sharded) / "model.safetensors.index.json").write_text(json.dumps(index))
+    for place, task, said in [
+        (without, "text-classification", "no file named model.safetensors.*fetch the checkpoint again"),
+        (sharded, "text-classification", "model-00001-of-00002.safetensors.*fetch the checkpoint again"),
+        (
+            folder("other", "model.safetensors", intermediate_size=40),
+            "text-classification",
+            r"other shapes for .*bias: \[48\] instead of \[40\].*fetch the checkpoint again",
+        ),
+        (folder("new", model_type="never-heard-of"), "text-classification", "never-heard-of.*--task"),
+        (str(checkpoint), "image-classification", r"no AutoModelForImageClassification for models of its type.*--task"),
+        (str(checkpoint), "seq2seq", r"no AutoModelForSeq2SeqLM for models of its type.*--task"),
+        (str(checkpoint), "masked-lm", r"no weights for .*at random.*names BertForSequenceClassification"),
+    ]:
+        with pytest.raises(EvaluationError, match=re.compile(said, re.DOTALL)) as raised:
+            load_model(place, task)
+        assert place in str(raised.value)
+    with pytest.raises(EvaluationError, match=re.compile("FlashAttention2.*leave out", re.DOTALL)):
+        load_model(str(checkpoint), "text-classification", attn_implementation="flash_attention_2")
+
+
+def test_an_encoder_without_its_decoder_is_loaded_as_what_it_is(tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2, "vocab_size": 45}
+    for kind in ("T5", "MT5", "UMT5", "LongT5"):
+        config = getattr(transformers, f"{kind}Config")(**sizes, encoder_attention_type="local", local_radius=8)
+        getattr(transformers, f"{kind}EncoderModel")(config).save_pretrained(tmp_path / kind)
+        for task in ("sentence-similarity", "feature-drift"):
+            assert type(load_model(str(tmp_path / kind), task)).__name__ == f"{kind}EncoderModel"
+        with pytest.raises(EvaluationError, match=r"has no weights for .*EncoderModel"):
+            load_model(str(tmp_path / kind), "seq2seq")
+
+
+CUSTOM = """
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+
+class MyConfig(BertConfig):
+    model_type = "mine"
+
+
+class Mine(BertForSequenceClassification):
+    config_class = MyConfig
+
+
+class Words(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+def custom(checkpoint: Path, folder: Path) -> Path:
+    """A checkpoint whose code comes with it."""
+    shutil.copytree(checkpoint, folder)
+    (folder / "mine.py").write_text(CUSTOM)
+    auto = {"AutoConfig": "mine.MyConfig", "AutoModelForSequenceClassification": "mine.Mine"}
+    for file, own in (
+        ("config.json", {"model_type": "mine", "architectures": ["Mine"], "auto_map": auto}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "mine.Words"]}, "tokenizer_class": "Words"}),
+    ):
+        there = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**there, **own}))
+    return folder
+
+
+def test_code_of_its_own_is_run_if_it_may_be(checkpoint: Path, tmp_path: Path) -> None:
+    place = custom(checkpoint, tmp_path / "custom")
+    for refused in (
+        lambda: skeleton(str(place)),
+        lambda: load_model(str(place), "text-classification"),
+        lambda: load_processor(str(place), "text-classification"),
+    ):
+        with pytest.raises(EvaluationError, match=re.compile(rf"{place}.*add --trust_remote_code", re.DOTALL)):
+            refused()
+    code = (
+        "import sys; from hf_gelu_patch.evaluation.loading import *; place = sys.argv[1]\n"
+        "print(type(skeleton(place, trust_remote_code=True)).__name__)\n"
+        "print(type(load_model(place, 'text-classification', trust_remote_code=True)).__name__)\n"
+        "print(type(load_processor(place, 'text-classification', trust_remote_code=True)).__name__)\n"
+    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code, place], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["Mine", "Mine", "Words"], done.stderr
 
 
 def test_a_skeleton_has_the_sites_and_no_weights(checkpoint: Path) -> None:
