@@ -30,6 +30,7 @@ from hf_gelu_patch.evaluation.drift import (
     total_drift,
 )
 from hf_gelu_patch.evaluation.loading import EvaluationError, Subject, load_model, load_processor, load_rows
+from hf_gelu_patch.evaluation.padding import check_padding
 from hf_gelu_patch.evaluation.quality import Outcome, Quality, compare
 from hf_gelu_patch.evaluation.records import Fingerprint, Row
 from hf_gelu_patch.evaluation.speed import CudaClock, Speed, measure, measure_generation, peak_memory, summarise
@@ -191,6 +192,7 @@ def unpatched_metrics(subject: Subject, settings: Settings, accelerator: Acceler
     model, task, _ = _load(subject, settings, accelerator)
     batches = task.batches(settings.batch_size or task.batch_size())
     with torch.inference_mode():
+        check_padding(task, model, batches)
         answers = _answers(task, model, {}, (), batches, accelerator, _tell_nobody)
     return task.metrics([row.outcome for row in answers[BEFORE]])
 
@@ -254,8 +256,9 @@ def evaluate(
 
     Raises:
         PatchError: a patch was refused, before anything was measured.
-        EvaluationError: ``model`` is in training mode; two variants have one name; the records cannot be written or
-            are of another run; or examples were lost among the processes.
+        EvaluationError: ``model`` is in training mode; two variants have one name; what it says of a row depends on the
+            others in its batch; the records cannot be written or are of another run; or examples were lost among the
+            processes.
     """
     if model.training:
         raise EvaluationError("the model is in training mode, where dropout would differ: call model.eval() first.")
@@ -274,6 +277,7 @@ def evaluate(
     place = None if folder is None else folder / "records" / records.folder_name(task.subject.name)
 
     with torch.inference_mode():
+        check_padding(task, model, batches)
         writer: records.Writer | None = None
         known: dict[tuple[int, str], Row] = {}
         fingerprint = _fingerprint(model, task, settings, batches, size)

@@ -43,6 +43,8 @@ _MAX_READ = 2**20  # of them that are read at a time on a CPU
 _MAX_LENGTH = 512
 _DECODED = 32  # tokens, at most, in a timed generation from running text
 _MASKED = 0.15  # of a text's tokens
+_SIDES = ("first.", "second.")  # what the inputs of each text of a pair begin with
+_PROBE = 200  # characters of a text that tell what a tokenizer puts around it
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Batch:
 
     Attributes:
         ids: which examples, as numbered in the task.
-        inputs: keyword arguments of the model.
+        inputs: keyword arguments of the model; of a pair of texts that are embedded, those of each under its name.
         targets: [examples, positions], the right answers; −100 where there is none. Where a task has none at all, 0
             at each position that is compared.
         units: the work in it, in the task's unit.
@@ -179,6 +181,10 @@ class Task(ABC):
         """32, or fewer where a batch's logits would take more than 128 MB in float32."""
         return max(1, min(32, _MAX_LOGITS // max(1, self.logits_per_example())))
 
+    def alone(self, example: int) -> Batch:
+        """One example, with nothing beside it."""
+        return self.collate((example,), [self.examples[example]])
+
     def batches(self, size: int) -> list[Batch]:
         """All examples in batches of ``size``, the longest first: the same for any number of processes."""
         order = sorted(range(len(self.examples)), key=lambda i: (-self.size(self.examples[i]), i))
@@ -232,13 +238,7 @@ class Task(ABC):
         return found
 
     def tokens(self, rows: Sequence[int], texts: Mapping[int, str], **options: Any) -> dict[int, dict[str, Any]]:
-        """What the tokenizer makes of texts that will stand in batches, by row: there has to be something of each,
-        and something to fill up with."""
-        if self.processor.pad_token is None:
-            raise EvaluationError(
-                f"the tokenizer of {self.subject.name} has no padding token, which batches need: set "
-                "tokenizer.pad_token and save it to the checkpoint's folder."
-            )
+        """What the tokenizer makes of texts that will stand in batches, by row: there has to be something of each."""
         given = [texts[row] for row in rows]
         if not given:
             return {}
@@ -255,15 +255,31 @@ class Task(ABC):
         """Tokens in an example: as asked for, within what the model has positions for."""
         asked = self.subject.max_length
         own = getattr(self.config.get_text_config(), "max_position_embeddings", None) or _MAX_LENGTH
-        most = min(own, self.processor.model_max_length)
+        most = min(own if own > 0 else _MAX_LENGTH, self.processor.model_max_length)  # XLNet has −1 for none
         if asked is not None and asked > most:
             raise EvaluationError(f"{self.subject.name} takes at most {most} tokens: --max_length {asked} is too long.")
         return int(asked or min(most, _MAX_LENGTH))
 
     def padded(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """What the tokenizer made of some examples, filled up to one length."""
+        """What the tokenizer made of some examples, filled up to one length.
+
+        Raises:
+            EvaluationError: there is something to fill up, and no token to do it with.
+        """
         rows = [example["tokens"] for example in examples]
-        return dict(self.processor.pad(rows, padding=True, return_tensors="pt"))
+        uneven = len({len(row["input_ids"]) for row in rows}) > 1
+        if uneven and self.processor.pad_token is None:
+            raise EvaluationError(
+                f"the tokenizer of {self.subject.name} has no padding token, and a batch has texts of several lengths: "
+                "set tokenizer.pad_token and save it to the checkpoint's folder, or evaluate with "
+                "--per_device_eval_batch_size 1."
+            )
+        return dict(self.processor.pad(rows, padding=uneven, return_tensors="pt"))
+
+    def stacked(self, rows: Sequence[list[int]], absent: int) -> Tensor:
+        """[examples, positions] out of a number for each token, filled up where ``padded`` fills up."""
+        tensors = [torch.tensor(row) for row in rows]
+        return pad_sequence(tensors, batch_first=True, padding_value=absent, padding_side=self.processor.padding_side)
 
 
 def _shortened(text: str) -> str:
@@ -501,14 +517,22 @@ class SentenceSimilarity(Task):
         return 2 * int(self.config.get_text_config().hidden_size)
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
-        inputs = self.padded([{"tokens": example["pair"][which]} for which in (0, 1) for example in examples])
+        inputs = {
+            f"{side}{name}": value
+            for which, side in enumerate(_SIDES)
+            for name, value in self.padded([{"tokens": example["pair"][which]} for example in examples]).items()
+        }
         return Batch(ids, inputs, torch.zeros(len(ids), 2, dtype=torch.long), len(ids))
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        states: Tensor = model(**batch.inputs).last_hidden_state
-        mask = batch.inputs["attention_mask"].to(states.dtype)
-        weights = mask / mask.sum(1, keepdim=True)
-        return (weights[:, None, :] @ states).view(2, len(batch.ids), -1).transpose(0, 1)
+        embeddings = []
+        for side in _SIDES:  # one after the other: the texts of a pair are not to be filled up to each other's length
+            inputs = {name.removeprefix(side): value for name, value in batch.inputs.items() if name.startswith(side)}
+            states: Tensor = model(**inputs).last_hidden_state
+            mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).to(states.dtype)
+            weights = mask / mask.sum(1, keepdim=True)
+            embeddings.append((weights[:, None, :] @ states)[:, 0])
+        return torch.stack(embeddings, dim=1)
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:
         embeddings = self.forward(model, batch)
@@ -547,10 +571,9 @@ class FeatureDrift(Task):
                 ids, {"pixel_values": _stacked(self, examples)}, torch.zeros(len(ids), 1, dtype=torch.long), len(ids)
             )
         inputs = self.padded(examples)
-        mask = inputs["attention_mask"]
         if self.config.is_encoder_decoder:
-            inputs |= {"decoder_input_ids": inputs["input_ids"], "decoder_attention_mask": mask}
-        return Batch(ids, inputs, (mask - 1) * -_IGNORED, len(ids))
+            inputs |= {f"decoder_{name}": inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+        return Batch(ids, inputs, self.stacked([[0] * self.size(example) for example in examples], _IGNORED), len(ids))
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         states: Tensor = model(**batch.inputs).last_hidden_state
@@ -602,37 +625,48 @@ def _token_pairs(outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
     )
 
 
+def _frame(tokenizer: Any, texts: Iterable[str]) -> tuple[int, int]:
+    """How many tokens a tokenizer puts before a text, and how many behind it: told from the first text of which it
+    makes any."""
+    for text in texts:
+        piece = text.strip()[:_PROBE]
+        bare, whole = (tokenizer(piece, add_special_tokens=own, verbose=False)["input_ids"] for own in (False, True))
+        around = len(whole) - len(bare)
+        for before in range(around + 1) if bare else ():
+            if whole[before : before + len(bare)] == bare:
+                return before, around - before
+    return 0, 0
+
+
 class MaskedLM(_LanguageModel):
     """Texts of which 15 % of the tokens (at least one), drawn by the example's number, are hidden behind the mask token
     and have to be told (Devlin et al. 2018, all of those drawn masked). A text longer than ``max_length`` gives several
-    examples."""
+    examples, each between what the tokenizer puts around a text: none of it is left out."""
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         if self.processor.mask_token_id is None:
             raise EvaluationError(f"the tokenizer of {self.subject.name} has no mask token: it is for another --task.")
         texts = self.texts(data, self.subject.input_column, self.rows(data))
+        before, behind = _frame(self.processor, texts.values())
+        room = self.length() - before - behind
+        if room < 1:
+            raise EvaluationError(
+                f"{before + behind} tokens of {self.length()} are the tokenizer's own, which leaves none for the text: "
+                "take a larger --max_length."
+            )
         examples: list[dict[str, Any]] = []
         for row, text in texts.items():
             if limit is not None and len(examples) >= limit:
                 break
-            encoded = self.processor(
-                [text],
-                truncation=True,
-                max_length=self.length(),
-                return_special_tokens_mask=True,
-                return_overflowing_tokens=self.processor.is_fast,
-            )
-            encoded.pop("overflow_to_sample_mapping", None)
-            special = encoded.pop("special_tokens_mask")
-            before = len(examples)
-            for number, ids in enumerate(encoded["input_ids"]):
-                places = [place for place, one in enumerate(special[number]) if not one]
-                if places:
-                    tokens = {key: encoded[key][number] for key in encoded}
-                    examples.append(self._masked(tokens, places, len(examples)))
-                    examples[-1]["shown_ids"] = ids
-            if len(examples) == before:
+            encoded = self.processor(text, verbose=False)
+            end = len(encoded["input_ids"]) - behind
+            if end <= before:
                 self.leave_out(row, "has no tokens")
+            for start in range(before, end, room):
+                stop = min(start + room, end)
+                kept = [*range(before), *range(start, stop), *range(end, end + behind)]
+                tokens = {key: [values[place] for place in kept] for key, values in encoded.items()}
+                examples.append(self._masked(tokens, range(before, before + stop - start), len(examples)))
         return examples[:limit]
 
     def _masked(self, tokens: dict[str, Any], places: Sequence[int], example: int) -> dict[str, Any]:
@@ -640,17 +674,12 @@ class MaskedLM(_LanguageModel):
         ids, targets = list(tokens["input_ids"]), [_IGNORED] * len(tokens["input_ids"])
         for place in chosen:
             targets[place], ids[place] = ids[place], self.processor.mask_token_id
-        return {"tokens": {**tokens, "input_ids": ids}, "input_ids": ids, "targets": targets}
+        whole = tokens["input_ids"]
+        return {"tokens": {**tokens, "input_ids": ids}, "input_ids": ids, "targets": targets, "shown_ids": whole}
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
-        inputs = self.padded(examples)
-        targets = pad_sequence(
-            [torch.tensor(example["targets"]) for example in examples],
-            batch_first=True,
-            padding_value=_IGNORED,
-            padding_side=self.processor.padding_side,
-        )
-        return Batch(ids, inputs, targets, int(inputs["attention_mask"].sum()))
+        targets = self.stacked([example["targets"] for example in examples], _IGNORED)
+        return Batch(ids, self.padded(examples), targets, sum(map(self.size, examples)))
 
     def describe(self, example: int) -> str:
         return _shortened(self.processor.decode(self.examples[example]["shown_ids"][:100]))

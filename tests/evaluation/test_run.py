@@ -24,7 +24,6 @@ from hf_gelu_patch.activations import ACTIVATIONS
 from hf_gelu_patch.evaluation.loading import (
     EvaluationError,
     Subject,
-    load_data,
     load_model,
     load_processor,
     load_rows,
@@ -240,14 +239,6 @@ def test_a_text_without_tokens_is_refused_by_its_row(tiny: Subject, tmp_path: Pa
     (tmp_path / "data.csv").write_text('text,label\nw1,yes\n"",no\n')
     with pytest.raises(EvaluationError, match="row 2 has no tokens"):
         load(replace(tiny, data=tmp_path / "data.csv"))
-
-
-def test_a_tokenizer_that_cannot_pad_is_refused(tiny: Subject) -> None:
-    tokenizer = load_processor(tiny.model, tiny.task)
-    tokenizer.pad_token = None
-    config = load_model(tiny.model, tiny.task).config
-    with pytest.raises(EvaluationError, match="no padding token"):
-        make_task(tiny, config, tokenizer, load_data(tiny.data, ("text", "label")))
 
 
 @pytest.mark.parametrize("given", ["1", "yes"])

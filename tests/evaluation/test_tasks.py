@@ -218,6 +218,70 @@ def test_masked_language_modelling(masked: Path, tmp_path: Path) -> None:
     assert measured["perplexity"] == pytest.approx(math.exp(total))
 
 
+RESIDUES = "LAGVSERTIDPKQNFYMHWC"
+
+
+def words_tokenizer(folder: Path, around: str, **options: Any) -> None:
+    """Words, between what ``around`` puts there."""
+    write_tokenizer(folder)
+    found = transformers.AutoTokenizer.from_pretrained(folder)
+    tokens = [(word, found.convert_tokens_to_ids(word)) for word in around.split() if word != "$A"]
+    found.backend_tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=tokens)
+    names = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=found.backend_tokenizer, **{"model_max_length": 16, **names, **options}
+    ).save_pretrained(folder)
+
+
+def residues_tokenizer(folder: Path) -> None:
+    """A tokenizer written in Python, which gives no overflowing tokens."""
+    (folder / "vocab.txt").write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *RESIDUES, "<mask>"]))
+    transformers.EsmTokenizer(str(folder / "vocab.txt"), model_max_length=16).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("write", "joint", "room"),
+    [
+        (lambda folder: words_tokenizer(folder, "[CLS] $A [SEP]"), " ", 14),
+        (lambda folder: words_tokenizer(folder, "[CLS] $A [SEP]", truncation_side="left"), " ", 14),
+        (lambda folder: words_tokenizer(folder, "$A"), " ", 16),
+        (lambda folder: words_tokenizer(folder, "$A [SEP] [CLS]", padding_side="left"), " ", 14),
+        (lambda folder: words_tokenizer(folder, "[CLS] [CLS] $A"), " ", 14),
+        (residues_tokenizer, "", 14),
+    ],
+    ids=["both", "left", "none", "behind", "before", "python"],
+)
+def test_no_token_of_a_long_text_is_left_out(write: Any, joint: str, room: int, masked: Path, tmp_path: Path) -> None:
+    write(tmp_path)
+    config = transformers.AutoConfig.from_pretrained(masked)
+    tokenizer = load_processor(str(tmp_path), "masked-lm")
+    draw = random.Random(0)
+    pieces = RESIDUES if joint == "" else VOCABULARY[5:]
+    texts = [joint.join(draw.choices(pieces, k=count)) for count in (1, 14, 15, 100, 3)]
+    data = write_rows(tmp_path / "a.csv", ["text"], [(text,) for text in texts])
+    one = subject(str(masked), task="masked-lm", validation_file=data)
+    task = make_task(one, config, tokenizer, load_rows(one))
+    said, whole = [], tokenizer(texts[0])["input_ids"]
+    for example in task.examples:
+        ids = [
+            i if target == -100 else target for i, target in zip(example["input_ids"], example["targets"], strict=True)
+        ]
+        assert len(ids) <= 16
+        assert {len(values) for values in example["tokens"].values()} == {len(ids)}
+        kept = [number for number in ids if number not in {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}]
+        assert len(ids) - len(kept) == len(whole) - 1 == 16 - room
+        assert example["targets"].count(-100) == len(ids) - max(1, round(0.15 * len(kept)))
+        said += tokenizer.convert_ids_to_tokens(kept)
+    assert joint.join(said) == joint.join(texts)
+    assert len(task.examples) == sum(math.ceil(len(text.split() if joint else text) / room) for text in texts)
+
+
+def test_a_text_needs_room_beside_the_tokenizers_own_tokens(masked: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "a.csv", ["text"], [("w1 w2",)])
+    with pytest.raises(EvaluationError, match=r"2 tokens of 2 are the tokenizer's own.*--max_length"):
+        load(subject(str(masked), validation_file=data, max_length=2))
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("stride", [1, 5, 16, 23])
 def test_a_sliding_window_scores_every_token_once(stride: int, tmp_path: Path) -> None:
