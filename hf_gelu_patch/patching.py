@@ -42,7 +42,7 @@ from hf_gelu_patch.sites import (
     walk,
 )
 from hf_gelu_patch.sources import lines_of
-from hf_gelu_patch.verification import drifts, exact_outputs, outputs
+from hf_gelu_patch.verification import Drift, Verification
 
 __all__ = ["explain", "patch", "patched", "unpatch"]
 
@@ -57,6 +57,7 @@ def patch(
     strict: bool = False,
     verify: object = None,
     margin: float | None = None,
+    gradients: bool = False,
 ) -> Report:
     """Replace the activations of one loaded model, in place and reversibly. Only this instance is touched.
 
@@ -71,12 +72,17 @@ def patch(
             functions that are no hidden-layer activation.
         exclude: the sites to leave alone, likewise; it wins over include.
         strict: raise, instead of warning, when no site was changed.
-        verify: a batch to run the model on before and after, as it is (mode, device), without gradients: keyword
-            arguments as a mapping, positional ones as a tuple or list, or one tensor. The drift of every output is in
-            the report, beside the model's own error against a float64 copy where memory allows one; where it exceeds
-            the margin the patch is undone and an error raised.
-        margin: how far an output may move, relative to its scale max |output|. None: √ε of its dtype (float32 3.5e-4,
-            float16 3.1e-2, bfloat16 8.8e-2), half of its digits.
+        verify: a batch to run the model on before and after, as it is (mode, device): keyword arguments as a mapping,
+            positional ones as a tuple or list, or one tensor. The batch, the model and all random states are left as
+            they were. The drift of every output is in the report, beside the model's own error against a float64 copy
+            where memory allows one; where it is too large the patch is undone and an error raised.
+        margin: how far an output may move, relative to its scale max |output|, masks left out. None: a patch that keeps
+            the functions may at most double the model's own error against float64 (the worst number's fourfold). A
+            swap, and a patch of a model that no float64 copy could be made of, may move numbers by √ε of their usual
+            size (float32 3.5e-4, float16 3.1e-2, bfloat16 8.8e-2), half of their digits. Of integers and booleans it
+            is the share that may change; None: twice as many as differ from the float64 copy's.
+        gradients: with ``verify``: also compare the gradients of the output's ``loss``, and where there is none of a
+            random weighted sum of the outputs, with respect to the parameters and inputs that require one.
 
     Returns:
         What was done at each site, and why the others were left alone.
@@ -90,12 +96,14 @@ def patch(
         ImplementationUnavailableError: the implementation named cannot run on the model's device or dtype.
         AlreadyPatchedError: the model or a part of it is patched.
         NothingPatchedError: no site was changed, and ``strict``.
-        VerificationError: an output moved by more than the margin on ``verify``.
+        VerificationError: an output or gradient moved too far on ``verify``; or there is none to compare.
 
     Whatever is raised, the model is as it was.
     """
     if margin is not None and verify is None:
         raise PatchError("margin says how far outputs may move on a batch: give that batch as verify=.")
+    if gradients and verify is None:
+        raise PatchError("gradients are compared on a batch: give that batch as verify=.")
     plans = plan(model, implementation, activation, include, exclude)
     if not plans:
         raise NoSitesError(
@@ -122,15 +130,17 @@ def patch(
         if strict:
             raise NothingPatchedError(message)
         warnings.warn(message, NothingPatchedWarning, stacklevel=2)
-    before, exact = (None, None) if verify is None else (outputs(model, verify), exact_outputs(model, verify))
+    verification = None if verify is None else Verification.of(model, verify, gradients=gradients)
     _apply(changing, config)
-    if before is None:
+    if verification is None:
         return report
     try:
-        report = replace(report, drift=drifts(before, outputs(model, verify), exact, margin))
-        if exceeded := [drift for drift in report.drift if drift.exceeded]:
+        same = all(p.site.equivalence in ("identical", "rounding") for p in changing)
+        drift = verification.drift(model, margin=margin, same=same)
+        report = replace(report, drift=drift, unverified=verification.before.unseen)
+        if exceeded := [one for one in drift if one.exceeded]:
             raise VerificationError(
-                f"{report.summary}, and undone again: on the batch given, {'; '.join(map(str, exceeded))}. "
+                f"{report.summary}, and undone again: on the batch given, {_worst(exceeded)}. "
                 "Leave sites out with exclude=, or declare a larger margin= where that much is meant to change."
             )
     except BaseException:
@@ -138,6 +148,11 @@ def patch(
             unpatch(model)
         raise
     return report
+
+
+def _worst(drift: list[Drift], most: int = 5) -> str:
+    text = "; ".join(map(str, drift[:most]))
+    return text if len(drift) <= most else f"{text}; and {len(drift) - most} more"
 
 
 def _apply(plans: list[Plan], config: list[ConfigChange]) -> None:
@@ -267,6 +282,7 @@ def patched(
     strict: bool = False,
     verify: object = None,
     margin: float | None = None,
+    gradients: bool = False,
 ) -> Iterator[Report]:
     """``patch`` for the length of a ``with`` block, undone on the way out, exceptions included. Arguments as there."""
     report = patch(
@@ -278,6 +294,7 @@ def patched(
         strict=strict,
         verify=verify,
         margin=margin,
+        gradients=gradients,
     )
     try:
         yield report

@@ -139,6 +139,7 @@ class Report:
     config: tuple[str, ...] = ()
     seen: str = ""
     drift: tuple[Drift, ...] = ()
+    unverified: tuple[str, ...] = ()
 
     @property
     def changed(self) -> tuple[Site, ...]:
@@ -165,7 +166,8 @@ class Report:
             f"  {row[0]:>{widths[0]}} {row[1]:<{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]:<{widths[3]}}  {row[4]}"
             for row in rows
         ]
-        return lines + [f"  config: {line}" for line in self.config] + [f"  verified: {one}" for one in self.drift]
+        lines += [f"  config: {line}" for line in self.config] + [f"  verified: {one}" for one in self.drift]
+        return lines + [f"  not verified: {one}" for one in self.unverified]
 
     def __str__(self) -> str:
         return "\n".join([self.summary, *self.lines()])

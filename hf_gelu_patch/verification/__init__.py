@@ -1,0 +1,105 @@
+"""What a patch does to a model's outputs on a batch: the drift of each, beside the model's own rounding error.
+
+values (what of an output can be compared), runs (a model on a batch, both left as they were), bars (how far numbers may
+move). ``Verification`` is the three together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hf_gelu_patch.errors import VerificationError
+from hf_gelu_patch.verification.bars import Drift, drifts, half_the_digits, largest_difference, scale_of
+from hf_gelu_patch.verification.runs import GRADIENT, exact_run, free_memory, run
+from hf_gelu_patch.verification.values import Found, output_tensors
+
+__all__ = [
+    "Drift",
+    "Verification",
+    "drifts",
+    "exact_outputs",
+    "free_memory",
+    "half_the_digits",
+    "largest_difference",
+    "output_tensors",
+    "outputs",
+    "scale_of",
+]
+
+
+def outputs(model: nn.Module, batch: object) -> dict[str, Tensor]:
+    """Name → a copy of each tensor of numbers in what a model says of a batch, as ``Verification`` compares them."""
+    return run(model, batch).tensors
+
+
+def exact_outputs(model: nn.Module, batch: object) -> dict[str, Tensor] | None:
+    """``outputs`` of a float64 copy of a model; None where there is no memory for one, where weights are offloaded or
+    quantized, or where it cannot run in float64."""
+    found = exact_run(model, batch)
+    return None if found is None else found.tensors
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a model computed on a batch before it was patched.
+
+    Attributes:
+        batch: a mapping of keyword arguments, a tuple or list of positional ones, or the one argument.
+        gradients: whether gradients are compared too.
+        before: what the model computed.
+        exact: what a float64 copy of it did; None where there is none.
+        epsilon: of the coarsest arithmetic inside it.
+    """
+
+    batch: object
+    gradients: bool
+    before: Found
+    exact: Found | None
+    epsilon: float
+
+    @classmethod
+    def of(cls, model: nn.Module, batch: object, *, gradients: bool = False) -> Verification:
+        """Run a model that is not patched yet.
+
+        Raises:
+            VerificationError: nothing that it says can be compared.
+        """
+        before = run(model, batch, gradients=gradients)
+        if not any(_says_something(tensor) for tensor in before.tensors.values()):
+            seen = "; ".join(before.unseen or before.tensors) or "nothing"
+            raise VerificationError(
+                f"{type(model).__name__} gives no numbers on the batch that could be compared before and after ({seen})"
+                ". Verify a part of it, or a model around it, that returns tensors of numbers which are finite; or "
+                "leave out verify=."
+            )
+        return cls(batch, gradients, before, exact_run(model, batch, gradients=gradients), _coarsest(model))
+
+    def drift(self, model: nn.Module, *, margin: float | None, same: bool) -> tuple[Drift, ...]:
+        """How far the patched model is from that; arguments as for ``drifts``."""
+        after = run(model, self.batch, gradients=self.gradients).tensors
+        exact = {} if self.exact is None else self.exact.tensors
+        found: tuple[Drift, ...] = ()
+        for gradients in (False, True):
+            before_, after_, exact_ = (
+                {name: tensor for name, tensor in tensors.items() if name.startswith(GRADIENT) == gradients}
+                for tensors in (self.before.tensors, after, exact)
+            )
+            found += drifts(before_, after_, exact_, margin, same=same, epsilon=self.epsilon, parts=gradients)
+        return found
+
+
+def _says_something(tensor: Tensor) -> bool:
+    return bool(tensor.numel()) and (not tensor.is_floating_point() or bool(tensor.isfinite().any()))
+
+
+def _coarsest(model: nn.Module) -> float:
+    """The largest ε of a model's weights, and of autocast where it is on."""
+    weights = [*model.parameters(), *model.buffers()]
+    dtypes = {weight.dtype for weight in weights if weight.is_floating_point() and weight.dtype.itemsize > 1}
+    for device in {weight.device.type for weight in weights} - {"meta"}:
+        if torch.is_autocast_enabled(device):
+            dtypes.add(torch.get_autocast_dtype(device))
+    return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)

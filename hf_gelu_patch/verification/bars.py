@@ -1,0 +1,384 @@
+"""How far numbers may move: beside the error that they have by themselves against float64, or by half of their digits.
+
+A number y is looked at relative to s = S + w·|y|. S is how far the numbers of its tensor usually are from their median:
+no mask sets it, and no constant that is added to all of them. w·|y| allows for the rounding of y itself. A mask, a
+number far larger than all that are none, may move by a few ε of itself and as far as the others.
+
+A patch that keeps the functions must leave the model as near to float64 as it was, but for a small factor: of the worst
+number, of the worst row (of the last axis), of all numbers together, and of the median row. Without a float64 copy, and
+where the functions are swapped, |Δ| ≤ √ε·s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Drift", "Scale", "drifts", "half_the_digits", "largest_difference", "relative", "scale_of"]
+
+_GAP = 4  # binades between masks and what they mask, in which nothing lies
+_WIDTH = 3  # binades that masks lie in
+_SURE = 24  # bits: how unlikely numbers are that have no masks and look as if they had
+_USUAL = 0.99  # the share of numbers that S is not exceeded by
+_SAMPLE = 2**20  # numbers that S is taken from, where there are more
+_AT_A_TIME = 2**22  # numbers that are compared together
+_MASK_ULPS = 4.0
+
+_FEW = 64  # so few numbers may be right to the last digit by chance
+_USELESS = 0.25  # a reference that is so far away drew other random numbers
+
+
+class Grains(NamedTuple):
+    """One figure for each way of looking at a tensor: its worst number, the root mean square (RMS) of its worst row, of
+    all, and of its median row."""
+
+    number: float = 0.0
+    row: float = 0.0
+    whole: float = 0.0
+    median: float = 0.0
+
+
+_TIMES = Grains(4.0, 3.0, 2.0, 2.0)  # how much larger the error may be after than before
+_FLOORS = Grains(1.0, 0.5, 0.25, 0.25)  # what is added to that, in units of ``_floor``
+
+
+def half_the_digits(epsilon: float) -> float:
+    """√ε: how far rounding may move a number, where there is nothing to compare with."""
+    return math.sqrt(epsilon)
+
+
+def _floor(epsilon: float) -> float:
+    """An error that is none, relative to S: 32 ε of float32, about ε of bfloat16."""
+    return min(32 * epsilon, half_the_digits(epsilon) / 8)
+
+
+# --------------------------------------------------------------------------------------------------------------- scale
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the numbers of a tensor are.
+
+    Attributes:
+        largest: max |y|, masks and what is not finite left out.
+        usual: S.
+        mask: the least |y| of the masks; inf where there are none.
+    """
+
+    largest: float
+    usual: float
+    mask: float
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Scale:
+        """The scale of a tensor, from a sample of it where it is large."""
+        values = tensor.detach().flatten()
+        values = values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
+        size = values.abs()
+        size = size[size.isfinite()]
+        if not size.numel():
+            return cls(0.0, 0.0, math.inf)
+        mask = _least_mask(size)
+        largest = float(size[size < mask].max()) if mask < math.inf else float(size.max())
+        if len(values) > _SAMPLE:
+            generator = torch.Generator().manual_seed(0)
+            values = values[torch.randint(len(values), (_SAMPLE,), generator=generator).to(values.device)]
+        values = values[values.isfinite() & (values.abs() < mask)].double()
+        centre = values.median() if len(values) >= 16 else 0.0
+        away = (values - centre).abs()
+        away = away[away > 0]
+        usual = float(torch.quantile(away, _USUAL, interpolation="higher")) if len(away) else largest
+        return cls(largest, usual, mask)
+
+
+def _least_mask(size: Tensor) -> float:
+    """The least of the sizes that are masks: a few binades that lie alone above all others."""
+    exponents = torch.frexp(size[size > 0]).exponent
+    if not exponents.numel():
+        return math.inf
+    lowest = int(exponents.min())
+    counts = torch.bincount(exponents - lowest).tolist()
+    binades = [binade for binade, count in enumerate(counts) if count]
+    least = len(counts)
+    while binades:
+        group = [binade for binade in binades if binade > binades[-1] - _WIDTH]
+        rest = binades[: -len(group)]
+        below = sum(counts[: group[0]])
+        gap = group[0] - rest[-1] - 1 if rest else 0
+        if gap < _GAP or below * gap < _SURE:
+            break
+        least, binades = group[0], rest
+    return math.inf if least == len(counts) else math.ldexp(0.5, least + lowest)
+
+
+def scale_of(tensor: Tensor) -> float:
+    """max |x| over the elements that are finite and no masks; 0.0 without any."""
+    return Scale.of(tensor).largest
+
+
+def relative(change: Tensor, before: Tensor, scale: Scale, epsilon: float) -> Tensor:
+    """|Δ| / s of each number, inf where Δ is; 0 for 0 / 0.
+
+    Args:
+        change: |Δ|.
+        before: y, in the same precision.
+        scale: that of the tensor that y is part of.
+        epsilon: of the arithmetic.
+    """
+    size = before.abs()
+    change = _less_masks(change, size, scale, epsilon)
+    own = torch.where(size < scale.mask, min(1.0, 128 * half_the_digits(epsilon)) * size, 0.0)
+    return torch.where(change == 0, 0.0, change / (scale.usual + own))
+
+
+def _less_masks(change: Tensor, size: Tensor, scale: Scale, epsilon: float) -> Tensor:
+    """|Δ|, of masks less their own rounding."""
+    masked = (size >= scale.mask) & size.isfinite()
+    return torch.where(masked, (change - _MASK_ULPS * epsilon * size).clamp_(min=0.0), change)
+
+
+def largest_difference(a: Tensor, b: Tensor) -> float:
+    """max |a − b|; what is not finite counts as equal where both are the same, else as infinitely far."""
+    if a.shape != b.shape:
+        return math.inf
+    if a.numel() == 0:
+        return 0.0
+    a, b = a.double(), b.to(a.device).double()
+    return float(_difference(a, b).max())
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    same = (a == b) | (a.isnan() & b.isnan())
+    return torch.where(same, 0.0, (a - b).abs()).nan_to_num_(nan=math.inf, posinf=math.inf)
+
+
+# --------------------------------------------------------------------------------------------------------------- drift
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far a patch moved one output, or one gradient.
+
+    Attributes:
+        output: its name: ``logits``, ``hidden_states.0``, ``gradient of lm_head.weight``.
+        largest: max |patched − before| over its elements; inf where one of them alone is not a number or infinite. Of
+            integers and booleans, the share that changed.
+        scale: max |before|, masks left out; 1 of integers and booleans.
+        margin: how large ``largest`` may be, relative to the scale; None where its own error is the bar.
+        error_before, error_after: max |y − exact|, masks left out, where the exact output is that of a float64 copy of
+            the unpatched model; of integers and booleans, the share that differs. None without such a copy.
+        exceeded: whether it moved further than it may.
+        discrete: whether it holds integers or booleans.
+    """
+
+    output: str
+    largest: float
+    scale: float
+    margin: float | None
+    error_before: float | None
+    error_after: float | None
+    exceeded: bool
+    discrete: bool = False
+
+    def __str__(self) -> str:
+        text = f"{self.output}: max |Δ| {self.largest:.2g} (of {self.scale:.3g}"
+        text += ")" if self.margin is None else f", margin {self.margin:.2g} of that)"
+        if self.discrete:
+            text = f"{self.output}: {self.largest:.2%} of its elements changed"
+            text += "" if self.margin is None else f" (margin {self.margin:.2%})"
+        if self.error_before is not None and self.error_after is not None:
+            of = ".2%" if self.discrete else ".2g"
+            text += f"; error against float64 {self.error_before:{of}} before, {self.error_after:{of}} after"
+        return text
+
+
+def drifts(
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    exact: Mapping[str, Tensor] | None,
+    margin: float | None,
+    *,
+    same: bool = True,
+    epsilon: float = 0.0,
+    parts: bool = False,
+) -> tuple[Drift, ...]:
+    """One ``Drift`` for each output.
+
+    Args:
+        before, after: the outputs by name, unpatched and patched.
+        exact: those of a float64 copy of the unpatched model.
+        margin: how far an output may move, relative to its scale; None to judge it as this module says. Of integers and
+            booleans: the share that may change; None for twice as many as differ from the float64 copy's.
+        same: whether the patch keeps the functions.
+        epsilon: of the coarsest arithmetic inside the model, where that is coarser than an output's own.
+        parts: whether they are parts of one thing, as gradients are: those that are mere rounding beside the others,
+            such as that of a key's bias, are judged by the others' scale.
+    """
+    exact = exact or {}
+    alike = [name for name in before if name in after and _alike(before[name], after[name])]
+    scales = {name: Scale.of(before[name]) for name in alike if before[name].is_floating_point()}
+    if parts and scales:
+        least = _floor(max(epsilon, *(torch.finfo(before[name].dtype).eps for name in scales)))
+        least *= max(scale.usual for scale in scales.values())
+        scales = {name: replace(scale, usual=max(scale.usual, least)) for name, scale in scales.items()}
+    compared = {
+        name: _Compared.of(before[name], after[name], exact.get(name), scale, epsilon) for name, scale in scales.items()
+    }
+    error = max((one.before.whole for one in compared.values() if one.has_error and one.count >= _FEW), default=0.0)
+    found = []
+    for name in dict.fromkeys((*before, *after)):
+        if name in compared:
+            found.append(compared[name].drift(name, margin, same, error))
+        elif name in alike:
+            found.append(_discrete(name, before[name], after[name], exact.get(name), margin, same))
+        else:
+            scale = scale_of(before[name]) if name in before and before[name].is_floating_point() else 0.0
+            found.append(Drift(name, math.inf, scale, margin, None, None, True))
+    return tuple(found)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.is_floating_point() == b.is_floating_point()
+
+
+def _discrete(
+    name: str, before: Tensor, after: Tensor, exact: Tensor | None, margin: float | None, same: bool
+) -> Drift:
+    def share(a: Tensor, b: Tensor) -> float:
+        return float((a != b.to(a.device)).double().mean()) if a.numel() else 0.0
+
+    changed = share(after, before)
+    own = its = None
+    if exact is not None and exact.shape == before.shape:
+        own, its = share(before, exact), share(after, exact)
+    if margin is None:
+        margin = 2 * own if own is not None and same else 0.0
+    return Drift(name, changed, 1.0, margin, own, its, changed > margin, discrete=True)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Floating-point numbers before and after, beside the exact ones.
+
+    Attributes:
+        scale: of the numbers before.
+        epsilon: of the arithmetic.
+        count: how many numbers there are, without masks and what is not finite.
+        largest: max |Δ|.
+        beyond: the same, of masks less their own rounding.
+        moved: |Δ| / s.
+        before, after: |error| / s, where ``has_error``; of masks and what is not finite nothing.
+        errors: max |error| before and after.
+        unsure: the worst of |Δ| / s where there is no error to hold it against.
+    """
+
+    scale: Scale
+    epsilon: float
+    count: int
+    largest: float
+    beyond: float
+    moved: Grains
+    before: Grains
+    after: Grains
+    has_error: bool
+    errors: tuple[float, float]
+    unsure: float
+
+    @classmethod
+    def of(cls, old: Tensor, new: Tensor, exact: Tensor | None, scale: Scale, epsilon: float) -> _Compared:
+        epsilon = max(epsilon, torch.finfo(old.dtype).eps)
+        if exact is not None and (exact.shape != old.shape or epsilon <= torch.finfo(torch.float64).eps):
+            exact = None  # a float64 copy is no more exact than a float64 model
+        rows: list[list[Tensor]] = []
+        largest = beyond = unsure = 0.0
+        errors = [0.0, 0.0]
+        for b, a, e in _chunks(old, new, exact):
+            difference = _difference(a, b)
+            largest = max(largest, float(difference.max()))
+            a, b = _saturated(a, b, old.dtype), _saturated(b, a, old.dtype)
+            difference = _difference(a, b)
+            beyond = max(beyond, float(_less_masks(difference, b.abs(), scale, epsilon).max()))
+            usual = b.isfinite() & (b.abs() < scale.mask)
+            sure = usual & e.isfinite()
+            moved = relative(difference, b, scale, epsilon)
+            own, its = ((x - e).abs() for x in (b, a))
+            own_, its_ = (relative(x, b, scale, epsilon) for x in (own, its))
+            unsure = max(unsure, float(torch.where(sure, 0.0, moved).max()))
+            errors = [max(x, float(torch.where(sure, y, 0.0).max())) for x, y in zip(errors, (own, its), strict=True)]
+            rows.append([sums for part in ((moved, usual), (own_, sure), (its_, sure)) for sums in _by_row(*part)])
+        columns = [torch.cat(column) for column in zip(*rows, strict=True)] or [torch.zeros(0)] * 9
+        moving, before, after = (_grains(*columns[start : start + 3]) for start in (0, 3, 6))
+        return cls(
+            scale=scale,
+            epsilon=epsilon,
+            count=int(columns[2].sum()),
+            largest=largest,
+            beyond=beyond,
+            moved=moving._replace(number=max(moving.number, unsure)),
+            before=before,
+            after=after,
+            has_error=bool(columns[5].sum() > 0),
+            errors=(errors[0], errors[1]),
+            unsure=unsure,
+        )
+
+    def drift(self, name: str, margin: float | None, same: bool, error: float) -> Drift:
+        """What it says.
+
+        Args:
+            error: RMS of the model's relative error in its other outputs: what few numbers may be off by.
+        """
+        own, its = self.errors if self.has_error else (None, None)
+        digits = half_the_digits(self.epsilon)
+        if margin is not None:
+            exceeded = not (self.beyond if margin > 0 else self.largest) <= margin * self.scale.largest
+        elif same and self.has_error and self.before.whole <= _USELESS:
+            floor = _floor(self.epsilon)
+            if self.count < _FEW:
+                floor = digits / 8 + _TIMES.number * error
+            bars = [k * e + f * floor for k, e, f in zip(_TIMES, self.before, _FLOORS, strict=True)]
+            exceeded = not all(e <= bar for e, bar in zip(self.after, bars, strict=True)) or self.unsure > digits
+        else:
+            margin = digits
+            exceeded = self.moved.number > digits or (same and self.moved.whole > digits / 4)
+        return Drift(name, self.largest, self.scale.largest, margin, own, its, exceeded)
+
+
+def _chunks(old: Tensor, new: Tensor, exact: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """[rows, numbers] of each in float64, so many rows at a time; NaN as the exact ones where there are none."""
+    width = old.shape[-1] if old.dim() else 1
+    if not old.numel():
+        return
+    step = max(1, _AT_A_TIME // width)
+    tables = [None if x is None else x.reshape(-1, width) for x in (old, new, exact)]
+    for start in range(0, old.numel() // width, step):
+        b, a, e = (None if x is None else x[start : start + step].to(old.device).double() for x in tables)
+        assert b is not None
+        assert a is not None
+        yield b, a, torch.full_like(b, math.nan) if e is None else e
+
+
+def _saturated(one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
+    """Infinities as the largest numbers where the other is a number: just below them rounding makes the difference."""
+    largest = torch.finfo(dtype).max
+    return torch.where(one.isinf() & other.isfinite(), one.clamp(-largest, largest), one)
+
+
+def _by_row(values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row, of what counts: the largest, the sum of squares, how many."""
+    values = torch.where(counts, values, 0.0)
+    return values.amax(-1), values.square().sum(-1), counts.sum(-1)
+
+
+def _grains(largest: Tensor, squares: Tensor, counts: Tensor) -> Grains:
+    some = counts > 0
+    if not some.any():
+        return Grains()
+    rows = (squares[some] / counts[some]).sqrt()
+    whole = math.sqrt(float(squares.sum() / counts.sum()))
+    return Grains(float(largest.max()), float(rows.max()), whole, float(rows.median()))
