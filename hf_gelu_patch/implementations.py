@@ -31,18 +31,21 @@ class Fused:
 
     Attributes:
         activation: its name.
-        pointwise: act(x).
-        gated: act(gate) · up, for two plain tensors of one shape and dtype; None where it fuses none.
+        pointwise: act(x), for an ordinary tensor.
+        eager: act(x) for any other: nested, sparse, masked, quantized, complex or of a subclass, as the model's own
+            ops take it; and for what stands for a tensor while torch.fx traces.
+        gated: act(gate) · up, for two ordinary tensors of one shape and dtype; None where it fuses none.
         linear: act(linear(x)), for a plain linear layer or convolution; None where it fuses none.
     """
 
     activation: str
     pointwise: Callable[[Tensor], Tensor]
+    eager: Callable[[Tensor], Tensor]
     gated: Callable[[Tensor, Tensor], Tensor] | None = None
     linear: Callable[[nn.Module, Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.pointwise(x)
+        return self.pointwise(x) if ops.ordinary(x) else self.eager(x)
 
     def __deepcopy__(self, memo: object) -> Fused:
         return self  # it has no state
@@ -114,7 +117,8 @@ def _build(implementation: Implementation, activation: Activation) -> Fused | No
 
     pointwise = bound(implementation.functions)
     assert pointwise is not None
-    return Fused(activation.name, pointwise, bound(implementation.gated), bound(implementation.linear))
+    eager = activation.bind(activation.eager)
+    return Fused(activation.name, pointwise, eager, bound(implementation.gated), bound(implementation.linear))
 
 
 def _refuse(function: Function, name: str, *inputs: Tensor | nn.Module) -> Tensor:
@@ -258,7 +262,7 @@ each tensor of that size or more; below it, in place was measured to be no faste
 def _after_linear(linear: nn.Module, x: Tensor, *, activation: str, **parameters: float) -> Tensor:
     """The activation written over the linear layer's output, which nobody else holds, where that is large."""
     y: Tensor = linear(x)
-    over = type(y) is Tensor and y.nbytes >= LARGE and not _stays(y)
+    over = ops.ordinary(y) and y.nbytes >= LARGE and not _stays(y)
     result: Tensor = (_IN_PLACE if over else _ATEN)[activation](y, **parameters)
     return result
 

@@ -5,8 +5,8 @@ to an autograd function around it: the dispatcher takes Python ten times as long
 the call (a dispatch mode: FakeTensor, make_fx, a counter of operations), it is an op of torch.library. While
 torch.compile, torch.export or torch.jit traces, it is the plain aten expression, so that Inductor fuses it with its
 neighbours; an opaque op would keep it from doing so. float64 is that expression too, and so are torch.func's
-transforms, forward-mode derivatives, subclasses of Tensor (nested, sharded) and anything on a CPU, unless Triton's
-interpreter runs the kernels there. Tensors of every size are computed alike.
+transforms, forward-mode derivatives, subclasses of Tensor, nested and sparse tensors and anything on a CPU, unless
+Triton's interpreter runs the kernels there. Tensors of every size are computed alike.
 """
 
 from __future__ import annotations
@@ -43,6 +43,17 @@ _ORDINARY = frozenset({Tensor, nn.Parameter})
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = frozenset({"cuda", "cpu"} if _INTERPRETED else {"cuda"})
 """The device types the kernels run on; torch calls ROCm's ``cuda`` too."""
+
+
+def ordinary(x: object) -> bool:
+    """Whether x is a tensor of floating-point numbers in strided memory: no subclass of Tensor, nothing that stands
+    for a tensor while torch.fx traces, and neither nested, sparse, quantized nor in MKL-DNN's layout."""
+    return type(x) in _ORDINARY and _in_memory(x) and x.is_floating_point()  # type: ignore[arg-type, attr-defined]
+
+
+def _in_memory(x: Tensor) -> bool:
+    """Whether x has sizes and strides. A nested tensor of the older kind says that its layout is strided, too."""
+    return x.layout is torch.strided and not x.is_nested
 
 
 def pointwise(x: Tensor, activation: str, **parameters: float) -> Tensor:
@@ -108,7 +119,8 @@ def gated(gate: Tensor, up: Tensor, activation: str, *, rounded: bool = False, *
     constants = _constants(activation, parameters, GATED)
     if not (isinstance(gate, Tensor) and isinstance(up, Tensor)):  # torch.fx traces with what stands for them
         return _eager_gated(activation, constants)(gate, up)
-    if gate.shape != up.shape:
+    in_memory = _in_memory(gate) and _in_memory(up)
+    if in_memory and gate.shape != up.shape:
         raise ValueError(f"gate has shape {tuple(gate.shape)} and up {tuple(up.shape)}: expand or split them first")
     if gate.dtype != up.dtype or gate.device != up.device:
         raise TypeError(f"gate is {gate.dtype} on {gate.device}, up {up.dtype} on {up.device}: they have to be alike")
@@ -146,8 +158,9 @@ def gated_halves(
         UnknownNameError, TypeError, NotImplementedError: as in ``gated``.
     """
     constants = _constants(activation, parameters, GATED)
-    if gate_up.dim() == 0 or gate_up.shape[-1] % 2:
-        raise ValueError(f"the last dimension is split into halves, and the shape is {tuple(gate_up.shape)}")
+    if gate_up.dim() == 0 or gate_up.size(-1) % 2:
+        shape = tuple(gate_up.shape) if _in_memory(gate_up) else f"(…, {gate_up.size(-1)})"
+        raise ValueError(f"the last dimension is split into halves, and the shape is {shape}")
     y: Tensor
     if _direct(gate_up):
         if gate_up.requires_grad and torch.is_grad_enabled():
@@ -163,7 +176,9 @@ def gated_halves(
 
 def _plain(x: Tensor) -> bool:
     """Whether the aten expression is what x gets, decided before the dispatcher, which is slower than a small op."""
-    return _by_aten(x) or torch.compiler.is_compiling() or _transformed() or type(x) not in _ORDINARY
+    if torch.compiler.is_compiling() or type(x) not in _ORDINARY or not _in_memory(x):
+        return True
+    return _by_aten(x) or _transformed()
 
 
 def _direct(*tensors: Tensor) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from hf_gelu_patch.implementations import Fused
+from hf_gelu_patch.ops import ordinary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -45,7 +46,7 @@ class PatchedActivation(nn.Module):
         _carry_accelerate_hook(original, self)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.fused.pointwise(input)
+        return self.fused(input)
 
     def extra_repr(self) -> str:
         return f"{self.label}, was {type(self.original).__name__}"
@@ -130,8 +131,8 @@ def _recorded() -> bool:
 
 
 def gated(act: Any, gate: Tensor, up: Tensor) -> Tensor:
-    """act(gate) · up, fused where ``act`` is a patched activation without hooks and both are plain tensors of one shape
-    and dtype."""
+    """act(gate) · up, fused where ``act`` is a patched activation without hooks and both are ordinary tensors of one
+    shape and dtype."""
     if _recorded():
         product: Tensor = act(gate) * up
         return product
@@ -139,8 +140,8 @@ def gated(act: Any, gate: Tensor, up: Tensor) -> Tensor:
     if (
         fused is not None
         and fused.gated is not None
-        and type(gate) is Tensor
-        and type(up) is Tensor
+        and ordinary(gate)
+        and ordinary(up)
         and gate.dtype == up.dtype
         and gate.shape == up.shape
     ):
@@ -155,7 +156,7 @@ def linear_act(act: Any, linear: Callable[[Any], Any], x: Any) -> Any:
     if _recorded():
         return act(linear(x))
     fused = _fused(act)
-    if fused is None or fused.linear is None or type(x) is not Tensor:
+    if fused is None or fused.linear is None or not ordinary(x):
         return act(linear(x))
     if isinstance(linear, nn.Module) and plain(linear):
         return fused.linear(linear, x)

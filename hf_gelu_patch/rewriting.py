@@ -214,7 +214,7 @@ def _edit(edits: _Edits, expression: Expression, fused: Fused | None, helper: Ca
 @functools.lru_cache(maxsize=256)
 def _of_tensors(fused: Fused, method: str) -> Fused:
     """``fused`` for what is written as a method, which may be that of an object that is no tensor."""
-    return replace(fused, pointwise=functools.partial(_method_of, method, fused.pointwise))
+    return replace(fused, eager=functools.partial(_method_of, method, fused.eager))
 
 
 def _method_of(name: str, function: Callable[[Tensor], Tensor], x: Any) -> Any:

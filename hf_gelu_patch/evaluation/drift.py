@@ -508,7 +508,7 @@ def _time_sites(model: nn.Module, timed: Callable[[Callable[..., Tensor]], Calla
     for module in model.modules():
         if isinstance(module, PatchedActivation):  # its class may take more steps than the activation's plainest form
             own = module.original.forward
-            module.fused = Fused(module.fused.activation, timed(own), gated(own))
+            module.fused = Fused(module.fused.activation, timed(own), timed(own), gated(own))
 
 
 def amdahl(share: float) -> float:
