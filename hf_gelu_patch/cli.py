@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from hf_gelu_patch import __version__
 from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.evaluation.data import first_line
+from hf_gelu_patch.evaluation.labels import READINGS
 from hf_gelu_patch.evaluation.loading import (
     TASKS,
     EvaluationError,
@@ -235,6 +236,18 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--metric", metavar="METRIC", help="another metric beside the task's own: a script, or a name on the hub"
     )
+    what.add_argument(
+        "--labels",
+        choices=READINGS,
+        help="how labels are written in the data (default: told from them; needed where both would do)",
+    )
+    what.add_argument(
+        "--threshold",
+        type=_finite,
+        metavar="X",
+        help="of a head that gives a number: above it the answer is 1, else 0; of one that gives several labels: the "
+        "logit above which a label holds (default: none, and 0)",
+    )
     what.add_argument("--skip_bad_rows", action="store_true", help="leave out rows that cannot be used, and count them")
     what.add_argument(
         "--limit", type=_positive, metavar="N", help="use the first N rows, or blocks of text (default: all)"
@@ -371,12 +384,19 @@ def _positive(text: str) -> int:
     return number
 
 
-def _above_zero(text: str) -> float:
+def _finite(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
-    if not 0 < number < math.inf:
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text}: it takes a finite number")
+    return number
+
+
+def _above_zero(text: str) -> float:
+    number = _finite(text)
+    if number <= 0:
         raise argparse.ArgumentTypeError(f"{text}: it takes a number above 0")
     return number
 
@@ -517,6 +537,8 @@ def _subject(name: str, options: argparse.Namespace) -> Subject:
         config_name=options.config_name,
         metric=options.metric,
         stride=options.stride,
+        labels=options.labels,
+        threshold=options.threshold,
         allow_download=options.allow_download,
     )
 

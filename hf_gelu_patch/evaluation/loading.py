@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_gelu_patch.evaluation.data import EvaluationError, ask_hub, data_file, first_line, load_data
+from hf_gelu_patch.evaluation.labels import READINGS
 from hf_gelu_patch.evaluation.reference import REFERENCES, Reference, ReferenceUnavailableError
 
 if TYPE_CHECKING:
@@ -170,6 +171,10 @@ class Subject:
         split, config_name: of the data, as ``load_data`` takes them.
         metric: another metric, besides the task's own, by the path of its script or its name on the hub.
         stride: for causal-lm, the tokens that a sliding window moves on by; None for blocks that do not overlap.
+        labels: how labels are written in the data, one of ``labels.READINGS``; None to tell it from them.
+        threshold: for a classifier's head that gives a number, the answer is 1 above it and else 0, and measured as
+            such too; for one of several labels, the logit above which a label holds. None for no such answer, and for
+            0, a probability of ½.
         allow_download: whether what isn't here may be fetched from the hub.
     """
 
@@ -186,6 +191,8 @@ class Subject:
     config_name: str | None = None
     metric: str | None = None
     stride: int | None = None
+    labels: str | None = None
+    threshold: float | None = None
     allow_download: bool = False
 
     @property
@@ -207,6 +214,8 @@ def subject(
     config_name: str | None = None,
     metric: str | None = None,
     stride: int | None = None,
+    labels: str | None = None,
+    threshold: float | None = None,
     allow_download: bool = False,
 ) -> Subject:
     """Complete what was named to all that an evaluation needs; no model is loaded.
@@ -217,7 +226,7 @@ def subject(
         validation_file: a file, a folder, or an id on the hub; None for a reference's own data.
         input_column, second_column, target_column: None for a reference's own, or the task's usual ones.
         max_length: None for a reference's own, or the model's limit.
-        split, config_name, metric, stride: as in ``Subject``.
+        split, config_name, metric, stride, labels, threshold: as in ``Subject``.
         allow_download: whether an id on the hub may be fetched; otherwise it has to be in the cache.
 
     Raises:
@@ -267,6 +276,12 @@ def subject(
         raise EvaluationError(f"{found.task} reads no second text: drop --second_column.")
     if stride is not None and found.task != "causal-lm":
         raise EvaluationError(f"{found.task} has no sliding window, only causal-lm has: drop --stride.")
+    if found.task not in ("text-classification", "image-classification"):
+        for option, value in (("labels", labels), ("threshold", threshold)):
+            if value is not None:
+                raise EvaluationError(f"{found.task} is no classification: drop --{option}.")
+    if labels is not None and labels not in READINGS:
+        raise EvaluationError(f"labels are read as {', '.join(READINGS)}; got {labels!r}.")
     return replace(
         found,
         second_column=second_column or found.second_column,
@@ -274,6 +289,8 @@ def subject(
         config_name=config_name,
         metric=metric,
         stride=stride,
+        labels=labels,
+        threshold=threshold,
         allow_download=allow_download,
     )
 

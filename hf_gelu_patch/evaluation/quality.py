@@ -26,8 +26,10 @@ __all__ = [
     "Flip",
     "Interval",
     "LanguageModelMetric",
+    "MultiLabelMetric",
     "Outcome",
     "Quality",
+    "RegressionMetric",
     "SequenceMetric",
     "SimilarityMetric",
     "compare",
@@ -42,11 +44,17 @@ __all__ = [
 Array = np.ndarray[Any, Any]
 Answer = str | int | float | bool | None
 
-LOWER_IS_BETTER = frozenset({"perplexity", "edit_error_rate", "loss"})
+LOWER_IS_BETTER = frozenset({"perplexity", "edit_error_rate", "loss", "mse"})
 """Metrics of which less is better; of all others more is."""
 
-_RELATIVE = frozenset({"perplexity"})  # metrics whose margin is a share of their value before
-_OF_RIGHT_ANSWERS = ("accuracy", "macro_f1", "token_accuracy", "exact_match")  # what ``p`` is asked about
+_RELATIVE = frozenset({"perplexity", "mse"})  # metrics whose margin is a share of their value before
+_OF_RIGHT_ANSWERS = (
+    "accuracy",
+    "macro_f1",
+    "token_accuracy",
+    "exact_match",
+    "subset_accuracy",
+)  # what ``p`` is asked about
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _IN_MEMORY = 2**22  # numbers that resampling holds at a time, in each of a few arrays
@@ -59,12 +67,12 @@ class Outcome:
     """What one model said of one example.
 
     Attributes:
-        answers: the predicted label; or the most likely next token at each position; or the generated sequence, its
-            tokens joined by spaces.
+        answers: the predicted label; or the set of predicted labels, a text of 0 and 1 with a digit for each; or the
+            most likely next token at each position; or the generated sequence, its tokens joined by spaces.
         targets: the right answers, one for each.
         loss: the negative log-likelihood of the targets, summed, in nats.
         tokens: how many terms the loss sums.
-        score: the answer, where it is a number: a similarity.
+        score: the answer, where it is a number: a similarity, or what a regression head gives.
         top5: for each answer, whether the target is among the five likeliest; () where that was not asked.
     """
 
@@ -153,8 +161,8 @@ class Quality:
             where each example has one answer.
         differences: after − before of each metric, with its interval.
         margin: what was declared to count as equivalent; None where nothing was.
-        equivalent: of each metric, whether its whole interval lies within ±margin (of perplexity, which knows no
-            bounds: within ±margin of its value before); None without one.
+        equivalent: of each metric, whether its whole interval lies within ±margin (of perplexity and the mean squared
+            error, which know no bounds: within ±margin of its value before); None without one.
         flipped: the first 100 answers that changed.
         max_abs_logit_change: max |logit after − logit before| over all positions that count.
         max_abs_logit: max |logit before|, the scale to see it against.
@@ -334,6 +342,38 @@ def _macro_f1(hits: Array, said: Array, right: Array) -> Array:
     return _ratio(scores.sum(axis=1), present.sum(axis=1))
 
 
+class MultiLabelMetric(_OfflineMetric):
+    """Of sets of labels: the share that is right to the last label; micro F1, 2·TP / (2·TP + FP + FN) of all labels
+    counted together; and macro F1, its mean over the labels that the references have. NaN where there are none.
+
+    Takes ``predictions`` and ``references``: texts of 0 and 1, with a digit for each label.
+    """
+
+    columns: ClassVar = {"predictions": "string", "references": "string"}
+    summary = "Subset accuracy, micro and macro F1."
+
+    @classmethod
+    def rows(cls, **columns: Array) -> dict[str, Array]:
+        said, right = (_bits(columns[name]) for name in ("predictions", "references"))
+        return {"exact": (said == right).all(axis=1), "hits": said * right, "said": said, "right": right}
+
+    @classmethod
+    def statistics(cls, weights: Array, **rows: Array) -> dict[str, Array]:
+        # Whole numbers, of which float64 has the exact sums in any order.
+        hits, said, right = (weights @ rows[name] for name in ("hits", "said", "right"))
+        return {
+            "subset_accuracy": _ratio(_sums(weights, rows["exact"]), weights.sum(axis=1)),
+            "micro_f1": _ratio(2 * hits.sum(axis=1), (said + right).sum(axis=1)),
+            "macro_f1": _macro_f1(hits, said, right),
+        }
+
+
+def _bits(texts: Array) -> Array:
+    """[example, label]: 1.0 and 0.0."""
+    width = len(texts[0]) if len(texts) else 0
+    return np.array([[bit == "1" for bit in text] for text in texts], dtype=np.float64).reshape(len(texts), width)
+
+
 class LanguageModelMetric(_OfflineMetric):
     """Perplexity, exp of the mean negative log-likelihood per token, and the share of tokens predicted right.
 
@@ -421,6 +461,28 @@ class SimilarityMetric(_OfflineMetric):
             "spearman": _correlation(weights, *ranks),
             "pearson": _correlation(weights, rows["predictions"], rows["references"]),
         }
+
+
+class RegressionMetric(SimilarityMetric):
+    """The correlations of ``SimilarityMetric``; the mean squared error; and, of answers and targets that are 0 or 1
+    where they are given, accuracy and macro F1."""
+
+    optional: ClassVar = {"answers": "int64", "targets": "int64"}
+    summary = "Correlations and mean squared error."
+
+    @classmethod
+    def rows(cls, **columns: Array) -> dict[str, Array]:
+        said, right = columns["predictions"], columns["references"]
+        rows = {**super().rows(predictions=said, references=right), "squares": (said - right) ** 2}
+        if "answers" in columns:
+            rows |= ClassificationMetric.rows(predictions=columns["answers"], references=columns["targets"])
+        return rows
+
+    @classmethod
+    def statistics(cls, weights: Array, **rows: Array) -> dict[str, Array]:
+        found = super().statistics(weights, **rows)
+        found["mse"] = _ratio(_sums(weights, rows["squares"]), weights.sum(axis=1))
+        return {**found, **ClassificationMetric.statistics(weights, **rows)} if "hits" in rows else found
 
 
 def _levelled(values: Array, eps: float) -> Array:
@@ -625,16 +687,17 @@ def compare(
 
 
 def _answers(old: Outcome, new: Outcome) -> Iterator[tuple[Answer, Answer, Answer]]:
-    """(before, after, right) of each answer of an example. Scores that differ by less than anyone sees are the same;
-    there is no right one among them."""
+    """(before, after, right) of each answer of an example. Where these are scores, those that differ by less than
+    anyone sees are the same; there is no right one among them."""
     yield from zip(old.answers, new.answers, old.targets, strict=True)
-    if old.score is not None and new.score is not None:
+    if not old.answers and old.score is not None and new.score is not None:
         moved = not (abs(new.score - old.score) <= _VISIBLE or (math.isnan(old.score) and math.isnan(new.score)))
         yield f"{old.score:.4f}", f"{new.score:.4f}" if moved else f"{old.score:.4f}", None
 
 
 def margin_of(metric: str, margin: float, before: float) -> float:
-    """How far a metric may move: by the margin; of perplexity, which knows no bounds, by that share of its value."""
+    """How far a metric may move: by the margin; of perplexity and the mean squared error, which know no bounds, by that
+    share of its value."""
     return margin * abs(before) if metric in _RELATIVE else margin
 
 

@@ -391,6 +391,7 @@ def _fingerprint(
         "limit": settings.limit,
         "max_length": task.subject.max_length,
         "stride": task.subject.stride,
+        "threshold": task.subject.threshold,
         "batch_size": size,
         "data": records.content_digest(
             (name, tensor) for batch in batches for name, tensor in {**batch.inputs, "targets": batch.targets}.items()

@@ -7,7 +7,6 @@ there are; whoever runs one computes the same bits. Nothing is drawn at random t
 from __future__ import annotations
 
 import io
-import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +21,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_gelu_patch.evaluation.data import PROBLEM, EvaluationError, first_line
+from hf_gelu_patch.evaluation.heads import IGNORED, MAX_LOGITS, head_of, read_logits
+from hf_gelu_patch.evaluation.heads import label_columns as _label_columns
+from hf_gelu_patch.evaluation.labels import BadLabelError, LabelsError, as_number
 from hf_gelu_patch.evaluation.loading import Subject, load_metric, own_file, own_task
 from hf_gelu_patch.evaluation.quality import (
     ClassificationMetric,
@@ -37,9 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Prediction", "Task", "make_task"]
 
-_IGNORED = -100
-_MAX_LOGITS = 2**25  # numbers in the logits of one batch, 128 MB in float32
-_MAX_READ = 2**20  # of them that are read at a time on a CPU
 _MAX_LENGTH = 512
 _DECODED = 32  # tokens, at most, in a timed generation from running text
 _MASKED = 0.15  # of a text's tokens
@@ -179,7 +178,7 @@ class Task(ABC):
 
     def batch_size(self) -> int:
         """32, or fewer where a batch's logits would take more than 128 MB in float32."""
-        return max(1, min(32, _MAX_LOGITS // max(1, self.logits_per_example())))
+        return max(1, min(32, MAX_LOGITS // max(1, self.logits_per_example())))
 
     def alone(self, example: int) -> Batch:
         """One example, with nothing beside it."""
@@ -199,7 +198,7 @@ class Task(ABC):
     def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:
         """Run the model, and read off an outcome for each example."""
         logits = self.forward(model, batch)
-        return Prediction(logits, tuple(Outcome(*read) for read in _read(logits, batch.targets)))
+        return Prediction(logits, tuple(Outcome(*read) for read in read_logits(logits, batch.targets)))
 
     # What follows is for the tasks' own ``encode``.
 
@@ -287,38 +286,6 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 100 else text[:99] + "…"
 
 
-def _read(logits: Tensor, targets: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...], float, int]]:
-    """For each example: the most likely class at each position that counts, the right ones, their summed negative
-    log-likelihood −log softmax(logits)[target] in nats, and how many they are.
-
-    Softmax's sum is taken in the logits' precision (in float32 where that is less): within 1e-6 nats of the exact one.
-    What is added up beyond it is float64. Only so many logits at a time as a cache holds: it is what makes it cheap.
-    """
-    if logits.shape[:2] != targets.shape:
-        raise EvaluationError(
-            f"the model gave logits of the shape {list(logits.shape)} for answers of the shape {list(targets.shape)}."
-        )
-    counts = targets != _IGNORED
-    losses = torch.zeros(targets.shape, dtype=torch.float64, device=logits.device)
-    rows, columns = counts.nonzero(as_tuple=True)
-    said: list[int] = []
-    step = max(1, (_MAX_READ if logits.device.type == "cpu" else _MAX_LOGITS) // logits.shape[-1])
-    for places in zip(torch.split(rows, step), torch.split(columns, step), strict=True):
-        scores = logits[places]
-        scores = scores if scores.dtype == torch.float64 else scores.float()
-        largest, indices = scores.max(-1)
-        given = scores.gather(-1, targets[places][:, None])[:, 0]
-        total = scores.sub_(largest[:, None]).exp_().sum(-1)
-        losses[places] = total.double().log() + (largest.double() - given.double())
-        said += indices.tolist()
-    right = targets[counts].tolist()
-    found, end = [], 0
-    for loss, size in zip(losses.sum(1).tolist(), counts.sum(1).tolist(), strict=True):
-        begin, end = end, end + size
-        found.append((tuple(said[begin:end]), tuple(right[begin:end]), loss, size))
-    return found
-
-
 def _first(data: datasets.Dataset, limit: int | None) -> datasets.Dataset:
     return data if limit is None else data.select(range(min(limit, len(data))))
 
@@ -327,70 +294,72 @@ def _first(data: datasets.Dataset, limit: int | None) -> datasets.Dataset:
 
 
 class _Classification(Task):
-    """One label for an example."""
+    """A right answer for an example, of the kind that the model's head gives: a label, several, or a number."""
 
-    metric = ClassificationMetric
+    _likeliest: ClassVar[int | None] = None
 
-    def named(self, answer: str) -> str:
-        return str(self.config.id2label.get(int(answer), answer))
+    def __init__(self, subject: Subject, config: Any, *arguments: Any, **options: Any) -> None:
+        self.head = head_of(config, subject, likeliest=self._likeliest)
+        self.metric = self.head.metric
+        self._answer: Callable[[Any], Any] | None = None
+        super().__init__(subject, config, *arguments, **options)
 
-    def label(self, value: Any) -> int | None:
-        """A label's id, from its id or its name; None if the model knows neither."""
-        known: dict[str, int] = {str(name): int(index) for name, index in (self.config.label2id or {}).items()}
-        index = known.get(str(value))
-        if index is None:
-            try:
-                index = int(str(value))
-            except ValueError:
-                return None
-        return index if 0 <= index < self.config.num_labels else None
-
-    def labels(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, int]:
+    def answers(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, Any]:
+        """The right answers, by row. How a column is to be read is told from the whole of it, once."""
         column = self.subject.target_column
-        feature = data.features[column]
         values = data[column][:]
-        if isinstance(feature, datasets.ClassLabel) and set(feature.names) <= set(self.config.label2id):
-            values = [value if value is None else feature.int2str(value) for value in values]
-        names = sorted((self.config.label2id or {}).items(), key=lambda item: item[1])
-        shown = ", ".join(f"{index} ({name})" for name, index in names[:12]) + (", …" if len(names) > 12 else "")
-        ids = {value: self.label(value) for value in dict.fromkeys(values)}
+        if self._answer is None:
+            try:
+                self._answer = self.head.reader(values, data.features[column])
+            except LabelsError as error:
+                raise EvaluationError(f"{self.subject.data}, column {column!r}: {error}") from None
         found = {}
         for row in rows:
-            index = ids[values[row]]
-            if index is None:
-                self.leave_out(row, f"has the label {values[row]!r}, which the model does not know (it has: {shown})")
-            else:
-                found[row] = index
+            try:
+                found[row] = self._answer(values[row])
+            except BadLabelError as error:
+                self.leave_out(row, str(error))
         return found
+
+    def logits_per_example(self) -> int:
+        return self.head.outputs
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return super().forward(model, batch)[:, None, :]
 
+    def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:
+        logits = self.forward(model, batch)
+        if logits.shape[2:] != (self.head.outputs,):
+            raise EvaluationError(
+                f"{self.subject.name} gives {list(logits.shape[2:])} numbers an example, where num_labels in its "
+                f"config says {self.head.outputs}: mend config.json."
+            )
+        return Prediction(logits, tuple(self.head.outcomes(logits[:, 0], self._right(batch.ids))))
+
     def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
-        return _label_columns(outcomes)
+        return self.head.columns(outcomes, self._right(range(len(outcomes))))
 
+    def pairs(self, outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
+        return self.head.pairs(self.columns(outcomes))
 
-def _label_columns(outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
-    columns: dict[str, np.ndarray[Any, Any]] = {
-        "predictions": np.array([outcome.answers[0] for outcome in outcomes], dtype=np.int64),
-        "references": np.array([outcome.targets[0] for outcome in outcomes], dtype=np.int64),
-    }
-    if any(outcome.top5 for outcome in outcomes):
-        columns["top5"] = np.array([outcome.top5[0] for outcome in outcomes], dtype=np.bool_)
-    return columns
+    def named(self, answer: str) -> str:
+        return self.head.named(answer)
+
+    def _right(self, ids: Iterable[int]) -> list[Any]:
+        return [self.examples[example]["label"] for example in ids]
 
 
 class TextClassification(_Classification):
-    """A text, or a pair of texts, and its label."""
+    """A text, or a pair of texts, and what is right of it."""
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
-        data = _first(data, limit)
+        every, data = data, _first(data, limit)
         texts = self.texts(data, self.subject.input_column, self.rows(data))
         options = {}
         if self.subject.second_column is not None:
             seconds = self.texts(data, self.subject.second_column, texts)
             texts = {row: texts[row] for row in seconds}
-        labels = self.labels(data, texts)
+        labels = self.answers(every, texts)
         if self.subject.second_column is not None:
             options["text_pair"] = [seconds[row] for row in labels]
         encoded = self.tokens(list(labels), texts, **options)
@@ -400,28 +369,22 @@ class TextClassification(_Classification):
         ]
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
-        return Batch(ids, self.padded(examples), torch.tensor([[e["label"]] for e in examples]), len(ids))
+        return Batch(ids, self.padded(examples), self.head.targets([e["label"] for e in examples]), len(ids))
 
 
 class ImageClassification(_Classification):
-    """An image and its label; where there are more than five labels, the five likeliest are looked at too."""
+    """An image and what is right of it; where there are more than five labels, the five likeliest are looked at too."""
+
+    _likeliest = 5
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
-        data = _first(data, limit)
-        labels = self.labels(data, self.rows(data))
-        return [{**image, "label": labels[row]} for row, image in _pixels(self, data, labels).items()]
+        first = _first(data, limit)
+        labels = self.answers(data, self.rows(first))
+        return [{**image, "label": labels[row]} for row, image in _pixels(self, first, labels).items()]
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
-        targets = torch.tensor([[example["label"]] for example in examples])
+        targets = self.head.targets([example["label"] for example in examples])
         return Batch(ids, {"pixel_values": _stacked(self, examples)}, targets, len(ids))
-
-    def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:
-        logits = self.forward(model, batch)
-        if logits.shape[-1] <= 5:
-            return Prediction(logits, tuple(Outcome(*read) for read in _read(logits, batch.targets)))
-        among = (logits[:, 0].topk(5, sorted=False).indices == batch.targets).any(-1).tolist()
-        outcomes = (Outcome(*read, top5=(one,)) for read, one in zip(_read(logits, batch.targets), among, strict=True))
-        return Prediction(logits, tuple(outcomes))
 
 
 def _pixels(task: Task, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
@@ -494,13 +457,11 @@ class SentenceSimilarity(Task):
         scores = data[self.subject.target_column][:]
         right = {}
         for row in second:
-            try:
-                right[row] = float(scores[row])
-                if not math.isfinite(right[row]):
-                    raise ValueError
-            except (TypeError, ValueError):
-                right.pop(row, None)
+            number = as_number(scores[row])
+            if number is None:
                 self.leave_out(row, f"has no score that is a number: {scores[row]!r}")
+            else:
+                right[row] = number
         one = self.tokens(list(right), first)
         two = self.tokens(list(one), second)
         return [
@@ -573,7 +534,7 @@ class FeatureDrift(Task):
         inputs = self.padded(examples)
         if self.config.is_encoder_decoder:
             inputs |= {f"decoder_{name}": inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
-        return Batch(ids, inputs, self.stacked([[0] * self.size(example) for example in examples], _IGNORED), len(ids))
+        return Batch(ids, inputs, self.stacked([[0] * self.size(example) for example in examples], IGNORED), len(ids))
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         states: Tensor = model(**batch.inputs).last_hidden_state
@@ -671,14 +632,14 @@ class MaskedLM(_LanguageModel):
 
     def _masked(self, tokens: dict[str, Any], places: Sequence[int], example: int) -> dict[str, Any]:
         chosen = random.Random(f"masked-lm {example}").sample(places, max(1, round(_MASKED * len(places))))
-        ids, targets = list(tokens["input_ids"]), [_IGNORED] * len(tokens["input_ids"])
+        ids, targets = list(tokens["input_ids"]), [IGNORED] * len(tokens["input_ids"])
         for place in chosen:
             targets[place], ids[place] = ids[place], self.processor.mask_token_id
         whole = tokens["input_ids"]
         return {"tokens": {**tokens, "input_ids": ids}, "input_ids": ids, "targets": targets, "shown_ids": whole}
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
-        targets = self.stacked([example["targets"] for example in examples], _IGNORED)
+        targets = self.stacked([example["targets"] for example in examples], IGNORED)
         return Batch(ids, self.padded(examples), targets, sum(map(self.size, examples)))
 
     def describe(self, example: int) -> str:
@@ -729,12 +690,12 @@ class CausalLM(_LanguageModel):
         windows = [torch.tensor(example["input_ids"]) for example in examples]
         targets = [window.clone() for window in windows]
         for target, example in zip(targets, examples, strict=True):
-            target[: example["known"]] = _IGNORED
+            target[: example["known"]] = IGNORED
         inputs = {"input_ids": pad_sequence(windows, batch_first=True)}
         units = sum(map(len, windows))
         if units < inputs["input_ids"].numel():  # the text's last window is shorter
             inputs["attention_mask"] = pad_sequence([torch.ones_like(w) for w in windows], batch_first=True)
-        return Batch(ids, inputs, pad_sequence(targets, batch_first=True, padding_value=_IGNORED)[:, 1:], units)
+        return Batch(ids, inputs, pad_sequence(targets, batch_first=True, padding_value=IGNORED)[:, 1:], units)
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         logits: Tensor = model(**batch.inputs, use_cache=False).logits
@@ -799,7 +760,7 @@ class Seq2Seq(Task):
         return max(len(example["labels"]) for example in self.examples) * int(self.config.get_text_config().vocab_size)
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
-        labels = pad_sequence([torch.tensor(e["labels"]) for e in examples], batch_first=True, padding_value=_IGNORED)
+        labels = pad_sequence([torch.tensor(e["labels"]) for e in examples], batch_first=True, padding_value=IGNORED)
         return Batch(ids, {**self.padded(examples), "labels": labels}, labels, len(ids))
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -814,9 +775,10 @@ class Seq2Seq(Task):
             **inputs, do_sample=False, num_beams=1, max_new_tokens=own or self.new_tokens
         )
         texts = self.processor.batch_decode(generated, skip_special_tokens=True)
+        read = read_logits(logits, batch.targets)
         outcomes = (
             Outcome((" ".join(text.split()),), (self.examples[example]["target"],), loss, tokens)
-            for example, text, (_, _, loss, tokens) in zip(batch.ids, texts, _read(logits, batch.targets), strict=True)
+            for example, text, (_, _, loss, tokens) in zip(batch.ids, texts, read, strict=True)
         )
         return Prediction(logits, tuple(outcomes))
 

@@ -20,8 +20,10 @@ from hf_gelu_patch.evaluation.quality import (
     Flip,
     Interval,
     LanguageModelMetric,
+    MultiLabelMetric,
     Outcome,
     Quality,
+    RegressionMetric,
     SequenceMetric,
     SimilarityMetric,
     compare,
@@ -133,6 +135,15 @@ def test_one_stray_answer_does_not_cost_a_third_of_macro_f1() -> None:
     assert found.equivalent == {"accuracy": True, "macro_f1": True}
 
 
+def test_labels_that_no_reference_has_do_not_count_among_several() -> None:
+    found = MultiLabelMetric.measure(predictions=["101", "010", "111"], references=["100", "010", "110"])
+    assert found == {"subset_accuracy": 1 / 3, "micro_f1": 2 * 4 / (6 + 4), "macro_f1": 1.0}
+    none = MultiLabelMetric.measure(predictions=["00"], references=["00"])
+    assert none["subset_accuracy"] == 1.0
+    assert math.isnan(none["micro_f1"])
+    assert math.isnan(none["macro_f1"])
+
+
 def test_top_five_is_measured_where_it_is_given() -> None:
     found = ClassificationMetric.measure(
         predictions=[1, 2, 3, 4], references=[1, 1, 3, 9], top5=[True, True, True, False]
@@ -209,6 +220,13 @@ COLUMNS = {
         "references": ["a b", "b", "a c", "d f"],
         "losses": [0.1, 0.2, 0.3, 0.4],
         "tokens": [2, 1, 2, 2],
+    },
+    MultiLabelMetric: {"predictions": ["110", "000", "011", "100"], "references": ["100", "010", "011", "010"]},
+    RegressionMetric: {
+        "predictions": [0.1, 0.3, 0.2, 0.3],
+        "references": [1.0, 2.0, 2.0, 5.0],
+        "answers": [0, 1, 0, 1],
+        "targets": [0, 0, 0, 1],
     },
     SimilarityMetric: {"predictions": [0.1, 0.3, 0.2, 0.3], "references": [1.0, 2.0, 2.0, 5.0]},
 }

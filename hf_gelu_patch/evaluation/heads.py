@@ -1,0 +1,347 @@
+"""What a classifier's head answers: one label, several labels, or a number. How right answers are read from a column of
+the data, outcomes from logits, and metrics from outcomes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from hf_gelu_patch.evaluation.data import EvaluationError
+from hf_gelu_patch.evaluation.labels import BadLabelError, Labels, LabelsError, as_number, class_names, shown
+from hf_gelu_patch.evaluation.loading import Subject
+from hf_gelu_patch.evaluation.quality import (
+    ClassificationMetric,
+    MultiLabelMetric,
+    Outcome,
+    RegressionMetric,
+)
+
+__all__ = ["IGNORED", "MAX_LOGITS", "Head", "MultiLabel", "Regression", "SingleLabel", "head_of", "read_logits"]
+
+IGNORED = -100
+"""The target of a position where there is no right answer."""
+MAX_LOGITS = 2**25
+"""Numbers in the logits of one batch, 128 MB in float32."""
+
+_MAX_READ = 2**20  # of them that are read at a time on a CPU
+
+Columns = dict[str, np.ndarray[Any, Any]]
+
+
+def read_logits(logits: Tensor, targets: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...], float, int]]:
+    """For each example: the most likely class at each position that counts, the right ones, their summed negative
+    log-likelihood −log softmax(logits)[target] in nats, and how many they are.
+
+    Softmax's sum is taken in the logits' precision (in float32 where that is less): within 1e-6 nats of the exact one.
+    What is added up beyond it is float64. Only so many logits at a time as a cache holds: it is what makes it cheap.
+
+    Args:
+        logits: [examples, positions, classes].
+        targets: [examples, positions]; ``IGNORED`` where none counts.
+
+    Raises:
+        EvaluationError: the shapes do not go together.
+    """
+    if logits.shape[:2] != targets.shape:
+        raise EvaluationError(
+            f"the model gave logits of the shape {list(logits.shape)} for answers of the shape {list(targets.shape)}."
+        )
+    counts = targets != IGNORED
+    losses = torch.zeros(targets.shape, dtype=torch.float64, device=logits.device)
+    rows, columns = counts.nonzero(as_tuple=True)
+    said: list[int] = []
+    step = max(1, (_MAX_READ if logits.device.type == "cpu" else MAX_LOGITS) // logits.shape[-1])
+    for places in zip(torch.split(rows, step), torch.split(columns, step), strict=True):
+        scores = logits[places]
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        largest, indices = scores.max(-1)
+        given = scores.gather(-1, targets[places][:, None])[:, 0]
+        total = scores.sub_(largest[:, None]).exp_().sum(-1)
+        losses[places] = total.double().log() + (largest.double() - given.double())
+        said += indices.tolist()
+    right = targets[counts].tolist()
+    found, end = [], 0
+    for loss, size in zip(losses.sum(1).tolist(), counts.sum(1).tolist(), strict=True):
+        begin, end = end, end + size
+        found.append((tuple(said[begin:end]), tuple(right[begin:end]), loss, size))
+    return found
+
+
+class Head(ABC):
+    """What one kind of head answers.
+
+    Attributes:
+        metric: how its outcomes are measured.
+        outputs: the numbers it gives an example.
+    """
+
+    metric: type[Any]
+
+    def __init__(self, outputs: int) -> None:
+        self.outputs = outputs
+
+    @abstractmethod
+    def reader(self, values: Sequence[Any], feature: Any) -> Callable[[Any], Any]:
+        """What gives the right answer that a value of a column is.
+
+        Args:
+            values: the whole column.
+            feature: what datasets says of it.
+
+        Raises:
+            LabelsError: the column as a whole cannot be read. What is given raises ``BadLabelError`` for a value that
+                cannot be.
+        """
+
+    def targets(self, right: Sequence[Any]) -> Tensor:
+        """[examples, 1], for a batch: 0 where an answer is no class."""
+        return torch.zeros(len(right), 1, dtype=torch.long)
+
+    @abstractmethod
+    def outcomes(self, logits: Tensor, right: Sequence[Any]) -> list[Outcome]:
+        """From [examples, outputs]."""
+
+    @abstractmethod
+    def columns(self, outcomes: Sequence[Outcome], right: Sequence[Any]) -> Columns:
+        """What ``metric`` takes."""
+
+    def pairs(self, columns: Columns) -> tuple[list[Any], list[Any]]:
+        """The predictions and references, as another metric takes them."""
+        return columns["predictions"].tolist(), columns["references"].tolist()
+
+    def named(self, answer: str) -> str:
+        """An answer as people know it."""
+        return answer
+
+
+class SingleLabel(Head):
+    """The likeliest label.
+
+    Args:
+        labels: the model's.
+        likeliest: whether the right one is among so many likeliest is looked at too, where there are more labels; None
+            not to look.
+    """
+
+    metric = ClassificationMetric
+
+    def __init__(self, labels: Labels, likeliest: int | None = None) -> None:
+        super().__init__(len(labels))
+        self._labels = labels
+        self._likeliest = likeliest if likeliest is not None and len(labels) > likeliest else None
+
+    def reader(self, values: Sequence[Any], feature: Any) -> Callable[[Any], int]:
+        return self._labels.reader(values, class_names(feature))
+
+    def targets(self, right: Sequence[int]) -> Tensor:
+        return torch.tensor(right)[:, None]
+
+    def outcomes(self, logits: Tensor, right: Sequence[int]) -> list[Outcome]:
+        targets = self.targets(right).to(logits.device)
+        read = read_logits(logits[:, None], targets)
+        if self._likeliest is None:
+            return [Outcome(*one) for one in read]
+        among = (logits.topk(self._likeliest, sorted=False).indices == targets).any(-1).tolist()
+        return [Outcome(*one, top5=(is_,)) for one, is_ in zip(read, among, strict=True)]
+
+    def columns(self, outcomes: Sequence[Outcome], right: Sequence[int]) -> Columns:
+        del right
+        return label_columns(outcomes)
+
+    def named(self, answer: str) -> str:
+        return self._labels.names[int(answer)]
+
+
+def label_columns(outcomes: Sequence[Outcome]) -> Columns:
+    """What ``ClassificationMetric`` takes, from outcomes of one answer each."""
+    columns: Columns = {
+        "predictions": np.array([outcome.answers[0] for outcome in outcomes], dtype=np.int64),
+        "references": np.array([outcome.targets[0] for outcome in outcomes], dtype=np.int64),
+    }
+    if any(outcome.top5 for outcome in outcomes):
+        columns["top5"] = np.array([outcome.top5[0] for outcome in outcomes], dtype=np.bool_)
+    return columns
+
+
+class MultiLabel(Head):
+    """Every label whose logit is above a threshold. The answer is a text of 0 and 1, one for each label: what is right
+    or wrong is the whole set.
+
+    Args:
+        labels: the model's.
+        threshold: 0 is a probability of ½.
+    """
+
+    metric = MultiLabelMetric
+
+    def __init__(self, labels: Labels, threshold: float = 0.0) -> None:
+        super().__init__(len(labels))
+        self._labels = labels
+        self._threshold = threshold
+
+    def reader(self, values: Sequence[Any], feature: Any) -> Callable[[Any], str]:
+        read = self._labels.set_reader(values, class_names(feature))
+
+        def bits(value: Any) -> str:
+            held = set(read(value))
+            return "".join("1" if index in held else "0" for index in range(self.outputs))
+
+        return bits
+
+    def outcomes(self, logits: Tensor, right: Sequence[str]) -> list[Outcome]:
+        held = torch.tensor([[bit == "1" for bit in bits] for bits in right], dtype=torch.float64)
+        logits = logits.double().cpu()
+        losses = binary_cross_entropy_with_logits(logits, held, reduction="none").sum(1).tolist()
+        said = ["".join(map(str, row)) for row in (logits > self._threshold).int().tolist()]
+        return [
+            Outcome((answer,), (target,), loss, self.outputs)
+            for answer, target, loss in zip(said, right, losses, strict=True)
+        ]
+
+    def columns(self, outcomes: Sequence[Outcome], right: Sequence[str]) -> Columns:
+        return {
+            "predictions": np.array([outcome.answers[0] for outcome in outcomes], dtype=object),
+            "references": np.array(right, dtype=object),
+        }
+
+    def pairs(self, columns: Columns) -> tuple[list[Any], list[Any]]:
+        """Vectors of 0 and 1."""
+        said, right = ([list(map(int, bits)) for bits in columns[name]] for name in ("predictions", "references"))
+        return said, right
+
+    def named(self, answer: str) -> str:
+        held = [name for name, bit in zip(self._labels.names, answer, strict=True) if bit == "1"]
+        return ", ".join(held) or "none"
+
+
+class Regression(Head):
+    """A number, as the head gives it.
+
+    Args:
+        threshold: an answer, and a right one, is 1 above it and else 0, which is measured too; None not to.
+    """
+
+    metric = RegressionMetric
+
+    def __init__(self, threshold: float | None = None) -> None:
+        super().__init__(1)
+        self._threshold = threshold
+
+    def reader(self, values: Sequence[Any], feature: Any) -> Callable[[Any], float]:
+        names = class_names(feature)
+        if names is not None and any(as_number(name) is None for name in names):
+            raise LabelsError(
+                f"the labels of the data are classes, {shown(names)}, and the model's head gives a number: write "
+                "numbers, as in a column of floats."
+            )
+
+        def read(value: Any) -> float:
+            number = as_number(value)
+            if number is not None and names is not None:
+                number = as_number(names[int(number)]) if 0 <= number < len(names) else None
+            if number is None:
+                raise BadLabelError(f"has no score that is a number: {value!r}")
+            return number
+
+        if self._threshold is not None:
+            self._check_sides(values, read, self._threshold)
+        return read
+
+    def _check_sides(self, values: Sequence[Any], read: Callable[[Any], float], threshold: float) -> None:
+        found = set()
+        for value in values:
+            try:
+                found.add(read(value))
+            except BadLabelError:
+                continue
+        if len(found) > 1 and len({number > threshold for number in found}) == 1:
+            raise LabelsError(
+                f"all right answers, {min(found):g} to {max(found):g}, lie on one side of the threshold {threshold:g}: "
+                "take a --threshold between them."
+            )
+
+    def outcomes(self, logits: Tensor, right: Sequence[float]) -> list[Outcome]:
+        scores = logits[:, 0].double().tolist()
+        if self._threshold is None:
+            return [Outcome((), (), 0.0, 0, score=score) for score in scores]
+        return [
+            Outcome((int(score > self._threshold),), (int(target > self._threshold),), 0.0, 0, score=score)
+            for score, target in zip(scores, right, strict=True)
+        ]
+
+    def columns(self, outcomes: Sequence[Outcome], right: Sequence[float]) -> Columns:
+        columns: Columns = {
+            "predictions": np.array([outcome.score for outcome in outcomes], dtype=np.float64),
+            "references": np.array(right, dtype=np.float64),
+        }
+        if self._threshold is not None:
+            sides = label_columns(outcomes)
+            columns |= {"answers": sides["predictions"], "targets": sides["references"]}
+        return columns
+
+    def named(self, answer: str) -> str:
+        if self._threshold is None:
+            return answer
+        return f"above {self._threshold:g}" if answer == "1" else f"not above {self._threshold:g}"
+
+
+def head_of(config: Any, subject: Subject, *, likeliest: int | None = None) -> Head:
+    """The head that a model's config tells: a number where ``num_labels`` is 1, labels that hold apart from each other
+    where ``problem_type`` says so, else one label.
+
+    Args:
+        config: the model's.
+        subject: with what was asked for, its ``labels`` and ``threshold``.
+        likeliest: as for ``SingleLabel``.
+
+    Raises:
+        EvaluationError: the config contradicts itself, the head is of another kind, or it has no use for what was
+            asked for.
+    """
+    outputs = int(config.num_labels or 1)
+    problem = getattr(config, "problem_type", None)
+    several = problem == "multi_label_classification"
+    if outputs > 1 and problem == "regression":
+        raise EvaluationError(
+            f"{subject.name} gives {outputs} numbers for an example (num_labels, problem_type in its config), and only "
+            "heads with one are measured: a --task of your own that gives None for what is right compares its outputs."
+        )
+    if outputs == 1 and not several:
+        if subject.labels is not None:
+            raise EvaluationError(f"{subject.name} gives a number, and no label (num_labels is 1): drop --labels.")
+        return Regression(subject.threshold)
+    if subject.labels == "vector" and not several:
+        raise EvaluationError(
+            f"{subject.name} gives one label an example: --labels is names or ids, or set problem_type to "
+            "multi_label_classification in its config.json."
+        )
+    labels = Labels(_names(config, subject.name, outputs), subject.labels)
+    if several:
+        return MultiLabel(labels, subject.threshold or 0.0)
+    if subject.threshold is not None:
+        raise EvaluationError(f"{subject.name} gives the likeliest of {outputs} labels: drop --threshold.")
+    return SingleLabel(labels, likeliest)
+
+
+def _names(config: Any, model: str, outputs: int) -> list[str]:
+    """The labels' names by their ids, which ``id2label`` and ``label2id`` have to agree on."""
+    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    if sorted(names) != list(range(outputs)):
+        raise EvaluationError(
+            f"id2label in the config.json of {model} names the ids {shown(map(str, sorted(names)))}, where its "
+            f"{outputs} outputs have the ids 0 to {outputs - 1}: mend it."
+        )
+    for name, index in (config.label2id or {}).items():
+        own = [one for one, other in names.items() if other == str(name)]
+        if own and int(index) not in own:
+            raise EvaluationError(
+                f"id2label and label2id in the config.json of {model} contradict each other: {name!r} is {own[0]} in "
+                f"one and {index} in the other. Mend them."
+            )
+    return [names[index] for index in range(outputs)]
