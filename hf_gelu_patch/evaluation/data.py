@@ -51,7 +51,7 @@ _REMEDY = "Mend the row or remove it, or leave such rows out with --skip_bad_row
 
 def first_line(error: BaseException) -> str:
     """What an error says, in one line of at most 300 characters."""
-    said = repr(error) if isinstance(error, KeyError) else str(error)  # the key alone says nothing
+    said = f"no {error}" if isinstance(error, KeyError) else str(error)  # the key alone says nothing
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
 

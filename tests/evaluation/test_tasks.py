@@ -470,7 +470,7 @@ def test_a_task_of_ones_own_is_one_function(classifier: Path, masked: Path, tmp_
         ("def other(): ...", r"no function batch\(rows, processor, config\)"),
         ("1 / 0", "cannot be run: ZeroDivisionError"),
         ("def batch(", "cannot be run: SyntaxError"),
-        (OWN.replace('row["label"]', 'row["lable"]'), r"row 1 .*KeyError: 'lable'"),
+        (OWN.replace('row["label"]', 'row["lable"]'), r"row 1 .*KeyError: no 'lable'"),
         (OWN.replace("return inputs, ", "return "), "has to give two things"),
         (OWN.replace("for row in rows]\n'", "'").replace('config.label2id[row["label"]]', "0.5"), "no whole numbers"),
         (OWN.replace("AutoModelForSequenceClassification", "AutoModelForNothing"), "AutoModelForNothing"),
@@ -487,7 +487,7 @@ def test_rows_that_a_task_of_ones_own_cannot_take(classifier: Path, tmp_path: Pa
     (tmp_path / "own.py").write_text(OWN)
     data = write_rows(tmp_path / "a.csv", ["text", "label"], [("w1", "yes"), ("w2", "maybe"), ("w3", "no")])
     one = subject(str(classifier), task=str(tmp_path / "own.py"), validation_file=data)
-    with pytest.raises(EvaluationError, match=r"a\.csv: row 2 .*KeyError: 'maybe'"):
+    with pytest.raises(EvaluationError, match=r"a\.csv: row 2 .*KeyError: no 'maybe'"):
         load(one)[2].batches(3)
     _, _, task = load(one, skip=True)
     assert [row for row, _ in task.skipped] == [2]
