@@ -19,10 +19,11 @@ _NAMES = {"forward": "forward", "end_to_end": "end to end", "prefill": "prefill"
 NOTES = (
     "Before → after the patch, on the same examples; of a difference its 95 % interval, from the paired bootstrap over "
     "examples. Right → wrong and wrong → right are held against each other by the exact McNemar test (p). Drift is "
-    "that of the logits, over all examples; own is the unpatched model's error against a float64 copy of itself, on "
-    "one batch. Speed is that of the forward pass, the median over rounds in which each variant ran the same batch, "
-    f"with the {CONFIDENCE:.0%} bootstrap interval of the ratio; the noise is what the unpatched model shows against "
-    "itself in the same rounds; what activations allow at most follows from the share of the time that they take."
+    "that of the logits (of features, where a task looks at these), over all examples; own is the unpatched model's "
+    "error against a float64 copy of itself, on one batch. Speed is that of the forward pass, the median over rounds "
+    f"in which each variant ran the same batch, with the {CONFIDENCE:.0%} bootstrap interval of the ratio; the noise "
+    "is what the unpatched model shows against itself in the same rounds; what activations allow at most follows from "
+    "the share of the time that they take."
 )
 
 
@@ -72,7 +73,7 @@ def summary(data: Data) -> Table:
         for variant in model["variants"]:
             cells = (_quality(variant), _answers(variant["quality"]), _drift(variant["drift"]), _speed(model, variant))
             rows.append((head, _name(variant), *cells, verdicts(variant)))
-    headings = ("model", "variant", "quality", "answers changed", "drift of logits", "speed", "verdict")
+    headings = ("model", "variant", "quality", "answers changed", "drift", "speed", "verdict")
     return Table(headings, tuple(rows), heads=2)
 
 
@@ -167,12 +168,13 @@ def _drift(found: Data) -> tuple[str, ...]:
     if float(found["max_abs"]) == 0:
         lines = ["0"]
     else:
-        agreement = float(found["top1_agreement"])
-        lines = [
-            f"max |Δ| {small(found['max_abs'])} (of {float(found['scale']):.3g})",
-            f"mean KL {small(found['kl_mean'])}",
-            f"top-1 agreement {agreement:.4%}" if agreement < 1 else "top-1 agreement 100 %",
-        ]
+        lines = [f"max |Δ| {small(found['max_abs'])} (of {float(found['scale']):.3g})"]
+        if found["kl_mean"] is not None:
+            agreement = float(found["top1_agreement"])
+            lines += [
+                f"mean KL {small(found['kl_mean'])}",
+                f"top-1 agreement {agreement:.4%}" if agreement < 1 else "top-1 agreement 100 %",
+            ]
     return (*lines, f"own: {small(found['own']['max_abs'])}") if found["own"] else tuple(lines)
 
 

@@ -44,6 +44,7 @@ Forward = Callable[[Any, Any], Tensor]
 
 _AT_A_TIME = 2**18  # numbers that are looked at together: they stay in the processor's cache
 _SMALL = 0.01  # |Δ| of logits up to which KL is half their variance
+_MEASURED = ("max_abs", "sum_abs", "scale", "kl", "agree")  # at each position; the last two of what has a softmax
 _LARGEST = ("max_abs", "scale", "kl_max")  # of what ``batch_drift`` gives: the others add up
 _SHARE_ROUNDS = 7
 _TIMED = "timed for activation_share"
@@ -58,8 +59,9 @@ class LogitDrift:
         max_abs, mean_abs: of |after − before|, over every logit; inf where one of them alone is not finite.
         scale: max |before|.
         kl_mean, kl_max: of KL(before ‖ after) = Σ p·log(p / q) at a position, in nats; p, q the softmax of the logits
-            before and after. Of features, which are no logits, it says nothing.
-        top1_agreement: the share of positions at which the same class is likeliest, or one of those that are.
+            before and after. None where features stand for logits: their softmax means nothing.
+        top1_agreement: the share of positions at which the same class is likeliest, or one of those that are; None
+            likewise.
         positions: how many there were. All else is NaN without any.
         own: the unpatched model's against a float64 copy of it, on one batch; None where there is none.
         exact: the patched model's against that same copy, likewise.
@@ -68,9 +70,9 @@ class LogitDrift:
     max_abs: float
     mean_abs: float
     scale: float
-    kl_mean: float
-    kl_max: float
-    top1_agreement: float
+    kl_mean: float | None
+    kl_max: float | None
+    top1_agreement: float | None
     positions: int
     own: LogitDrift | None = None
     exact: LogitDrift | None = None
@@ -97,16 +99,19 @@ class LayerDrift:
 # -------------------------------------------------------------------------------------------------------------- logits
 
 
-def batch_drift(before: Tensor, after: Tensor, counts: Tensor | None = None) -> list[dict[str, float]]:
+def batch_drift(
+    before: Tensor, after: Tensor, counts: Tensor | None = None, *, softmax: bool = True
+) -> list[dict[str, float]]:
     """What ``total_drift`` adds up, for each example of a batch, in float32 (float64 where the logits are). Logits that
     are bit-identical cost less than their softmax, others about three of them.
 
     Args:
         before, after: logits, [examples, positions, classes].
         counts: [examples, positions], which positions count; None for all.
+        softmax: whether their softmax means something; False for features.
 
     Returns:
-        For each example: max_abs, sum_abs, scale, kl_sum, kl_max, agree, positions, elements.
+        For each example: max_abs, sum_abs, scale, positions, elements; with ``softmax`` kl_sum, kl_max and agree too.
 
     Raises:
         ValueError: the shapes differ.
@@ -122,12 +127,13 @@ def batch_drift(before: Tensor, after: Tensor, counts: Tensor | None = None) -> 
         counts = torch.ones(examples, positions, dtype=torch.bool, device=before.device)
     where, which = counts.nonzero(as_tuple=True)
     step = max(1, _AT_A_TIME // max(1, classes))
-    parts = [_moved(*part) for part in _parts(before, after, where, which, step)]
-    found = torch.cat(parts, dim=1).cpu().numpy() if parts else np.zeros((5, 0))
+    measured = _MEASURED if softmax else _MEASURED[:3]
+    parts = [_moved(*part, softmax=softmax) for part in _parts(before, after, where, which, step)]
+    found = torch.cat(parts, dim=1).cpu().numpy() if parts else np.zeros((len(measured), 0))
     rows = where.cpu().numpy()
     columns: dict[str, Any] = {"positions": np.bincount(rows, minlength=examples).astype(np.float64)}
     columns["elements"] = columns["positions"] * classes
-    for name, values in zip(("max_abs", "sum_abs", "scale", "kl", "agree"), found, strict=True):
+    for name, values in zip(measured, found, strict=True):
         if name != "kl" and name not in _LARGEST:
             columns[name] = np.bincount(rows, weights=values, minlength=examples)
             continue
@@ -164,18 +170,18 @@ def _scale(logits: Tensor) -> Tensor:
     return scale.double()
 
 
-def _moved(before: Tensor, after: Tensor) -> Tensor:
-    """[5, positions]: max |Δ|, Σ|Δ|, scale, KL and agreement of two [positions, classes]."""
+def _moved(before: Tensor, after: Tensor, *, softmax: bool) -> Tensor:
+    """[3 or 5, positions]: max |Δ|, Σ|Δ| and scale of two [positions, classes]; with ``softmax`` KL and agreement."""
     dtype = torch.float64 if torch.float64 in (before.dtype, after.dtype) else torch.float32
     before, after = before.to(dtype), after.to(dtype)
-    found = torch.zeros(5, len(before), dtype=torch.float64, device=before.device)
+    found = torch.zeros(5 if softmax else 3, len(before), dtype=torch.float64, device=before.device)
     found[2] = _scale(before)
     change = after - before
     size = change.abs()
     largest = size.amax(dim=-1)
     most = float(largest.max()) if len(largest) else 0.0
     if most == 0:
-        found[4] = 1.0
+        found[4:] = 1.0
         return found
     if not math.isfinite(most):  # what is not finite counts as equal where both are the same, else as infinitely far
         alike = (before == after) | (before.isnan() & after.isnan())
@@ -184,6 +190,8 @@ def _moved(before: Tensor, after: Tensor) -> Tensor:
         largest = size.amax(dim=-1)
     found[0] = largest
     found[1] = size.sum(dim=-1)
+    if not softmax:
+        return found
     top, top_after = before.amax(dim=-1, keepdim=True), after.amax(dim=-1, keepdim=True)
     found[4] = ((before == top) & (after == top_after)).any(dim=-1)
     p = before.softmax(dim=-1)
@@ -215,13 +223,14 @@ def total_drift(rows: Iterable[Mapping[str, float]]) -> LogitDrift:
     positions, elements = total("positions"), total("elements")
     if not positions:
         return LogitDrift(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 0)
+    softmax = all("kl_sum" in row for row in rows)
     return LogitDrift(
         max_abs=largest("max_abs"),
         mean_abs=total("sum_abs") / elements,
         scale=largest("scale"),
-        kl_mean=total("kl_sum") / positions,
-        kl_max=largest("kl_max"),
-        top1_agreement=total("agree") / positions,
+        kl_mean=total("kl_sum") / positions if softmax else None,
+        kl_max=largest("kl_max") if softmax else None,
+        top1_agreement=total("agree") / positions if softmax else None,
         positions=int(positions),
     )
 
@@ -293,6 +302,7 @@ def exact_drift(
     forward: Forward,
     *,
     counts: Tensor | None = None,
+    softmax: bool = True,
     exact: Exact | None = None,
 ) -> dict[str, LogitDrift]:
     """The drift of each model's logits on a batch against a float64 copy of the unpatched one.
@@ -301,7 +311,7 @@ def exact_drift(
         before: unpatched.
         variants: patched, by name.
         batch, forward: as for ``exact_copy``.
-        counts: which positions count, as for ``batch_drift``.
+        counts, softmax: as for ``batch_drift``.
         exact: the copy, from ``exact_copy`` with the same batch; None to make one.
 
     Returns:
@@ -313,7 +323,9 @@ def exact_drift(
     found = {}
     for name, model in {**variants, _OWN: before}.items():
         with torch.no_grad():
-            found[name] = total_drift(batch_drift(exact.logits, forward(model, batch).double(), counts))
+            found[name] = total_drift(
+                batch_drift(exact.logits, forward(model, batch).double(), counts, softmax=softmax)
+            )
     return found
 
 

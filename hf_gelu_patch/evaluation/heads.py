@@ -79,9 +79,11 @@ class Head(ABC):
     Attributes:
         metric: how its outcomes are measured.
         outputs: the numbers it gives an example.
+        softmax: whether their softmax means something.
     """
 
     metric: type[Any]
+    softmax = False
 
     def __init__(self, outputs: int) -> None:
         self.outputs = outputs
@@ -130,6 +132,7 @@ class SingleLabel(Head):
     """
 
     metric = ClassificationMetric
+    softmax = True
 
     def __init__(self, labels: Labels, likeliest: int | None = None) -> None:
         super().__init__(len(labels))

@@ -474,7 +474,7 @@ def _said(
     rows = [Row(example, BEFORE, outcome, None) for example, outcome in zip(batch.ids, old.outcomes, strict=True)]
     for name in names:
         new = task.predict(running[name], batch) if name in running else old
-        moved = batch_drift(old.logits, new.logits, counts)
+        moved = batch_drift(old.logits, new.logits, counts, softmax=task.softmax)
         for place, (example, outcome) in enumerate(zip(batch.ids, new.outcomes, strict=True)):
             row = moved[place] | {"lost": 0.0}
             if not math.isfinite(row["max_abs"]):
@@ -536,7 +536,8 @@ def _drift(
     tell("layers", 0.3)
     layers = layer_drift(before, models, batch, task.forward, exact=exact)
     tell("layers", 0.7)
-    errors = exact_drift(before, models, batch, task.forward, counts=batch.targets != -100, exact=exact)
+    counts = batch.targets != -100
+    errors = exact_drift(before, models, batch, task.forward, counts=counts, softmax=task.softmax, exact=exact)
     drifts = {
         name: replace(
             total_drift(row.drift for row in answers[name] if row.drift is not None),

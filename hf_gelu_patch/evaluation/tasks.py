@@ -24,7 +24,7 @@ from hf_gelu_patch.evaluation.data import PROBLEM, EvaluationError, first_line
 from hf_gelu_patch.evaluation.heads import IGNORED, MAX_LOGITS, head_of, read_logits
 from hf_gelu_patch.evaluation.heads import label_columns as _label_columns
 from hf_gelu_patch.evaluation.labels import BadLabelError, LabelsError, as_number
-from hf_gelu_patch.evaluation.loading import Subject, load_metric, own_file, own_task
+from hf_gelu_patch.evaluation.loading import Subject, load_metric, own_file, own_task, task_info
 from hf_gelu_patch.evaluation.quality import (
     ClassificationMetric,
     LanguageModelMetric,
@@ -83,6 +83,7 @@ class Task(ABC):
         unit: what throughput counts.
         metric: how its outcomes are measured; None where there is no right answer to measure them by.
         generates: whether there is something to generate, with ``generate``.
+        softmax: whether the softmax of what ``forward`` gives means something: it does of logits, not of features.
         examples: encoded, in the order of the data, without the rows that were left out.
         skipped: each row that was left out, counted from 1, and why.
         extra: another metric to measure predictions and references by.
@@ -91,6 +92,7 @@ class Task(ABC):
     unit = "examples"
     metric: type[Any] | None = None
     generates: ClassVar[bool] = False
+    softmax: bool = True
 
     def __init__(
         self,
@@ -300,7 +302,7 @@ class _Classification(Task):
 
     def __init__(self, subject: Subject, config: Any, *arguments: Any, **options: Any) -> None:
         self.head = head_of(config, subject, likeliest=self._likeliest)
-        self.metric = self.head.metric
+        self.metric, self.softmax = self.head.metric, self.head.softmax
         self._answer: Callable[[Any], Any] | None = None
         super().__init__(subject, config, *arguments, **options)
 
@@ -449,6 +451,7 @@ class SentenceSimilarity(Task):
     other tasks have logits: two positions for each example."""
 
     metric = SimilarityMetric
+    softmax = False
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         data = _first(data, limit)
@@ -511,6 +514,8 @@ class SentenceSimilarity(Task):
 class FeatureDrift(Task):
     """Texts, or images, without right answers: the last hidden states stand where other tasks have logits, at each
     token that is no padding. An image's are one position."""
+
+    softmax = False
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         data = _first(data, limit)
@@ -805,6 +810,7 @@ class OwnTask(Task):
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         self._function: Callable[..., Any] = own_task(self.subject.task)
+        self.softmax = task_info(self.subject.task).auto_class != "AutoModel"
         data = _first(data, limit)
         examples: list[dict[str, Any]] = []
         for row in self.rows(data):

@@ -75,6 +75,18 @@ def test_logit_drift_is_the_formulas(change: float, classes: int) -> None:
     assert (found.own, found.exact) == (None, None)
 
 
+@pytest.mark.parametrize("change", [0.0, 1e-6, 0.3, math.inf])
+def test_features_have_no_softmax(change: float) -> None:
+    before = logits(3, 4, 6)
+    after = before + change
+    with_it, without = batch_drift(before, after), batch_drift(before, after, softmax=False)
+    for row, other in zip(with_it, without, strict=True):
+        assert other == {name: value for name, value in row.items() if name not in ("kl_sum", "kl_max", "agree")}
+    found = total_drift(without)
+    assert (found.kl_mean, found.kl_max, found.top1_agreement) == (None, None, None)
+    assert found.max_abs == total_drift(with_it).max_abs
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_logits_of_less_precision(dtype: torch.dtype) -> None:
     before = logits(3, 4, 500).to(dtype)

@@ -31,6 +31,8 @@ from hf_gelu_patch.evaluation.loading import (
 )
 from hf_gelu_patch.evaluation.quality import edit_distance, judge
 from hf_gelu_patch.evaluation.reference import REFERENCES
+from hf_gelu_patch.evaluation.report import markdown
+from hf_gelu_patch.evaluation.results import plain
 from hf_gelu_patch.evaluation.run import Result, Settings, Variant, VariantResult, evaluate, evaluate_subject
 from hf_gelu_patch.evaluation.tasks import Task, make_task
 from hf_gelu_patch.implementations import IMPLEMENTATIONS, Implementation, register_implementation
@@ -205,6 +207,31 @@ def test_where_nothing_is_patched_the_model_is_timed_against_itself(accelerator:
     assert variant.quality.before == variant.quality.after
     assert variant.drift.max_abs == 0.0
     assert {layer.change for layer in variant.layers} == {0.0}
+
+
+OWN_FEATURES = """
+def batch(rows, processor, config):
+    return processor([row["text"] for row in rows], padding=True, return_tensors="pt"), None
+"""
+
+
+@pytest.mark.parametrize("task", ["feature-drift", "sentence-similarity", "own"])
+def test_features_are_no_logits(task: str, tiny: Subject, accelerator: Accelerator, tmp_path: Path) -> None:
+    """Their softmax means nothing, so that KL and top-1 agreement are neither measured nor shown."""
+    (tmp_path / "own.py").write_text(OWN_FEATURES)
+    (tmp_path / "a.csv").write_text("text,text1,text2,score\nw1 w2,w1,w2,1\nw3,w3 w4,w5,2\nw6 w7,w1,w7,3\n")
+    named = str(tmp_path / "own.py") if task == "own" else task
+    one = subject(tiny.model, task=named, validation_file=str(tmp_path / "a.csv"))
+    result = evaluate_subject(one, of("activation=relu"), accelerator)
+    drift = result.variants[0].drift
+    assert drift.max_abs > 0
+    for found in (drift, drift.own, drift.exact):
+        assert found is not None
+        assert (found.kl_mean, found.kl_max, found.top1_agreement) == (None, None, None)
+    told = markdown(plain([result], QUICK, {}))
+    assert "max |Δ|" in told.replace("\\", "")
+    assert "mean KL" not in told
+    assert "top-1" not in told
 
 
 def test_eager_is_the_model_against_itself(accelerator: Accelerator) -> None:
@@ -387,6 +414,9 @@ def recomputed(result: Result, one: VariantResult, folder: Path) -> None:
     assert drift.max_abs == quality.max_abs_logit_change == max(row["max_abs"] for row in rows_)
     assert drift.scale == quality.max_abs_logit == max(row["scale"] for row in rows_)
     assert drift.mean_abs == pytest.approx(sum(row["sum_abs"] for row in rows_) / sum(r["elements"] for r in rows_))
+    if not any("kl_sum" in row for row in rows_):  # of features
+        assert (drift.kl_mean, drift.kl_max, drift.top1_agreement) == (None, None, None)
+        return
     assert drift.kl_mean == pytest.approx(sum(row["kl_sum"] for row in rows_) / positions)
     assert drift.kl_max == max(row["kl_max"] for row in rows_)
     assert drift.top1_agreement == pytest.approx(sum(row["agree"] for row in rows_) / positions)
