@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -314,7 +315,8 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--resume",
         action="store_true",
-        help="go on with what a run that was killed recorded there, also with another number of processes",
+        help="go on with what a run that was killed recorded there, also with another number of processes; where the "
+        "data were changed since, start anew and say so",
     )
 
     report = commands.add_parser(
@@ -468,6 +470,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(subjects, variants, options)
     try:
+        from hf_gelu_patch.evaluation.records import RestartedWarning
         from hf_gelu_patch.evaluation.run import STAGES, Settings, evaluate_subject
     except ModuleNotFoundError as error:
         raise EvaluationError(
@@ -490,7 +493,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     accelerator = _accelerator(started, options.num_threads)
     wrong: list[str] = []
     try:
-        with _progress(accelerator.is_main_process, len(subjects), STAGES) as progress:
+        with (
+            _as_a_line(RestartedWarning),
+            _progress(accelerator.is_main_process, len(subjects), STAGES) as progress,
+        ):
             results = [
                 evaluate_subject(one, settings, accelerator, progress(one.name), folder=options.output_dir)
                 for one in subjects
@@ -618,6 +624,22 @@ def _accelerator(started: int, threads: int) -> Accelerator:
     if accelerator.num_processes != started:
         raise EvaluationError(_mismatch(accelerator.num_processes, started))
     return accelerator
+
+
+@contextmanager
+def _as_a_line(category: type[Warning]) -> Iterator[None]:
+    """Show warnings of one kind as all else that is said here, without the line of code that gave them."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, kind: type[Warning], *where: Any) -> None:
+        if issubclass(kind, category):
+            print(f"hf-gelu-patch: {message}", file=sys.stderr, flush=True)
+        else:
+            usual(message, kind, *where)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 @contextmanager

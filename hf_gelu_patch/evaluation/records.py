@@ -14,12 +14,13 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,21 @@ from torch import Tensor
 from hf_gelu_patch.evaluation.data import EvaluationError
 from hf_gelu_patch.evaluation.quality import Outcome, plain_number
 
-__all__ = ["Fingerprint", "Row", "Writer", "content_digest", "folder_name", "prepare", "read", "text_digest"]
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = [
+    "Fingerprint",
+    "RestartedWarning",
+    "Row",
+    "Writer",
+    "content_digest",
+    "folder_name",
+    "prepare",
+    "read",
+    "rows_digest",
+    "text_digest",
+]
 
 Fingerprint = dict[str, Any]
 """All that the answers depend on, as plain data."""
@@ -35,8 +50,16 @@ Fingerprint = dict[str, Any]
 Key = tuple[int, str]
 """An example, and which model was asked: a variant's name, or "before"."""
 
+_ASKED = frozenset({"rows", "data", "order", "examples"})
+"""What a fingerprint says of the data: where nothing else differs, someone changed them."""
+
 _SYNC_SECONDS = 5.0
 _LEADING = 2**16  # elements of a tensor that are hashed in their order
+_ROWS_AT_A_TIME = 256
+
+
+class RestartedWarning(UserWarning):
+    """Records that a run was to go on with are of data that were changed since: it starts anew."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +127,37 @@ def text_digest(value: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def rows_digest(rows: datasets.Dataset, columns: Sequence[str], find: Callable[[str], Path | None]) -> str:
+    """A hash of what stands in some columns, row by row: texts and numbers as they are, labels with their names, images
+    and sounds by the bytes that they are stored in.
+
+    Args:
+        rows: in their order.
+        columns: which count.
+        find: the file that a text names, whose bytes count instead; None where it names none.
+    """
+    found = hashlib.blake2b(digest_size=8)
+    stored = rows.select_columns([*columns]).with_format("arrow")  # as it is stored: nothing is decoded
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+            value = value["path"] if value["bytes"] is None else value["bytes"]
+        if isinstance(value, str) and (path := find(value)) is not None:
+            value = path.read_bytes()
+        if isinstance(value, bytes):
+            return hashlib.blake2b(value, digest_size=8).hexdigest()
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list) else value
+
+    for name in columns:
+        found.update(f"{name} {getattr(rows.features[name], 'names', '')}\n".encode())
+    for part in stored.iter(_ROWS_AT_A_TIME):
+        for row in part.to_pylist():
+            found.update(json.dumps([plain(row[name]) for name in columns], default=str).encode() + b"\n")
+    return found.hexdigest()
+
+
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
@@ -113,36 +167,56 @@ def prepare(folder: Path, fingerprint: Fingerprint, *, resume: bool) -> None:
     Args:
         folder: for the records of one model.
         fingerprint: the run's.
-        resume: go on with the records that are there. Otherwise they are moved to a numbered folder beside them.
+        resume: go on with the records that are there. Otherwise, and with a ``RestartedWarning`` where the data were
+            changed since, they are moved to a numbered folder beside them.
 
     Raises:
         EvaluationError: the records there are of another run; or the folder cannot be written to.
     """
-    try:
+    with _kept(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        present = sorted(folder.glob("*.jsonl"))
-        if not resume:
-            if present:
-                aside = next(one for one in (folder / str(n) for n in itertools.count(1)) if not one.exists())
-                aside.mkdir()
-                for path in present:
-                    path.rename(aside / path.name)
-            return
-    except OSError as error:
-        raise EvaluationError(f"records cannot be kept in {folder}: {error.strerror or error}.") from error
+    present = sorted(folder.glob("*.jsonl"))
+    if not resume:
+        _set_aside(folder, present)
+        return
     own = _plain_copy(fingerprint)
-    for path in present:
-        there = _header(path)
-        if there is not None and there != own:
-            changed = [
-                f"{key} {_shown(there.get(key))} there, {_shown(own.get(key))} now"
-                for key in sorted({*there, *own})
-                if there.get(key) != own.get(key)
-            ]
+    differing = [there for path in present if (there := _header(path)) is not None and there != own]
+    for there in differing:
+        changed = {key for key in {*there, *own} if there.get(key) != own.get(key)}
+        if not changed <= _ASKED:
+            said = [f"{key} {_shown(there.get(key))} there, {_shown(own.get(key))} now" for key in sorted(changed)]
             raise EvaluationError(
-                f"the records in {folder} are of another run: {'; '.join(changed)}. Evaluate as that run did to go on "
+                f"the records in {folder} are of another run: {'; '.join(said)}. Evaluate as that run did to go on "
                 "with it; leave out --resume to start anew (they are kept aside); or name another --output_dir."
             )
+    if differing:
+        aside = _set_aside(folder, present)
+        warnings.warn(
+            f"the data were changed since the records in {folder} were written: they are kept in {aside}, and "
+            "everything is evaluated anew.",
+            RestartedWarning,
+            stacklevel=2,
+        )
+
+
+def _set_aside(folder: Path, present: Sequence[Path]) -> Path | None:
+    """Move files to a new numbered folder beside them; None where there are none."""
+    if not present:
+        return None
+    with _kept(folder):
+        aside = next(one for one in (folder / str(n) for n in itertools.count(1)) if not one.exists())
+        aside.mkdir()
+        for path in present:
+            path.rename(aside / path.name)
+    return aside
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EvaluationError(f"records cannot be kept in {folder}: {error.strerror or error}.") from error
 
 
 def _shown(value: Any) -> str:

@@ -38,7 +38,7 @@ PARTS = ("forward", "end_to_end", "prefill", "decode")
 Data = dict[str, Any]
 """``{"schema", "created", "settings", "environment", "models": [...]}``, as ``plain`` makes it."""
 
-_SAME = ("weights", "config", "data", "order", "dtype", "attn_implementation")
+_SAME = ("weights", "config", "rows", "data", "order", "dtype", "attn_implementation")
 """What two runs of one model have to have in common for their variants to stand side by side."""
 
 

@@ -374,8 +374,8 @@ def _runs(variant: Variant, report: Report) -> bool:
 def _fingerprint(
     model: PreTrainedModel, task: Task, settings: Settings, batches: Sequence[Batch], size: int
 ) -> Fingerprint:
-    """All that answers depend on, by content: of the model its weights and config, of the data and their tokenizer the
-    batches."""
+    """All that answers depend on, by content: of the model its weights and config, of the data the rows as they stand
+    there, and what the tokenizer made of them."""
     generation = getattr(model, "generation_config", None)
     configs = [model.config.to_dict(), {} if generation is None else generation.to_dict()]
     for config in configs:
@@ -393,6 +393,7 @@ def _fingerprint(
         "stride": task.subject.stride,
         "threshold": task.subject.threshold,
         "batch_size": size,
+        "rows": task.asked,
         "data": records.content_digest(
             (name, tensor) for batch in batches for name, tensor in {**batch.inputs, "targets": batch.targets}.items()
         ),

@@ -32,6 +32,7 @@ from hf_gelu_patch.evaluation.quality import (
     SequenceMetric,
     SimilarityMetric,
 )
+from hf_gelu_patch.evaluation.records import rows_digest, text_digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,6 +44,7 @@ _MAX_LENGTH = 512
 _DECODED = 32  # tokens, at most, in a timed generation from running text
 _MASKED = 0.15  # of a text's tokens
 _SIDES = ("first.", "second.")  # what the inputs of each text of a pair begin with
+_MAX_NAME = 4096  # characters in the name of a file
 _PROBE = 200  # characters of a text that tell what a tokenizer puts around it
 
 
@@ -86,6 +88,7 @@ class Task(ABC):
         softmax: whether the softmax of what ``forward`` gives means something: it does of logits, not of features.
         examples: encoded, in the order of the data, without the rows that were left out.
         skipped: each row that was left out, counted from 1, and why.
+        asked: a hash of the rows that count, as they stand in the data.
         extra: another metric to measure predictions and references by.
     """
 
@@ -93,6 +96,10 @@ class Task(ABC):
     metric: type[Any] | None = None
     generates: ClassVar[bool] = False
     softmax: bool = True
+    limits_rows: ClassVar[bool] = True
+    """Whether a limit is one of rows, rather than of what they are cut into."""
+    names_files: ClassVar[bool] = False
+    """Whether a text in the data may be the name of a file."""
 
     def __init__(
         self,
@@ -111,6 +118,7 @@ class Task(ABC):
         self._skip_bad_rows = skip_bad_rows
         self._bad: dict[int, str] = {}
         self.examples: list[dict[str, Any]] = self.encode(data, limit)
+        self.asked = self.digest(_first(data, limit) if self.limits_rows else data)
         self.skipped = tuple((row + 1, reason) for row, reason in sorted(self._bad.items()))
         if not self.examples:
             raise EvaluationError(f"{subject.data}: no row can be used; row {self.skipped[0][0]} {self.skipped[0][1]}.")
@@ -201,6 +209,20 @@ class Task(ABC):
         """Run the model, and read off an outcome for each example."""
         logits = self.forward(model, batch)
         return Prediction(logits, tuple(Outcome(*read) for read in read_logits(logits, batch.targets)))
+
+    def digest(self, data: datasets.Dataset) -> str:
+        """A hash of the columns that count: of inputs and right answers as they were before anything was made of
+        them."""
+        return rows_digest(data, self.subject.columns, self.file)
+
+    def file(self, name: str) -> Path | None:
+        """The file of that name, beside the data or from here; None where there is none."""
+        if not self.names_files or len(name) > _MAX_NAME:
+            return None
+        try:
+            return next((path for path in _places(name, self.subject.data) if path.is_file()), None)
+        except (OSError, ValueError):  # it is no name of a file
+            return None
 
     # What follows is for the tasks' own ``encode``.
 
@@ -379,6 +401,8 @@ class ImageClassification(_Classification):
 
     _likeliest = 5
 
+    names_files = True
+
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         first = _first(data, limit)
         labels = self.answers(data, self.rows(first))
@@ -421,6 +445,11 @@ def _pixels(task: Task, data: datasets.Dataset, rows: Iterable[int]) -> dict[int
     return found
 
 
+def _places(name: str | Path, data: Path | str) -> tuple[Path, Path]:
+    """Where a file that the data name may be: beside them, or from here."""
+    return Path(data).parent / name, Path(name)
+
+
 def _image(value: dict[str, Any], data: Path | str) -> Image:
     """The picture, in RGB and the right way up. A path is from here or from the data file."""
     from PIL import Image, ImageOps
@@ -429,8 +458,7 @@ def _image(value: dict[str, Any], data: Path | str) -> Image:
     if content is None:
         if value.get("path") is None:
             raise ValueError("there is none")
-        beside = Path(data).parent / path
-        content = (beside if beside.is_file() else path).read_bytes()
+        content = next((one for one in _places(path, data) if one.is_file()), path).read_bytes()
     with Image.open(io.BytesIO(content)) as image:
         turned: Image.Image = ImageOps.exif_transpose(image)
         return turned.convert("RGB")
@@ -516,6 +544,7 @@ class FeatureDrift(Task):
     token that is no padding. An image's are one position."""
 
     softmax = False
+    names_files = True
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         data = _first(data, limit)
@@ -556,6 +585,7 @@ class _LanguageModel(Task):
     """Tokens that are to be told from others."""
 
     unit = "tokens"
+    limits_rows = False
     metric = LanguageModelMetric
 
     def logits_per_example(self) -> int:
@@ -807,6 +837,14 @@ class Seq2Seq(Task):
 
 class OwnTask(Task):
     """What a user's function ``batch`` makes of rows: see ``loading.own_task``."""
+
+    names_files = True
+
+    def digest(self, data: datasets.Dataset) -> str:
+        """Of all columns and of the function's file, which says what becomes of them."""
+        columns = [name for name in data.column_names if name != PROBLEM]
+        source = Path(self.subject.task).expanduser().read_text(encoding="utf-8")
+        return text_digest([source, rows_digest(data, columns, self.file)])
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         self._function: Callable[..., Any] = own_task(self.subject.task)

@@ -13,15 +13,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
+import transformers
 from accelerate import Accelerator
 from evaluation_worker import finish, kill_when, start, untimed, write_rows, written
-from tiny_classifier import write_checkpoint
+from tiny_classifier import WORDS, write_checkpoint
+from tokenizers import normalizers
 
 from hf_gelu_patch.evaluation.loading import EvaluationError, subject
 from hf_gelu_patch.evaluation.quality import Outcome
-from hf_gelu_patch.evaluation.records import Row, Writer, content_digest, folder_name, prepare, read
+from hf_gelu_patch.evaluation.records import (
+    RestartedWarning,
+    Row,
+    Writer,
+    content_digest,
+    folder_name,
+    prepare,
+    read,
+    rows_digest,
+)
 from hf_gelu_patch.evaluation.run import Settings, Variant, evaluate_subject
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -294,9 +306,7 @@ def test_another_run_is_not_gone_on_with(
     assert len(read(tmp_path / "records" / "tiny" / "1")[1]) == 37 * 3
 
 
-def test_another_model_or_other_data_under_the_same_name_are_not_gone_on_with(
-    checkpoint: Path, few: Path, tmp_path: Path
-) -> None:
+def test_another_model_under_the_same_name_is_not_gone_on_with(checkpoint: Path, few: Path, tmp_path: Path) -> None:
     model, data = tmp_path / "tiny", tmp_path / "few.csv"
     shutil.copytree(checkpoint, model)
     shutil.copy(few, data)
@@ -306,11 +316,6 @@ def test_another_model_or_other_data_under_the_same_name_are_not_gone_on_with(
     moved = replace(one, model=str(checkpoint), data=few)  # the same, elsewhere
     evaluate_subject(moved, resumed, Accelerator(cpu=True), folder=tmp_path)
 
-    text = data.read_text()
-    data.write_text(text.replace("w1", "w2", 1))
-    with pytest.raises(EvaluationError, match=r"data \w+ there, \w+ now"):
-        evaluate_subject(one, resumed, Accelerator(cpu=True), folder=tmp_path)
-    data.write_text(text)
     from safetensors.torch import load_file, save_file
 
     weights = load_file(model / "model.safetensors")
@@ -318,6 +323,118 @@ def test_another_model_or_other_data_under_the_same_name_are_not_gone_on_with(
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(EvaluationError, match=r"weights \w+ there, \w+ now"):
         evaluate_subject(one, resumed, Accelerator(cpu=True), folder=tmp_path)
+
+
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2, "vocab_size": len(WORDS)}
+OWN = """
+AUTO_CLASS = "AutoModelForSequenceClassification"
+
+
+def batch(rows, processor, config):
+    inputs = processor([row["text"].lower() for row in rows], padding=True, return_tensors="pt")
+    return inputs, [int(row["label"].strip() == "yes") for row in rows]
+"""
+
+
+@pytest.fixture(scope="module")
+def uncased(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sequence to sequence model whose tokenizer makes no difference between small letters and capitals."""
+    place = tmp_path_factory.mktemp("uncased") / "t5"
+    torch.manual_seed(0)
+    config = transformers.T5Config(**T5, decoder_start_token_id=0, pad_token_id=0)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(place)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(place)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "header", "row", "mended"),
+    [
+        ("t5", {}, "source,target", "w1 w2,W3", "w1 w2,w3"),
+        ("t5", {}, "source,target", "w1 w2,w3 what", "w1 w2,w3 when"),  # both unknown to the tokenizer
+        ("t5", {"max_length": 2}, "source,target", "w1 w2,w3 w4 w5", "w1 w2,w3 w4 w6"),
+        ("tiny", {"max_length": 2}, "text,label", "w1 w2 w3,yes", "w1 w2 w4,yes"),
+        ("tiny", {}, "text,label", "w1 w2,yes", "w1 w3,yes"),
+        ("own", {}, "text,label,note", "w1,yes,a", "w1,yes,b"),
+    ],
+)
+def test_after_mended_data_a_run_starts_anew_and_says_so(
+    kind: str,
+    options: dict[str, Any],
+    header: str,
+    row: str,
+    mended: str,
+    checkpoint: Path,
+    uncased: Path,
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "data.csv"
+    data.write_text(f"{header}\n{row}\n{row}\n")
+    if kind == "own":
+        (tmp_path / "own.py").write_text(OWN)
+        options = {"task": str(tmp_path / "own.py")}
+    one = subject(str(uncased if kind == "t5" else checkpoint), validation_file=str(data), **options)
+    quick = replace(QUICK, variants=VARIANTS[:1])
+    evaluate_subject(one, quick, Accelerator(cpu=True), folder=tmp_path)
+    resumed = replace(quick, resume=True)
+    same = evaluate_subject(one, resumed, Accelerator(cpu=True), folder=tmp_path)
+    data.write_text(f"{header}\n{row}\n{mended}\n")
+    with pytest.warns(RestartedWarning, match=r"data were changed since .* kept in .*1, and everything"):
+        found = evaluate_subject(one, resumed, Accelerator(cpu=True), folder=tmp_path)
+    fresh = evaluate_subject(one, quick, Accelerator(cpu=True), folder=tmp_path / "fresh")
+    assert found.fingerprint["rows"] == fresh.fingerprint["rows"] != same.fingerprint["rows"]
+    assert untimed(found)["variants"] == untimed(fresh)["variants"]
+    assert len(read(tmp_path / str(found.records))[1]) == len(read(tmp_path / str(found.records) / "1")[1]) == 4
+
+
+def test_a_task_of_ones_own_that_was_changed_is_asked_anew(checkpoint: Path, few: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    one = subject(str(checkpoint), task=str(tmp_path / "own.py"), validation_file=str(few))
+    quick = replace(QUICK, variants=VARIANTS[:1], limit=3)
+    evaluate_subject(one, quick, Accelerator(cpu=True), folder=tmp_path)
+    (tmp_path / "own.py").write_text(OWN.replace(".lower()", ""))
+    with pytest.warns(RestartedWarning, match="data were changed"):
+        evaluate_subject(one, replace(quick, resume=True), Accelerator(cpu=True), folder=tmp_path)
+
+
+def test_rows_are_hashed_as_they_stand(tmp_path: Path) -> None:
+    def digest(columns: dict[str, list[Any]], features: datasets.Features | None = None) -> str:
+        rows = datasets.Dataset.from_dict(columns, features=features)
+        return rows_digest(rows, list(columns), lambda name: file if (file := tmp_path / name).is_file() else None)
+
+    def classes(*names: str) -> datasets.Features:
+        return datasets.Features({"label": datasets.ClassLabel(names=names)})
+
+    (tmp_path / "a.wav").write_bytes(b"first")
+    (tmp_path / "b.wav").write_bytes(b"second")
+    sound = datasets.Features({"sound": datasets.Value("string")})
+    image = datasets.Features({"image": datasets.Image(decode=False)})
+    stored = [{"bytes": b"first", "path": "x"}], [{"bytes": b"second", "path": "x"}]
+    different = [
+        digest({"text": ["a", "b"]}),
+        digest({"text": ["b", "a"]}),
+        digest({"text": ["a", "B"]}),
+        digest({"other": ["a", "b"]}),
+        digest({"text": [1, 2]}),
+        digest({"text": [1.0, None]}),
+        digest({"text": [["a"], ["b"]]}),
+        digest({"text": [{"a": "b"}, {"a": "c"}]}),
+        digest({"label": [0, 1]}, classes("no", "yes")),
+        digest({"label": [0, 1]}, classes("yes", "no")),
+        digest({"label": [0, 1]}, classes("No", "yes")),
+        digest({"sound": ["a.wav", "b.wav"]}, sound),
+        digest({"sound": ["b.wav", "a.wav"]}, sound),
+        digest({"image": stored[0]}, image),
+        digest({"image": stored[1]}, image),
+    ]
+    assert len(set(different)) == len(different)
+    assert digest({"image": [str(tmp_path / "a.wav")]}, image) == digest({"image": stored[0]}, image)
+    (tmp_path / "a.wav").write_bytes(b"mended")
+    assert digest({"sound": ["a.wav", "b.wav"]}, sound) not in different
+    assert digest({"text": ["a", "b"]}) == different[0]
 
 
 def test_records_that_cannot_be_written_are_told_by_every_process(checkpoint: Path, few: Path, tmp_path: Path) -> None:
