@@ -28,6 +28,7 @@ __all__ = [
     "Unresolved",
     "get_activation",
     "max_difference",
+    "module_of",
     "resolve",
 ]
 
@@ -373,6 +374,20 @@ _BY_SPELLING: dict[str, Activation] = {
     for spelling in (record.name, record.config_name, *record.aliases)
     if spelling is not None
 }
+
+
+_TORCH_MODULES: list[Any] = [getattr(nn.modules.activation, name) for name in nn.modules.activation.__all__]
+
+
+def module_of(activation: Activation) -> nn.Module:
+    """A new module that computes an activation without learned parameters, as the field has it."""
+    if activation.config_name is None:
+        found: nn.Module = next(cls() for cls in _TORCH_MODULES if cls.__name__.lower() == activation.name)
+        return found
+    from transformers.activations import ACT2FN
+
+    module: nn.Module = ACT2FN[activation.config_name]
+    return module
 
 
 def get_activation(name: str) -> Activation:

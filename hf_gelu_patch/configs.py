@@ -39,13 +39,14 @@ def config_changes(model: nn.Module, plans: Iterable[Plan], target: Activation) 
     Returns:
         The changes, not yet made, and a line for the report on each, and on each site that no entry can follow.
     """
-    swapped = {plan.site.path for plan in plans}
+    swapped = {_unwrapped(model, plan.site.path) for plan in plans}
     changes: list[ConfigChange] = []
     notes: list[str] = []
     followed: set[str] = set()
     outermost: tuple[str, ...] = ()
     seen: list[PretrainedConfig] = []
-    for prefix, part in _pretrained_models(model):
+    for path, part in _pretrained_models(model):
+        prefix = _unwrapped(model, path)
         mine = {path.removeprefix(prefix) for path in swapped if path.startswith(prefix)}
         if not mine or any(part.config is config for config in seen):
             continue
@@ -66,6 +67,21 @@ def config_changes(model: nn.Module, plans: Iterable[Plan], target: Activation) 
             f"not followed at {len(lost)} of {len(swapped)} sites: a reload computes the old function at {some}"
         )
     return changes, notes
+
+
+_WRAPPED = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def _unwrapped(model: nn.Module, path: str) -> str:
+    """A path without the steps that torch's wrappers of compiled, checkpointed and parallel modules add to it."""
+    steps: list[str] = []
+    holder: object = model
+    for step in path.split("."):
+        if step not in _WRAPPED and not (step == "module" and isinstance(holder, _WRAPPERS)):
+            steps.append(step)
+        holder = getattr(holder, step, None)
+    return ".".join(steps)
 
 
 def _pretrained_models(model: nn.Module) -> Iterator[tuple[str, PreTrainedModel]]:

@@ -43,7 +43,7 @@ from hf_gelu_patch.sources import (
     undecorated,
 )
 
-__all__ = ["Expression", "Reading", "Use", "holds_activation", "methods_of", "read", "uses"]
+__all__ = ["Expression", "Reading", "Use", "alone", "holds_activation", "methods_of", "reaches", "read", "uses"]
 
 Resolve = Callable[[nn.Module], "Resolved | Unresolved | None"]
 """``activations.resolve``, or a lookup of what it has said."""
@@ -113,6 +113,12 @@ class Expression:
         if self.callee.how == "chain":
             return "linear"
         return "linear" if self.linear is not None else "pointwise"
+
+
+@functools.lru_cache(maxsize=4096)
+def alone(expression: Expression) -> Expression:
+    """The same activation without what stands around it."""
+    return replace(expression, product=None, factors=None, linear=None, moved=None, alone=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -675,7 +681,7 @@ def _unfaithful(reading: Reading) -> str | None:
     only mean something inside the class's body."""
     assert reading.source is not None
     try:
-        code = compile_function(reading.source.text, reading.function, reading.function.__code__.co_filename, ())
+        code = compile_function(reading.source.text, reading.function, reading.function.__code__.co_filename)
     except (SyntaxError, ValueError, StopIteration) as error:
         return f"its source cannot be compiled again: {error}"
     return None if does_the_same(code, reading.function.__code__) else "its source is not the code that runs"
@@ -719,6 +725,15 @@ class Use:
         return self.beyond or self.reading.obstacle or _unfaithful(self.reading)
 
     @property
+    def overruled(self) -> bool:
+        """Whether the module carries another function that runs instead of the method, and does not apply this."""
+        bound = _carried(self.owner, self.method) if self.beyond is None else None
+        if bound is None or reaches(bound, inspect.getattr_static(type(self.owner), self.method, None)):
+            return False
+        code = getattr(inspect.unwrap(getattr(bound, "__func__", bound)), "__code__", None)
+        return code is not None and (self.edge is None or self.edge[1] not in all_names(code))
+
+    @property
     def exposed(self) -> bool:
         """Whether something computed between the activation and its product may write over the activation's input."""
         argument = self.expression.argument
@@ -741,7 +756,8 @@ class Use:
     def kind(self) -> str:
         """What can be fused here: ``gated``, ``linear``, or ``pointwise``."""
         kind = self.expression.kind
-        if kind == "linear" and (module := self.linear) is not None and not is_linear(module):
+        chained = self.expression.callee.how == "chain"
+        if kind == "linear" and ((module := self.linear) is not None or chained) and not is_linear(module):
             return "pointwise"
         return kind
 
@@ -752,7 +768,7 @@ class Use:
             assert self.edge is not None
             container, key = self.edge
             names = list(container._modules)
-            return container._modules[names[names.index(key) - 1]]
+            return container._modules[names[names.index(key) - 1]] if names[0] != key else None
         call = self.expression.linear
         return None if call is None else self._module(call.func)
 
@@ -839,11 +855,38 @@ def _leaves_its_input(module: nn.Module | None) -> bool:
 def _is_bound_otherwise(owner: nn.Module, method: str) -> bool:
     """Whether a module carries another method of its own under a name. accelerate's hook does not count, which keeps
     the class's below it."""
+    bound = _carried(owner, method)
+    own = isinstance(bound, MethodType) and bound.__func__ is getattr(type(owner), method, None)
+    return bound is not None and not own
+
+
+def _carried(owner: nn.Module, method: str) -> Any:
+    """What a module carries under a method's name, beneath accelerate's hook; None where it has the class's."""
     state = vars(owner)
-    bound = state.get("_old_forward" if method == "forward" and "_hf_hook" in state else method)
-    if bound is None:
-        return False
-    return not isinstance(bound, MethodType) or bound.__func__ is not getattr(type(owner), method, None)
+    return state.get("_old_forward" if method == "forward" and "_hf_hook" in state else method)
+
+
+def reaches(value: object, function: object) -> bool:
+    """Whether a callable holds a function, however deep: as a bound method, wrapped, partially applied, in a closure or
+    in an object's attributes."""
+    seen: set[int] = set()
+    pending = [value]
+    while pending and len(seen) < 1000:
+        held = pending.pop()
+        if held is function:
+            return True
+        if id(held) in seen or isinstance(held, (nn.Module, ModuleType, type)):
+            continue
+        seen.add(id(held))
+        if isinstance(held, MethodType):
+            pending += [held.__func__, held.__self__]
+        elif isinstance(held, functools.partial):
+            pending += [held.func, *held.args, *held.keywords.values()]
+        elif isinstance(held, FunctionType):
+            pending += [cell.cell_contents for cell in held.__closure__ or () if not is_empty(cell)]
+        if callable(held):
+            pending += getattr(held, "__dict__", {}).values()
+    return False
 
 
 _NOBODY = nn.Module()
@@ -859,14 +902,12 @@ def _chain(
     owner: nn.Module,
     activation_of: Resolve,
 ) -> Iterator[tuple[tuple[nn.Module, str], Resolved | Unresolved]]:
-    """(edge, activation) for each activation that stands behind a linear layer in the chain a loop runs through."""
+    """(edge, activation) for each activation in the chain that a loop runs through."""
     container = _container(expression, owner)
-    before: nn.Module | None = None
     for key, module in container._modules.items() if container is not None else ():
-        if module is not None and is_linear(before) and (current := activation_of(module)) is not None:
+        if module is not None and (current := activation_of(module)) is not None:
             assert container is not None
             yield (container, key), current
-        before = module
 
 
 def _find(

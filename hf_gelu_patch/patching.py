@@ -1,7 +1,7 @@
 """patch, unpatch, patched: a model's sites replaced as one act, and put back.
 
-The patched model is its own record: each replacement keeps the original it stands for, so undoing works on a deep
-copy, after a pickle, and inside whatever wrapped the model since.
+The patched model is its own record: a class made here knows the one it was made of, and a module in an activation's
+stead keeps that. So undoing works on a deep copy, after a pickle, and inside whatever wrapped the model since.
 """
 
 from __future__ import annotations
@@ -13,12 +13,23 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from torch import nn
 
-from hf_gelu_patch.activations import get_activation
+from hf_gelu_patch.activations import get_activation, module_of
+from hf_gelu_patch.binding import (
+    StandIn,
+    bind,
+    class_without,
+    is_patched,
+    kept,
+    original_of,
+    rewritings,
+    stand_in,
+    unbind,
+)
 from hf_gelu_patch.configs import config_changes
 from hf_gelu_patch.errors import (
     NoSitesError,
@@ -28,10 +39,10 @@ from hf_gelu_patch.errors import (
     PatchError,
     VerificationError,
 )
-from hf_gelu_patch.forwards import Use
+from hf_gelu_patch.forwards import reaches
 from hf_gelu_patch.implementations import Fused
-from hf_gelu_patch.replacements import PatchedActivation
-from hf_gelu_patch.rewriting import PatchedMethods, explained, rewritten
+from hf_gelu_patch.replacements import hooked, substitute
+from hf_gelu_patch.rewriting import Part, rewritten
 from hf_gelu_patch.sites import (
     ConfigChange,
     Plan,
@@ -113,10 +124,8 @@ def patch(
     changing = [p for p in plans if p.fused is not None]
     config: list[ConfigChange] = []
     notes: list[str] = []
-    if activation is not None:
-        swaps = [p for p in changing if p.site.equivalence in ("approximate", "different")]
-        if swaps:
-            config, notes = config_changes(model, swaps, get_activation(activation))
+    if activation is not None and (swaps := [p for p in changing if p.swaps]):
+        config, notes = config_changes(model, swaps, get_activation(activation))
     report = Report(
         type(model).__name__,
         tuple(p.site for p in plans),
@@ -156,70 +165,83 @@ def _worst(drift: list[Drift], most: int = 5) -> str:
 
 
 def _apply(plans: list[Plan], config: list[ConfigChange]) -> None:
-    replaced: list[tuple[nn.Module, str, nn.Module]] = []
-    bound: list[PatchedMethods] = []
-    changed: list[ConfigChange] = []
-    stand_ins: dict[tuple[int, Fused], PatchedActivation] = {}  # what is shared stays shared
-    rewriting: dict[int, list[tuple[Use, Fused]]] = {}
-    try:
+    with ExitStack() as undo:  # what was done so far, last first, where something fails
+        _put_stand_ins(plans, config, undo)
+        owners: dict[int, list[Plan]] = {}
         for p in plans:
-            assert p.fused is not None
-            if p.edge is not None:
-                owner, key = p.edge.owner, p.edge.key
-                original = owner._modules[key]
-                assert original is not None
-                if not isinstance(original, PatchedActivation):  # by another use of the same attribute
-                    if (id(original), p.fused) not in stand_ins:
-                        label = f"{p.site.target}, implementation={p.site.implementation}"
-                        stand_ins[id(original), p.fused] = PatchedActivation(original, p.fused, label, config)
-                    owner._modules[key] = stand_ins[id(original), p.fused]
-                    replaced.append((owner, key, original))
-            if p.rewrites:
-                assert p.use is not None
-                rewriting.setdefault(id(p.use.owner), []).append((p.use, p.fused))
-        for parts in rewriting.values():
-            record = PatchedMethods(parts[0][0].owner, rewritten(parts), config)
-            bound.append(record)
-            record.bind()
+            if p.use is not None and not p.use.obstacle and (p.site.fused or p.module is None or _stays(p.module)):
+                owners.setdefault(id(p.use.owner), []).append(p)
+        for of_owner in owners.values():
+            assert of_owner[0].use is not None
+            owner = of_owner[0].use.owner
+            own = type(owner)
+            undo.callback(unbind, owner, own)
+            bind(owner, rewritten([_part(p) for p in of_owner]), config)
         for change in config:
             setattr(change.owner, change.key, change.new)
-            changed.append(change)
-    except BaseException:
-        for change in reversed(changed):
-            setattr(change.owner, change.key, change.old)
-        for record in reversed(bound):
-            record.unbind()
-        for owner, key, original in reversed(replaced):
-            owner._modules[key] = original
-        raise
+            undo.callback(setattr, change.owner, change.key, change.old)
+        undo.pop_all()
+
+
+def _stays(module: nn.Module) -> bool:
+    """Whether an activation is where it was: the code that calls it is rewritten."""
+    return not is_patched(module)
+
+
+def _part(p: Plan) -> Part:
+    assert p.use is not None
+    assert p.fused is not None
+    return Part(p.use, p.fused if p.module is None else substitute(p.fused, p.module), p.site.fused)
+
+
+def _put_stand_ins(plans: list[Plan], config: list[ConfigChange], undo: ExitStack) -> None:
+    """A module in the stead of each activation that is swapped, hooked, or called by code that cannot be rewritten."""
+    made: dict[tuple[int, Fused], nn.Module] = {}  # what is shared stays shared
+    for p in plans:
+        original = p.module
+        if original is None or is_patched(original):  # by another use of the same attribute
+            continue
+        if not p.swaps and p.use is not None and not p.use.obstacle and not hooked(original):
+            continue
+        assert p.edge is not None
+        assert p.fused is not None
+        if (id(original), p.fused) not in made:
+            label = f"{p.site.target}, implementation={p.site.implementation}, was {type(original).__name__}"
+            template = module_of(get_activation(p.fused.activation)) if p.swaps else original
+            made[id(original), p.fused] = stand_in(original, template, StandIn(p.fused, label), config)
+        p.edge.owner._modules[p.edge.key] = made[id(original), p.fused]
+        undo.callback(p.edge.owner._modules.__setitem__, p.edge.key, original)
 
 
 def unpatch(model: nn.Module) -> None:
     """Put the identical original objects back, and the config's entries, as if the model had never been patched.
 
-    ``model`` is the one that was patched, a deep copy or an unpickled copy of it, or a wrapper around either.
+    ``model`` is the one that was patched, a deep copy or an unpickled copy of it, or a wrapper around either. What
+    has taken hold of a rewritten method meanwhile (a wrapper, a compiled forward) runs the model's own code again.
 
     Raises:
         NotPatchedError: nothing below ``model`` is patched; nothing is changed.
+        PatchError: another tool has put a class of its own over a patched one, and that cannot be made without it.
+            The message names it; nothing is changed.
     """
-    edges = [(edge, child) for edge, child in walk(model) if isinstance(child, PatchedActivation)]
-    records = _records(model)
-    if not edges and not records:
+    edges = [(edge, child) for edge, child in walk(model) if (found := kept(child)) and found.original is not None]
+    owners = [(module, class_without(module)) for module in _owners(model)]
+    if not edges and not owners:
         raise NotPatchedError(f"{type(model).__name__} is not patched: there is nothing to undo.")
-    config: dict[int, ConfigChange] = {}
-    for record in records:
-        record.unbind()
-        config.update((id(change), change) for change in record.config_changes)
-    for edge, replacement in edges:
-        edge.owner._modules[edge.key] = replacement.restored()
-        config.update((id(change), change) for change in replacement.config_changes)
+    records = [found for module in model.modules() if (found := kept(module)) is not None]
+    config = {id(change): change for record in records for change in record.config_changes}
+    for module, cls in owners:
+        unbind(module, cls)
+    for edge, child in edges:
+        edge.owner._modules[edge.key] = original_of(child)
     for change in config.values():
         if getattr(change.owner, change.key) == change.new:  # what was set since then is not ours to undo
             setattr(change.owner, change.key, change.old)
 
 
-def _records(model: nn.Module) -> list[PatchedMethods]:
-    return [record for module in model.modules() if (record := PatchedMethods.of(module)) is not None]
+def _owners(model: nn.Module) -> list[nn.Module]:
+    """The modules below ``model`` with rewritten methods."""
+    return [module for module in model.modules() if rewritings(module)]
 
 
 def explain(model: nn.Module, *, color: bool | None = None) -> str:
@@ -234,26 +256,34 @@ def explain(model: nn.Module, *, color: bool | None = None) -> str:
     Raises:
         NotPatchedError: nothing below ``model`` is patched.
     """
-    records = _records(model)
-    if not records and not any(isinstance(module, PatchedActivation) for module in model.modules()):
+    if not any(is_patched(module) for module in model.modules()):
         raise NotPatchedError(f"{type(model).__name__} is not patched: there is nothing to explain.")
-    seen = Counter(part for record in records for part in explained(record))
-    if not seen:
+    owners = _owners(model)
+    if not owners:
         return f"{type(model).__name__}: activation modules were replaced, no forward was rewritten."
+    seen = Counter((one, _overruled(module, one.method)) for module in owners for one in rewritings(module))
     if color is None:
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     lines: list[str] = []
-    for (name, where, before, after), count in seen.items():
+    for (rewriting, overruled), count in seen.items():
+        name, where, before, after = rewriting.shown
+        note = f"; not run: another {rewriting.method} is bound there since" if overruled else ""
         diff = difflib.unified_diff(
             [line.removesuffix(chr(10)) for line in lines_of(before)],
             [line.removesuffix(chr(10)) for line in lines_of(after)],
             fromfile=f"{name}  {where}",
-            tofile=f"{name}  patched on {count} module{'s' if count > 1 else ''}",
+            tofile=f"{name}  patched on {count} module{'s' if count > 1 else ''}{note}",
             lineterm="",
         )
         first = int(where.rpartition(":")[2])
         lines += [_moved_down(line, first - 1) for line in diff]
     return "\n".join(_colored(line) for line in lines) if color else "\n".join(lines)
+
+
+def _overruled(module: nn.Module, method: str) -> bool:
+    """Whether a module has been given a method of its own since, which does not come to run the rewritten one."""
+    bound = vars(module).get(method)
+    return bound is not None and not reaches(bound, getattr(type(module), method))
 
 
 def _moved_down(line: str, by: int) -> str:

@@ -1,85 +1,28 @@
-"""What runs in a patched model: the module in an activation's stead, and the fused calls of a rewritten forward."""
+"""What a rewritten forward calls: the fused forms of an activation and what stands around it.
+
+Whether fusing is right is decided here, at each call: hooks, wrappers and sharding come and go after a patch.
+"""
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import _symbolic_trace as fx
 from torch.nn.modules import module as torch_module
 
 from hf_gelu_patch.implementations import Fused
 from hf_gelu_patch.ops import ordinary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-__all__ = ["PatchedActivation", "gated", "hooked", "is_linear", "linear_act", "plain", "steps"]
+__all__ = ["Substitute", "gated", "hooked", "is_linear", "linear_act", "plain", "steps", "substitute"]
 
-
-class PatchedActivation(nn.Module):
-    """Stands at a patched site in the stead of the original, which it keeps, out of sight of ``modules()``.
-
-    It has no state of its own: hooks live in the original's own dictionaries, so that handles taken before and after
-    patching go on working, and a deep copy or a pickle of the model carries all that ``unpatch`` needs.
-
-    Attributes:
-        original: the module it replaces.
-        fused: what it computes.
-        label: what that is, in words.
-        config_changes: the config entries that follow this patch; the same list at all sites of one patch.
-    """
-
-    original: nn.Module
-    fused: Fused
-
-    def __init__(self, original: nn.Module, fused: Fused, label: str, config_changes: list[Any]) -> None:
-        super().__init__()
-        object.__setattr__(self, "original", original)  # past nn.Module's own, which would make it a child
-        self.fused = fused
-        self.label = label
-        self.config_changes = config_changes
-        self.training = original.training
-        for name in _HOOK_ATTRIBUTES & vars(original).keys():
-            object.__setattr__(self, name, vars(original)[name])
-        _carry_accelerate_hook(original, self)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.fused(input)
-
-    def extra_repr(self) -> str:
-        return f"{self.label}, was {type(self.original).__name__}"
-
-    def restored(self) -> nn.Module:
-        """The original, told what happened to its stand-in: training mode, hooks."""
-        if self.original.training != self.training:
-            self.original.training = self.training
-        if self.original._is_full_backward_hook != self._is_full_backward_hook:
-            self.original._is_full_backward_hook = self._is_full_backward_hook
-        _carry_accelerate_hook(self, self.original)
-        return self.original
-
-
-# Every dictionary of hooks that nn.Module keeps on an instance, and the flag beside them.
-_HOOK_ATTRIBUTES = {name for name in vars(nn.Module()) if "_hook" in name}
-
-
-def _carry_accelerate_hook(source: nn.Module, target: nn.Module) -> None:
-    """accelerate's dispatch hook on an activation itself (device maps that name one do that)."""
-    wanted, present = vars(source).get("_hf_hook"), vars(target).get("_hf_hook")
-    if wanted is present:
-        return
-    from accelerate.hooks import add_hook_to_module, remove_hook_from_module
-
-    if present is not None:
-        remove_hook_from_module(target)
-    if wanted is not None:
-        add_hook_to_module(target, wanted)
-
-
-# What a rewritten forward calls. Whether fusing is right is decided here, at each call: hooks, wrappers and sharding
-# come and go after a patch.
 
 _LINEAR = {
     nn.Linear,
@@ -126,58 +69,115 @@ def plain(module: nn.Module) -> bool:
 
 
 def _recorded() -> bool:
-    """Whether torch.compile or torch.jit.trace goes through here: they are shown the plain ops."""
-    return torch.compiler.is_compiling() or torch._C._is_tracing()
+    """Whether torch.compile, torch.jit.trace or torch.fx goes through here: they are shown the plain ops."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or fx._is_fx_tracing_flag
 
 
-def gated(act: Any, gate: Tensor, up: Tensor) -> Tensor:
-    """act(gate) · up, fused where ``act`` is a patched activation without hooks and both are ordinary tensors of one
-    shape and dtype."""
-    if _recorded():
-        product: Tensor = act(gate) * up
-        return product
-    fused = _fused(act)
+@dataclass(frozen=True)
+class Substitute:
+    """What computes an activation in the stead of a module that stays where it is.
+
+    It takes the module's place only while that is what it was when it was patched: the same class, with the same
+    attributes, without hooks. Otherwise the module itself is called.
+
+    Attributes:
+        fused: what computes it.
+        of: the module's class.
+        state: its attributes, as ``_held``.
+    """
+
+    fused: Fused
+    of: type[nn.Module]
+    state: tuple[tuple[str, object], ...]
+
+    def __call__(self, act: Any) -> Any:
+        if type(act) is not self.of or _recorded() or hooked(act):
+            return act
+        attributes = act.__dict__
+        for name, value in self.state:
+            if (now := attributes.get(name)) is not value and _held(now) != value:
+                return act
+        return self.fused
+
+
+def substitute(fused: Fused, act: nn.Module) -> Substitute:
+    """``fused`` in the stead of ``act`` and of what is like it; the same object each time."""
+    state = tuple((name, _held(value)) for name, value in vars(act).items() if name not in _MODULE)
+    of: Any = type(act)
+    return _substitute(fused, of, state)
+
+
+@functools.lru_cache(maxsize=1024)
+def _substitute(fused: Fused, of: Any, state: tuple[tuple[str, object], ...]) -> Substitute:
+    return Substitute(fused, of, state)
+
+
+_MODULE = frozenset(vars(nn.Module()))
+
+
+def _held(value: object) -> object:
+    """An attribute's value, the same for each copy of a module: a bound method without what it is bound to."""
+    if isinstance(value, MethodType):
+        return value.__func__
+    if isinstance(value, functools.partial):
+        return value.func, value.args, tuple(value.keywords.items())
+    return value if isinstance(value, _PLAIN) or callable(value) else type(value)
+
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def gated(act: Callable[[Any], Any], gate: Tensor, up: Tensor) -> Tensor:
+    """act(gate) · up, fused where ``act`` is a ``Fused`` and both are ordinary tensors of one shape and dtype."""
     if (
-        fused is not None
-        and fused.gated is not None
+        type(act) is Fused
+        and act.gated is not None
         and ordinary(gate)
         and ordinary(up)
         and gate.dtype == up.dtype
         and gate.shape == up.shape
+        and not _recorded()
     ):
-        return fused.gated(gate, up)
-    product = act(gate) * up
-    return product  # noqa: RET504 (typed)
+        return act.gated(gate, up)
+    product: Tensor = act(gate) * up
+    return product
 
 
-def linear_act(act: Any, linear: Callable[[Any], Any], x: Any) -> Any:
-    """act(linear(x)), fused where ``act`` is a patched activation without hooks and ``linear`` a plain linear layer or
-    convolution: never going around one that is quantized, sharded, parametrized, wrapped or hooked."""
-    if _recorded():
-        return act(linear(x))
-    fused = _fused(act)
-    if fused is None or fused.linear is None or not ordinary(x):
-        return act(linear(x))
-    if isinstance(linear, nn.Module) and plain(linear):
-        return fused.linear(linear, x)
+def linear_act(act: Callable[[Any], Any], linear: Callable[[Any], Any], x: Any) -> Any:
+    """act(linear(x)), fused where ``act`` is a ``Fused`` and ``linear`` a plain linear layer or convolution:
+    never going around one that is quantized, sharded, parametrized, wrapped or hooked."""
+    if (
+        type(act) is Fused
+        and act.linear is not None
+        and ordinary(x)
+        and isinstance(linear, nn.Module)
+        and not _recorded()
+        and plain(linear)
+    ):
+        return act.linear(linear, x)
     return act(linear(x))
 
 
-def steps(modules: Iterable[nn.Module]) -> list[Callable[[Any], Any]]:
-    """The modules of a chain, each linear layer and the patched activation behind it as one ``linear_act``."""
-    chain = list(modules)
+def steps(
+    container: nn.Sequential | nn.ModuleList, patched: tuple[tuple[str, Substitute], ...]
+) -> list[Callable[[Any], Any]]:
+    """The modules of a chain, the patched activations fused, each with the linear layer before it.
+
+    Args:
+        container: the modules, in their order.
+        patched: the key of each patched activation, and its substitute.
+    """
     if _recorded():
-        return list(chain)
-    fused: list[Callable[[Any], Any]] = []
-    for module in chain:
-        if type(module) is PatchedActivation and fused and is_linear(fused[-1]):
-            fused[-1] = functools.partial(linear_act, module, fused[-1])
+        return list(container)
+    substitutes = dict(patched)
+    chain: list[Callable[[Any], Any]] = []
+    for key, module in container._modules.items():
+        if key not in substitutes:
+            chain.append(module)
+            continue
+        act = substitutes[key](module)
+        if act is not module and chain and is_linear(chain[-1]):
+            chain[-1] = functools.partial(linear_act, act, chain[-1])
         else:
-            fused.append(module)
-    return fused
-
-
-def _fused(act: Any) -> Fused | None:
-    if type(act) is Fused:
-        return act
-    return act.fused if type(act) is PatchedActivation and not hooked(act) else None
+            chain.append(act)
+    return chain

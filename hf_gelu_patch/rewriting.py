@@ -1,36 +1,33 @@
-"""Methods rewritten to compute an activation together with what stands around it, and bound on one module.
+"""Methods rewritten to compute an activation together with what stands around it.
 
-A rewriting replaces just the expressions that forwards.py has found in the method's text, compiles it with the method's
-own globals and closure, below its decorators, and binds it on the instance, never on the class.
+A rewriting replaces just the expressions that forwards.py has found in the method's text. It is compiled with the
+method's own globals and closure, below its decorators.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
-import copy
 import functools
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from types import FunctionType, MethodType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_gelu_patch.errors import PatchError
-from hf_gelu_patch.forwards import Expression, Reading, Use
+from hf_gelu_patch.forwards import Expression, Reading, Use, alone
 from hf_gelu_patch.implementations import Fused
-from hf_gelu_patch.replacements import gated, linear_act, steps
+from hf_gelu_patch.replacements import Substitute, gated, linear_act, steps
 from hf_gelu_patch.sources import (
     Source,
-    compiled,
     identifiers,
     lines_of,
     parse,
 )
 
-__all__ = ["PatchedMethods", "explained", "rewritten"]
+__all__ = ["Part", "Rewriting", "rewritten"]
 
 
 @dataclass
@@ -95,56 +92,77 @@ class Rewriting:
     """One method of a class, rewritten.
 
     Attributes:
-        function: the new method.
+        method: its name.
         text, helpers: what it is compiled from: its source, and the names it refers to beside its class's own.
         name, where, before: of the function that the text was made of: qualified name, ``file:line``, source.
     """
 
-    function: FunctionType
+    method: str
     text: str
     helpers: tuple[tuple[str, Any], ...]
     name: str
     where: str
     before: str
 
+    @property
+    def shown(self) -> tuple[str, str, str, str]:
+        """(function, where, its source before, its source after)."""
+        return self.name, self.where, textwrap.dedent(self.before), textwrap.dedent(self.text)
 
-def rewritten(uses: list[tuple[Use, Fused]]) -> dict[str, Rewriting]:
-    """The methods of one module, rewritten to fuse some of its uses, by name.
+
+@dataclass(frozen=True)
+class Part:
+    """One use to be rewritten.
+
+    Attributes:
+        use: of a method, without an obstacle.
+        by: what computes it: a function's successor, or a module's substitute.
+        fused: with what stands around it, or by itself.
+    """
+
+    use: Use
+    by: Fused | Substitute
+    fused: bool
+
+
+_Chosen = tuple[Expression, str | None, "Fused | Substitute"]  # the second: of a chain, the layer's key
+
+
+def rewritten(parts: list[Part]) -> tuple[Rewriting, ...]:
+    """The methods of one module, rewritten where it uses activations.
 
     Args:
-        uses: of one owner, none with an obstacle, each with what computes it.
+        parts: all of one owner.
 
     Raises:
         PatchError: what was made of a method is no Python.
     """
-    methods: dict[str, list[tuple[Use, Fused]]] = {}
-    for use, fused in uses:
-        methods.setdefault(use.method, []).append((use, fused))
-    result = {}
-    cls: Any = type(uses[0][0].owner)
-    for name, parts in methods.items():
-        chosen = tuple(dict.fromkeys((use.expression, None if use.edge else fused) for use, fused in parts))
-        reading = parts[0][0].reading
-        text, helpers = _edited(reading, chosen)
-        assert reading.source is not None
-        code = reading.function.__code__
-        result[name] = Rewriting(
-            compiled(cls, name, text, helpers),
-            text,
-            helpers,
-            reading.function.__qualname__,
-            f"{code.co_filename}:{code.co_firstlineno}",
-            reading.source.text,
-        )
-    return result
+    methods: dict[str, list[Part]] = {}
+    for part in parts:
+        methods.setdefault(part.use.method, []).append(part)
+    return tuple(_rewriting(name, of_method) for name, of_method in methods.items())
+
+
+def _rewriting(method: str, parts: list[Part]) -> Rewriting:
+    reading = parts[0].use.reading
+    text, helpers = _edited(reading, tuple(dict.fromkeys(map(_chosen, parts))))
+    assert reading.source is not None
+    code = reading.function.__code__
+    where = f"{code.co_filename}:{code.co_firstlineno}"
+    return Rewriting(method, text, helpers, reading.function.__qualname__, where, reading.source.text)
+
+
+def _chosen(part: Part) -> _Chosen:
+    expression = part.use.expression
+    if expression.callee.how == "chain":
+        assert part.use.edge is not None
+        return expression, part.use.edge[1], part.by
+    return (expression if part.fused else alone(expression)), None, part.by
 
 
 @functools.lru_cache(maxsize=1024)
-def _edited(
-    reading: Reading, chosen: tuple[tuple[Expression, Fused | None], ...]
-) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    """The edited source of a function, and the names it refers to beside its own. ``chosen``: the expressions to fuse,
-    each with what computes it, None for an activation module, which says so itself."""
+def _edited(reading: Reading, chosen: tuple[_Chosen, ...]) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    """The edited source of a function, and the names it refers to beside its own."""
     assert reading.source is not None
     taken = identifiers(reading.function.__code__) | reading.function.__globals__.keys() | vars(builtins).keys()
     helpers: dict[str, Any] = {}
@@ -157,8 +175,15 @@ def _edited(
         helpers[free] = value
         return free
 
-    for expression, fused in chosen:
-        _edit(edits, expression, fused, helper)
+    chains: dict[Expression, list[tuple[str, Substitute]]] = {}
+    for expression, key, by in chosen:
+        if key is None:
+            _edit(edits, expression, by, helper)
+        else:
+            assert isinstance(by, Substitute)
+            chains.setdefault(expression, []).append((key, by))
+    for expression, layers in chains.items():
+        _edit_chain(edits, expression, tuple(layers), helper)
     text = edits.text()
     if parse(text) is None:
         name = reading.function.__qualname__
@@ -169,16 +194,19 @@ def _edited(
     return text, tuple(helpers.items())
 
 
-def _edit(edits: _Edits, expression: Expression, fused: Fused | None, helper: Callable[[str, Any], str]) -> None:
-    if expression.callee.how == "chain":
-        name = helper("steps", steps)
-        edits.at[expression.core] = lambda: f"{name}({edits.render(expression.core, itself=False)})"
-        return
+_Helper = Callable[[str, Any], str]
+
+
+def _edit_chain(
+    edits: _Edits, expression: Expression, layers: tuple[tuple[str, Substitute], ...], helper: _Helper
+) -> None:
+    name, patched = helper("steps", steps), helper("patched_layers", layers)
+    edits.at[expression.core] = lambda: f"{name}({edits.render(expression.core, itself=False)}, {patched})"
+
+
+def _edit(edits: _Edits, expression: Expression, by: Fused | Substitute, helper: _Helper) -> None:
     core, product, linear, moved = expression.core, expression.product, expression.linear, expression.moved
-    if fused is not None and expression.callee.is_method:
-        assert isinstance(expression.callee.node, ast.Attribute)
-        fused = _of_tensors(fused, expression.callee.node.attr)
-    act = edits.render(expression.callee.node) if fused is None else helper(f"patched_{fused.activation}", fused)
+    act = _applied(edits, expression, by, helper)
     if product is not None and (factors := expression.factors) is not None:
         left, right = factors
         name = helper("gated", gated)
@@ -211,6 +239,16 @@ def _edit(edits: _Edits, expression: Expression, fused: Fused | None, helper: Ca
         edits.at[core] = lambda: f"{act}({_operand(edits, expression.argument)})"
 
 
+def _applied(edits: _Edits, expression: Expression, by: Fused | Substitute, helper: _Helper) -> str:
+    """What applies the activation: ``patched_silu``, or ``patched_silu(self.act)`` in the stead of a module."""
+    if isinstance(by, Substitute):
+        return f"{helper(f'patched_{by.fused.activation}', by)}({edits.render(expression.callee.node)})"
+    if expression.callee.is_method:
+        assert isinstance(expression.callee.node, ast.Attribute)
+        by = _of_tensors(by, expression.callee.node.attr)
+    return helper(f"patched_{by.activation}", by)
+
+
 @functools.lru_cache(maxsize=256)
 def _of_tensors(fused: Fused, method: str) -> Fused:
     """``fused`` for what is written as a method, which may be that of an object that is no tensor."""
@@ -239,98 +277,3 @@ _NEED_BRACKETS = (
     *(ast.NamedExpr, ast.Lambda, ast.GeneratorExp, ast.IfExp, ast.Tuple),
     *(ast.Yield, ast.YieldFrom, ast.Await),
 )
-
-
-# ---- Binding
-
-_RECORD = "_hf_gelu_patch"
-_SLOTS = ("forward", "_old_forward")  # accelerate keeps the forward it hooked in the second
-
-
-class PatchedMethods:
-    """The methods of one module that were rewritten, bound on it beneath accelerate's hook, and what they replaced.
-
-    Kept in the module's ``__dict__``, ahead of the methods themselves: a bound method is pickled by its name, and
-    finds, when it is read back, the one that this record has bound by then.
-
-    Attributes:
-        module: whose methods these are.
-        methods: by name.
-        config_changes: as ``PatchedActivation`` has them.
-    """
-
-    def __init__(self, module: nn.Module, methods: dict[str, Rewriting], config_changes: list[Any]) -> None:
-        self.module = module
-        self.methods = methods
-        self.config_changes = config_changes
-        self.replaced: dict[str, Any] = {}
-
-    @staticmethod
-    def of(module: nn.Module) -> PatchedMethods | None:
-        """The record on a module, or None if none of its methods was rewritten."""
-        record: PatchedMethods | None = module.__dict__.get(_RECORD)
-        return record
-
-    def bind(self) -> None:
-        """Put the methods in place."""
-        state = self.module.__dict__
-        state[_RECORD] = self
-        for name, rewriting in self.methods.items():
-            slot = "_old_forward" if name == "forward" and "_old_forward" in state else name
-            if slot in state:
-                self.replaced[name] = state[slot]
-            state[slot] = MethodType(rewriting.function, self.module)
-
-    def unbind(self) -> None:
-        """Take the methods off again, wherever accelerate has put them by now, and leave what it had done."""
-        state = self.module.__dict__
-        for name, rewriting in self.methods.items():
-            for slot in _SLOTS if name == "forward" else (name,):
-                if getattr(state.get(slot), "__func__", None) is not rewriting.function:
-                    continue
-                if name in self.replaced:
-                    state[slot] = self.replaced[name]
-                elif slot == "_old_forward":  # hooked after the patch
-                    state[slot] = MethodType(getattr(type(self.module), name), self.module)
-                else:
-                    del state[slot]
-        state.pop(_RECORD, None)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PatchedMethods:
-        made = copy.copy(self)
-        memo[id(self)] = made
-        made.module = copy.deepcopy(self.module, memo)
-        made.replaced = copy.deepcopy(self.replaced, memo)
-        made.config_changes = copy.deepcopy(self.config_changes, memo)
-        return made
-
-    def __copy__(self) -> PatchedMethods:
-        made = object.__new__(PatchedMethods)
-        made.__dict__.update(self.__dict__)
-        return made
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        methods = {name: (one.text, one.helpers, one.name, one.where, one.before) for name, one in self.methods.items()}
-        return _read_back, (self.module, methods, self.config_changes)
-
-
-def _read_back(
-    module: nn.Module, methods: dict[str, tuple[str, tuple[tuple[str, Any], ...], str, str, str]], config: list[Any]
-) -> PatchedMethods:
-    cls: Any = type(module)
-    record = PatchedMethods(
-        module,
-        {
-            name: Rewriting(compiled(cls, name, text, helpers), text, helpers, *rest)
-            for name, (text, helpers, *rest) in methods.items()
-        },
-        config,
-    )
-    record.bind()
-    return record
-
-
-def explained(record: PatchedMethods) -> Iterator[tuple[str, str, str, str]]:
-    """(function, where, its source before, its source after) of each method of a record."""
-    for one in record.methods.values():
-        yield one.name, one.where, textwrap.dedent(one.before), textwrap.dedent(one.text)

@@ -21,6 +21,7 @@ from hf_gelu_patch.activations import (
     max_difference,
     resolve,
 )
+from hf_gelu_patch.binding import is_patched
 from hf_gelu_patch.errors import (
     AlreadyPatchedError,
     ImplementationUnavailableError,
@@ -30,8 +31,7 @@ from hf_gelu_patch.errors import (
 from hf_gelu_patch.forwards import Use, holds_activation, methods_of, uses
 from hf_gelu_patch.implementations import IMPLEMENTATIONS, Fused, Implementation, choose, get_implementation
 from hf_gelu_patch.measured import measured_on
-from hf_gelu_patch.replacements import PatchedActivation, hooked, plain
-from hf_gelu_patch.rewriting import PatchedMethods
+from hf_gelu_patch.replacements import hooked, plain
 from hf_gelu_patch.verification import Drift
 
 __all__ = [
@@ -206,9 +206,14 @@ class Plan:
     fused: Fused | None
 
     @property
-    def rewrites(self) -> bool:
-        """Whether the forward is rewritten for it."""
-        return self.fused is not None and self.use is not None and (self.site.fused or self.edge is None)
+    def swaps(self) -> bool:
+        """Whether another function takes the place of the site's own."""
+        return self.site.equivalence in ("approximate", "different")
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The activation module; None for a call."""
+        return None if self.edge is None else self.edge.owner._modules[self.edge.key]
 
 
 def walk(model: nn.Module) -> Iterator[tuple[Edge, nn.Module]]:
@@ -309,7 +314,7 @@ def places(model: nn.Module) -> Iterator[Place]:
 
     owners = list(model.named_modules())
     for path, module in owners:
-        if isinstance(module, PatchedActivation) or PatchedMethods.of(module) is not None:
+        if is_patched(module):
             name = path or type(module).__name__
             raise AlreadyPatchedError(f"{name} is patched already: unpatch(model) before patching it anew.")
     walked = list(walk(model))
@@ -385,6 +390,8 @@ def _plan_place(place: Place, wanted: _Wanted, where: tuple[torch.device, torch.
         return left(f"{source.name} is no hidden-layer activation: name it in include to swap it")
     if getattr(module, "inplace", False):
         return left(IN_PLACE)
+    if use is not None and use.overruled:
+        return left(f"another {use.method} is bound on this {site.owner}")
     asked = wanted.implementation
     if asked is not None and (obstacle := asked.obstacle(device, dtype)):
         able = [name for name, other in IMPLEMENTATIONS.items() if other.obstacle(device, dtype) is None]

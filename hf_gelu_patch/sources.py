@@ -13,7 +13,7 @@ import linecache
 import re
 import tokenize
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
@@ -194,39 +194,87 @@ _FLAGS = functools.reduce(
 )
 
 
-def compiled(cls: type[nn.Module], name: str, text: str, helpers: tuple[tuple[str, Any], ...]) -> FunctionType:
+def compiled(
+    cls: type[nn.Module],
+    name: str,
+    text: str,
+    helpers: tuple[tuple[str, Any], ...],
+    moved: Callable[[nn.Module], bool],
+) -> FunctionType:
     """``text`` compiled in the place of a class's method: with its globals, its closure, its defaults, and below its
-    decorators; ``helpers`` are further names of its closure. The same function for the same method. Its source is
-    registered with ``linecache``, so that tracebacks and debuggers show it.
+    decorators. Its source is registered with ``linecache``, so that tracebacks and debuggers show it.
+
+    Args:
+        cls: the class.
+        name: the method's.
+        text: the new source of the function below the decorators.
+        helpers: further names of its closure.
+        moved: whether a module no longer has this method. Whoever has taken hold of it then gets the class's own.
     """
     method = class_attribute(cls, name)
     assert isinstance(method, FunctionType)
     inner, _ = undecorated(method, name)
-    return _compiled(method, name, inner, inner.__code__, text, helpers)
-
-
-@functools.lru_cache(maxsize=4096)
-def _compiled(
-    method: FunctionType,
-    name: str,
-    inner: FunctionType,
-    was: CodeType,
-    text: str,
-    helpers: tuple[tuple[str, Any], ...],
-) -> FunctionType:
+    helpers = (*helpers, (_MOVED, moved), (_WRITTEN, inner))
     file = f"<hf_gelu_patch {inner.__module__}.{inner.__qualname__} {zlib.crc32(text.encode()):08x}>"
-    code = compile_function(text, inner, file, tuple(name for name, _ in helpers))
-    cells = dict(zip(was.co_freevars, inner.__closure__ or (), strict=True))
+    tree = parse(text)
+    assert tree is not None
+    code = _compile(_guarded(tree), inner, file, tuple(name for name, _ in helpers))
+    cells = dict(zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True))
     cells.update((key, _cell(value)) for key, value in helpers)
     linecache.cache[file] = (len(text), None, lines_of(text), file)
     return _redecorated(method, name, _like(inner, code, tuple(cells[free] for free in code.co_freevars)))
 
 
-def compile_function(text: str, like: FunctionType, file: str, helpers: tuple[str, ...]) -> CodeType:
-    """The code object of the function that ``text`` defines, its closure's names being those of ``like`` and
-    ``helpers``."""
+_MOVED, _WRITTEN = "__hf_gelu_patch_moved__", "__hf_gelu_patch_written__"  # names that no model's code has
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _guarded(tree: _Function) -> _Function:
+    """A method that begins with ``if moved(self): return written(self, ...)``, with all that it was given."""
+    arguments = tree.args
+    named = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
+
+    def load(name: str) -> ast.expr:
+        return ast.Name(name, ast.Load())
+
+    given: list[ast.expr] = [load(name) for name in named]
+    if arguments.vararg:
+        given.append(ast.Starred(load(arguments.vararg.arg), ast.Load()))
+    keywords = [ast.keyword(argument.arg, load(argument.arg)) for argument in arguments.kwonlyargs]
+    if arguments.kwarg:
+        keywords.append(ast.keyword(None, load(arguments.kwarg.arg)))
+    result: ast.expr = ast.Call(load(_WRITTEN), given, keywords)
+    if isinstance(tree, ast.AsyncFunctionDef):
+        result = ast.Await(result)
+    elif _yields(tree):
+        result = ast.YieldFrom(result)
+    guard = ast.If(ast.Call(load(_MOVED), [load(named[0])], []), [ast.Return(result)], [])
+    start = 1 if ast.get_docstring(tree, clean=False) is not None else 0
+    guarded = copy.copy(tree)
+    guarded.body = [*tree.body[:start], ast.copy_location(guard, tree), *tree.body[start:]]
+    return guarded
+
+
+def _yields(tree: ast.AST) -> bool:
+    """Whether a function is a generator: it yields outside of the functions that it defines."""
+    return any(
+        isinstance(node, (ast.Yield, ast.YieldFrom)) or (not isinstance(node, _SCOPES) and _yields(node))
+        for node in ast.iter_child_nodes(tree)
+    )
+
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+
+
+def compile_function(text: str, like: FunctionType, file: str) -> CodeType:
+    """The code object of the function that ``text`` defines, its closure's names being those of ``like``."""
     tree = parse(text)
     assert tree is not None
+    return _compile(tree, like, file, ())
+
+
+def _compile(tree: _Function, like: FunctionType, file: str, helpers: tuple[str, ...]) -> CodeType:
     tree = copy.deepcopy(tree)
     tree.decorator_list = []
     names = [*like.__code__.co_freevars, *helpers]

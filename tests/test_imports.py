@@ -21,6 +21,7 @@ LAYERS = [
     "sources",
     "forwards",
     "rewriting",
+    "binding",
     "verification",
     "sites",
     "configs",

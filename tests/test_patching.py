@@ -38,6 +38,7 @@ from hf_gelu_patch import (
     register_implementation,
     unpatch,
 )
+from hf_gelu_patch.binding import is_patched, kept
 
 GPT2 = FAMILIES["gpt2"]
 
@@ -225,6 +226,10 @@ def test_a_shared_activation_stays_shared() -> None:  # trap 20
     act = transformers.activations.NewGELUActivation()
     model = nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), act)
     report = patch(model)
+    assert model[1] is model[3] is act
+    assert [site.path for site in report.changed] == ["1", "3"]
+    unpatch(model)
+    report = patch(model, activation="silu")
     assert model[1] is model[3]
     assert model[1] is not act
     assert [site.path for site in report.changed] == ["1", "3"]
@@ -299,7 +304,7 @@ def test_deep_copies_before_and_after(gpt2: nn.Module) -> None:
     assert twin.config.activation_function == "gelu_new"
     assert gpt2.config.activation_function == "silu"
     assert torch.equal(out(gpt2), swapped)
-    assert twin.transformer.h[0].mlp.act is not gpt2.transformer.h[0].mlp.act.original
+    assert twin.transformer.h[0].mlp.act is not kept(gpt2.transformer.h[0].mlp.act).original
 
 
 @pytest.mark.parametrize("implementation", ON_THE_CPU)
@@ -446,7 +451,7 @@ def test_beneath_accelerates_dispatch_hooks(gpt2: nn.Module, tmp_path: Path) -> 
     torch.testing.assert_close(out(model), own)
     assert {path: module._hf_hook for path, module in model.named_modules() if hasattr(module, "_hf_hook")} == hooks
     remove_hook_from_module(model.transformer.h[0], recurse=True)
-    assert type(model.transformer.h[0].mlp.act).__name__ == "PatchedActivation"
+    assert is_patched(model.transformer.h[0].mlp)
     torch.testing.assert_close(out(model), own)
     unpatch(model)
     assert torch.equal(out(model), own)
@@ -650,9 +655,9 @@ def test_a_part_that_is_patched_already_is_found_from_above_and_from_itself(part
     with pytest.raises(AlreadyPatchedError, match="LlamaMLP is patched already"):
         patch(rewritten[0].mlp)
     replaced = nn.ModuleList([nn.Sequential(nn.LayerNorm(4), transformers.activations.NewGELUActivation())])
-    patch(replaced)
-    with pytest.raises(AlreadyPatchedError, match=r"1 is patched already: unpatch"):
-        patch(replaced[0])
+    patch(replaced, activation="silu")
+    with pytest.raises(AlreadyPatchedError, match=r"0 is patched already: unpatch"):
+        patch(nn.ModuleList([replaced[0][1]]))
 
 
 def test_an_implementation_that_cannot_run_here(gpt2: nn.Module) -> None:

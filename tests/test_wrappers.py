@@ -306,10 +306,13 @@ def test_a_users_hook_on_the_activation_makes_its_site_pointwise_with_the_reason
     fused_calls.clear()
     place.out(model)
     assert "pointwise" not in fused_calls
-    late = model.get_submodule(path).register_forward_hook(lambda *_: None)  # seen when it is called
+    before = fused_calls.count(kind)
+    heard: list[Tensor] = []
+    late = model.get_submodule(path).register_forward_hook(lambda *given: heard.append(given[2]))
     fused_calls.clear()
     place.out(model)
-    assert fused_calls.count("pointwise") == 1
+    assert len(heard) == 1  # seen when it is called: the module itself is
+    assert fused_calls.count(kind) + fused_calls.count("pointwise") == before - 1
     late.remove()
     fused_calls.clear()
     place.out(model)
@@ -1031,14 +1034,17 @@ def test_classes_stay_so_that_wrap_policies_by_class_go_on_matching(place: Place
     from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
     model = place.build()
-    classes = {path: type(module) for path, module in model.named_modules() if path != place.paths["act"]}
+    classes = {path: type(module) for path, module in model.named_modules()}
     owner = type(place.mlp(model))
     layers = set(model._no_split_modules or ())
     policy = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={owner})
-    report = patch(model)
-    replaced = {site.path for site in report.changed}
+    patch(model)
     after = {path: type(module) for path, module in model.named_modules()}
-    assert all(after[path] is cls for path, cls in classes.items() if path not in replaced)
+    names = ("__name__", "__qualname__", "__module__", "__doc__")
+    for path, cls in classes.items():
+        assert issubclass(after[path], cls)
+        assert all(getattr(after[path], name) == getattr(cls, name) for name in names)
+    assert after[place.paths["act"]] is classes[place.paths["act"]]
     assert policy(place.mlp(model), recurse=False, nonwrapped_numel=0)
     assert isinstance(place.mlp(model), owner)
     assert set(model._no_split_modules or ()) == layers

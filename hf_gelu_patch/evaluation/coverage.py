@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hf_gelu_patch.activations import ACTIVATIONS, Resolved, resolve
+from hf_gelu_patch.binding import is_patched, kept
 from hf_gelu_patch.errors import NothingPatchedWarning
 from hf_gelu_patch.evaluation.tiny import TinyModel, TinyModelError, tiny_model
+from hf_gelu_patch.implementations import Fused
 from hf_gelu_patch.patching import patch, unpatch
-from hf_gelu_patch.replacements import PatchedActivation
 from hf_gelu_patch.sites import Report, Site, find_sites
 from hf_gelu_patch.verification import largest_difference, output_tensors, scale_of
 
@@ -217,7 +218,8 @@ class _Tracer(TorchFunctionMode):
         if id(module) not in self.functions:
             self.alive.append(module)
             self.inside += 1  # it is run on a probe
-            found = resolve(module.original if isinstance(module, PatchedActivation) else module)
+            stand_in = kept(module)
+            found = resolve(module if stand_in is None or stand_in.original is None else stand_in.original)
             self.inside -= 1
             self.functions[id(module)] = found.activation.name if isinstance(found, Resolved) else None
         return self.functions[id(module)]
@@ -230,7 +232,7 @@ class _Tracer(TorchFunctionMode):
         function = self.function_of(module)
         if function is not None:
             place = self.place(self.running[:-1])
-            place = replace(place, fused="pointwise" if isinstance(module, PatchedActivation) else None, frame=None)
+            place = replace(place, fused="pointwise" if is_patched(module) else None, frame=None)
             given = list(_tensors(args))
             self.current = self.record(function, place, module, given[:1])
             self.read(given, self.current)
@@ -333,9 +335,9 @@ class _Tracer(TorchFunctionMode):
         above = self.running[:-1] if module is not None else self.running
         counted = not above or type(above[-1]).__module__ != "torch.nn.modules.transformer"
         if place.frame is not None:
-            act = place.frame.f_locals.get("act")
-            if isinstance(act, PatchedActivation):  # which is not called
-                module, function = act, self.function_of(act) or function
+            names = place.frame.f_locals
+            fused = names.get("act", names.get("self"))
+            function = fused.activation if isinstance(fused, Fused) else function
         record = _Record(function, place, module, readers, counted=counted)
         if place.frame is not None:
             self.alive.append(place.frame)
@@ -475,7 +477,7 @@ class Coverage:
         scale: max |y| over all outputs.
         undo_identical: whether outputs have the same bits again after ``unpatch``.
         state_dict_unchanged: whether the keys were the same while it was patched, and are now.
-        class_names_unchanged: whether every module has its class name back, and all but the replaced kept it.
+        class_names_unchanged: whether every module keeps its class name while it is patched, and afterwards.
         second_round_identical: whether patching again gave the same report and bits, and undoing it too.
         unavailable: why there is no model of this type here; nothing was tried then.
         error: what was raised, and at which stage.
@@ -608,10 +610,7 @@ class _Examination:
         patched = self.outputs("patched run")
         found["drift"] = _drift(own, patched)
         found["state_dict_unchanged"] = list(model.state_dict()) == keys
-        replaced = {site.path for site in report.changed if not site.written}
-        found["class_names_unchanged"] = all(
-            _class_names(model).get(path) == name for path, name in classes.items() if path not in replaced
-        )
+        found["class_names_unchanged"] = _class_names(model) == classes
         self.stage = "patched trace"
         found.update(_fused(executions, trace(self.tiny.run, model)))
         self.unpatch("unpatch", report)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import statistics
 import time
@@ -20,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_gelu_patch import NoSitesError, NothingPatchedWarning, NotPatchedError, patch, unpatch
-from hf_gelu_patch.activations import ACTIVATIONS
+from hf_gelu_patch.activations import ACTIVATIONS, Resolved
 from hf_gelu_patch.evaluation.speed import CudaClock
-from hf_gelu_patch.implementations import IMPLEMENTATIONS, Fused, Implementation, register_implementation
-from hf_gelu_patch.replacements import PatchedActivation
+from hf_gelu_patch.implementations import IMPLEMENTATIONS, Implementation, register_implementation
+from hf_gelu_patch.sites import places
 from hf_gelu_patch.verification import free_memory, output_tensors
 
 __all__ = [
@@ -497,30 +498,41 @@ def activation_share(
 
 def _time_sites(model: nn.Module, timed: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
     """Have ``timed`` around each site's own computation: an implementation that is there while the model is patched."""
-
-    def gated(act: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return timed(lambda gate, up, **parameters: act(gate, **parameters) * up)
-
-    eager = {name: record.eager for name, record in ACTIVATIONS.items() if not record.learned}
+    with contextlib.suppress(NotPatchedError):
+        unpatch(model)
+    functions = {name: record.eager for name, record in ACTIVATIONS.items() if not record.learned}
+    functions |= _own_forwards(model)
     register_implementation(
         Implementation(
             _TIMED,
-            {name: timed(function) for name, function in eager.items()},
-            gated={name: gated(function) for name, function in eager.items()},
+            {name: timed(function) for name, function in functions.items()},
+            gated={name: timed(functools.partial(_gated, function)) for name, function in functions.items()},
         )
     )
     try:
-        with contextlib.suppress(NotPatchedError):
-            unpatch(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingPatchedWarning)
             patch(model, implementation=_TIMED)
     finally:
         del IMPLEMENTATIONS[_TIMED]
-    for module in model.modules():
-        if isinstance(module, PatchedActivation):  # its class may take more steps than the activation's plainest form
-            own = module.original.forward
-            module.fused = Fused(module.fused.activation, timed(own), timed(own), gated(own))
+
+
+def _gated(act: Callable[..., Tensor], gate: Tensor, up: Tensor, **parameters: float) -> Tensor:
+    return act(gate, **parameters) * up
+
+
+def _own_forwards(model: nn.Module) -> dict[str, Callable[..., Tensor]]:
+    """activation → the forward of the model's own module for it, which may take more steps than the plainest form."""
+
+    def own(module: nn.Module | None) -> Callable[..., Tensor]:
+        assert module is not None
+        return lambda x, **_: module(x)
+
+    return {
+        place.current.activation.name: own(place.edge.owner._modules[place.edge.key])
+        for place in places(model)
+        if place.edge is not None and isinstance(place.current, Resolved)
+    }
 
 
 def amdahl(share: float) -> float:
