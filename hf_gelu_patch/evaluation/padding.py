@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hf_gelu_patch.evaluation.data import EvaluationError, first_line
+from hf_gelu_patch.evaluation.data import EvaluationError
 from hf_gelu_patch.evaluation.drift import batch_drift
+from hf_gelu_patch.evaluation.failures import batch_remedy, failing
 from hf_gelu_patch.evaluation.tasks import Batch, Task
 
 if TYPE_CHECKING:
@@ -40,22 +41,20 @@ def check_padding(task: Task, model: PreTrainedModel, batches: Sequence[Batch]) 
         return
     batch = max(several, key=lambda one: _spread(task, one))
     place, alone = min(enumerate(map(task.alone, batch.ids)), key=lambda pair: _elements(pair[1]))
-    own = task.forward(model, alone.to(model.device))
     try:
         among = task.forward(model, batch.to(model.device))
+        own = task.forward(model, alone.to(model.device))
     except EvaluationError:
         raise
     except Exception as error:  # each model has its own
-        raise EvaluationError(
-            f"{task.subject.name} runs on one row, and not on {len(batch.ids)} in a batch: {first_line(error)} "
-            f"{_remedy(task)}"
-        ) from error
+        failing(task, model, batch.to(model.device), error)
+        return  # of rows that fail by themselves, whoever runs them all says which
     moved = _moved(_counted(own, alone, 0), _counted(among, batch, place))
     if moved is not None:
         raise EvaluationError(
             f"{task.subject.name} gives other logits for the row {task.describe(batch.ids[place])!r} in a batch of "
             f"{len(batch.ids)} than for that row alone: they move by {moved}. The figures would depend on the batch "
-            f"size. {_remedy(task)}"
+            f"size. {batch_remedy(task)}"
         )
 
 
@@ -86,22 +85,3 @@ def _moved(own: Tensor | None, among: Tensor | None) -> str | None:
     if drift["max_abs"] <= margin * drift["scale"]:
         return None
     return f"{drift['max_abs']:.2g}, more than {margin:.2g} of their largest, {drift['scale']:.3g}"
-
-
-def _remedy(task: Task) -> str:
-    """What can be done about it, by what the tokenizer and the config say."""
-    tokenizer, config = task.processor, task.config
-    causes = []
-    given, own = getattr(tokenizer, "pad_token_id", None), getattr(config.get_text_config(), "pad_token_id", None)
-    if given is not None:
-        if given != own:
-            said = "no pad_token_id" if own is None else f"the pad_token_id {own}"
-            causes.append(f"The config has {said}, the tokenizer {given}: give both the same.")
-        if given >= (getattr(config.get_text_config(), "vocab_size", None) or math.inf):
-            causes.append(f"The model has no embedding for the tokenizer's pad_token_id {given}: choose another token.")
-        if tokenizer.padding_side == "left":
-            causes.append("The tokenizer fills up on the left: set its padding_side to 'right'.")
-        if "attention_mask" not in tokenizer.model_input_names:
-            causes.append("The tokenizer gives no attention_mask: name it in its model_input_names.")
-    causes.append(f"{'Or evaluate' if causes else 'Evaluate'} with --per_device_eval_batch_size 1.")
-    return " ".join(causes)

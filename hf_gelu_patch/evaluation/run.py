@@ -29,12 +29,14 @@ from hf_gelu_patch.evaluation.drift import (
     layer_drift,
     total_drift,
 )
+from hf_gelu_patch.evaluation.failures import failing
+from hf_gelu_patch.evaluation.limits import Limits
 from hf_gelu_patch.evaluation.loading import EvaluationError, Subject, load_model, load_processor, load_rows
 from hf_gelu_patch.evaluation.padding import check_padding
 from hf_gelu_patch.evaluation.quality import Outcome, Quality, compare
 from hf_gelu_patch.evaluation.records import Fingerprint, Row
 from hf_gelu_patch.evaluation.speed import CudaClock, Speed, measure, measure_generation, peak_memory, summarise
-from hf_gelu_patch.evaluation.tasks import Batch, Task, make_task
+from hf_gelu_patch.evaluation.tasks import Batch, Prediction, Task, make_task
 from hf_gelu_patch.evaluation.variants import BEFORE, Variant, check_variants
 
 if TYPE_CHECKING:
@@ -193,7 +195,7 @@ def unpatched_metrics(subject: Subject, settings: Settings, accelerator: Acceler
     batches = task.batches(settings.batch_size or task.batch_size())
     with torch.inference_mode():
         check_padding(task, model, batches)
-        answers = _answers(task, model, {}, (), batches, accelerator, _tell_nobody)
+        task, answers = _answers(task, model, {}, (), batches, accelerator, _tell_nobody)
     return task.metrics([row.outcome for row in answers[BEFORE]])
 
 
@@ -212,7 +214,15 @@ def _load(
         **hub,
     )
     _align(model)
-    task = make_task(subject, model.config, processor, rows, limit=settings.limit, skip_bad_rows=settings.skip_bad_rows)
+    task = make_task(
+        subject,
+        model.config,
+        processor,
+        rows,
+        limit=settings.limit,
+        limits=Limits.of(model),
+        skip_bad_rows=settings.skip_bad_rows,
+    )
     return model, task, rows
 
 
@@ -283,7 +293,9 @@ def evaluate(
         fingerprint = _fingerprint(model, task, settings, batches, size)
         if place is not None:
             writer, known = _open_records(place, fingerprint, settings, accelerator)
-        answers = _answers(task, model, running, names, batches, accelerator, tell, writer, known)
+        usable, answers = _answers(task, model, running, names, batches, accelerator, tell, writer, known)
+        if usable is not task:
+            task, batches = usable, usable.batches(size)
         clock.stop("quality")
         found = []
         if accelerator.is_main_process:
@@ -439,42 +451,64 @@ def _answers(
     tell: Progress,
     writer: records.Writer | None = None,
     known: Mapping[tuple[int, str], Row] | None = None,
-) -> dict[str, list[Row]]:
+) -> tuple[Task, dict[str, list[Row]]]:
     """What the unpatched model and each variant say, in the order of the examples: what is known, and the rest found
-    out by all processes together."""
+    out by all processes together. With it the task, without the rows that the model fails on."""
     everyone = (BEFORE, *names)
     found = dict(known or {})
     left = [batch for batch in batches if any((id_, name) not in found for id_ in batch.ids for name in everyone)]
     own: list[Row] = []
+    own_failed: dict[int, str] = {}
     tell("quality", 1 - len(left) / len(batches))
     with writer or nullcontext():
         for number, batch in enumerate(left):
             if number % accelerator.num_processes == accelerator.process_index:
-                said = _said(task, before, running, names, batch.to(before.device))
+                said, failed = _said(task, before, running, names, batch.to(before.device))
+                if failed:
+                    task.without(failed)  # which refuses at once, unless such rows are to be skipped
                 own += said
+                own_failed |= failed
                 if writer is not None:
                     writer.append(said)
             tell("quality", 1 - (len(left) - number - 1) / len(batches))
     gathered: list[Row] = gather_object(own)
     found.update({(row.example, row.variant): row for row in gathered})
-    wanted = {(example, name) for example in range(len(task.examples)) for name in everyone}
-    once = sum(len(batch.ids) for batch in left) * len(everyone) == len(gathered)
+    failures: dict[int, str] = dict(gather_object(list(own_failed.items())))
+    wanted = {(example, name) for example in range(len(task.examples)) if example not in failures for name in everyone}
+    once = (sum(len(batch.ids) for batch in left) - len(failures)) * len(everyone) == len(gathered)
     if found.keys() != wanted or not once:
         raise EvaluationError(
             f"{len(found)} results came back where {len(wanted)} were due: a process was lost. Run it again."
         )
-    return {name: [found[example, name] for example in range(len(task.examples))] for name in everyone}
+    usable = task.without(failures) if failures else task
+    there = set(map(id, usable.examples))
+    kept = [example for example, one in enumerate(task.examples) if id(one) in there]
+    return usable, {
+        name: [replace(found[example, name], example=number) for number, example in enumerate(kept)]
+        for name in everyone
+    }
 
 
 def _said(
     task: Task, before: PreTrainedModel, running: Mapping[str, PreTrainedModel], names: Sequence[str], batch: Batch
-) -> list[Row]:
-    """What they say of one batch. Only two models' logits are held at a time."""
+) -> tuple[list[Row], dict[int, str]]:
+    """What they say of one batch; and of which of its examples nothing, because the unpatched model fails on them. Only
+    two models' logits are held at a time."""
+    try:
+        old = task.predict(before, batch)
+    except EvaluationError:
+        raise
+    except Exception as error:  # each model has its own
+        failed = failing(task, before, batch, error)
+        if not (ids := tuple(example for example in batch.ids if example not in failed)):
+            return [], failed
+        rest = task.collate(ids, [task.examples[example] for example in ids])
+        rows, more = _said(task, before, running, names, rest.to(before.device))
+        return rows, {**failed, **more}
     counts = batch.targets != -100
-    old = task.predict(before, batch)
     rows = [Row(example, BEFORE, outcome, None) for example, outcome in zip(batch.ids, old.outcomes, strict=True)]
     for name in names:
-        new = task.predict(running[name], batch) if name in running else old
+        new = _patched(task, running[name], name, batch) if name in running else old
         moved = batch_drift(old.logits, new.logits, counts, softmax=task.softmax)
         for place, (example, outcome) in enumerate(zip(batch.ids, new.outcomes, strict=True)):
             row = moved[place] | {"lost": 0.0}
@@ -482,7 +516,21 @@ def _said(
                 was, is_ = old.logits[place][counts[place]], new.logits[place][counts[place]]
                 row["lost"] = float((was.isfinite() & ~is_.isfinite()).sum())
             rows.append(Row(example, name, outcome, row))
-    return rows
+    return rows, {}
+
+
+def _patched(task: Task, model: PreTrainedModel, variant: str, batch: Batch) -> Prediction:
+    """What a variant says of a batch that the unpatched model runs on."""
+    try:
+        return task.predict(model, batch)
+    except EvaluationError:
+        raise
+    except Exception as error:  # it is an implementation's fault
+        [(example, reason), *_] = failing(task, model, batch, error).items()
+        raise EvaluationError(
+            f"{task.place(example)} {reason}. That is the variant {variant!r}: the unpatched model runs on it. Leave "
+            "the site out with exclude=, or mend the implementation."
+        ) from error
 
 
 def _quality(

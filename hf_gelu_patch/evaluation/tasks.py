@@ -6,7 +6,9 @@ there are; whoever runs one computes the same bits. Nothing is drawn at random t
 
 from __future__ import annotations
 
+import copy
 import io
+import itertools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +26,15 @@ from hf_gelu_patch.evaluation.data import PROBLEM, EvaluationError, first_line
 from hf_gelu_patch.evaluation.heads import IGNORED, MAX_LOGITS, head_of, read_logits
 from hf_gelu_patch.evaluation.heads import label_columns as _label_columns
 from hf_gelu_patch.evaluation.labels import BadLabelError, LabelsError, as_number
-from hf_gelu_patch.evaluation.loading import Subject, load_metric, own_file, own_task, task_info
+from hf_gelu_patch.evaluation.limits import Limits
+from hf_gelu_patch.evaluation.loading import (
+    Subject,
+    check_vocabulary,
+    load_metric,
+    own_file,
+    own_task,
+    task_info,
+)
 from hf_gelu_patch.evaluation.quality import (
     ClassificationMetric,
     LanguageModelMetric,
@@ -86,6 +96,7 @@ class Task(ABC):
         metric: how its outcomes are measured; None where there is no right answer to measure them by.
         generates: whether there is something to generate, with ``generate``.
         softmax: whether the softmax of what ``forward`` gives means something: it does of logits, not of features.
+        limits: what the model takes.
         examples: encoded, in the order of the data, without the rows that were left out.
         skipped: each row that was left out, counted from 1, and why.
         asked: a hash of the rows that count, as they stand in the data.
@@ -109,10 +120,12 @@ class Task(ABC):
         data: datasets.Dataset,
         limit: int | None = None,
         *,
+        limits: Limits,
         skip_bad_rows: bool = False,
     ) -> None:
         self.subject = subject
         self.config = config
+        self.limits = limits
         self.processor = processor
         self.extra = None
         self._skip_bad_rows = skip_bad_rows
@@ -121,7 +134,8 @@ class Task(ABC):
         self.asked = self.digest(_first(data, limit) if self.limits_rows else data)
         self.skipped = tuple((row + 1, reason) for row, reason in sorted(self._bad.items()))
         if not self.examples:
-            raise EvaluationError(f"{subject.data}: no row can be used; row {self.skipped[0][0]} {self.skipped[0][1]}.")
+            raise self._nothing_left()
+        self._check_known()
         if subject.metric is not None:
             if self.metric is None:
                 raise EvaluationError(f"{subject.task} has no right answers to measure by: drop --metric.")
@@ -174,9 +188,21 @@ class Task(ABC):
         """A short text by which people know an example: the beginning of what the model is given."""
         return _shortened(self.examples[example]["shown"])
 
+    def place(self, example: int) -> str:
+        """Where an example stands: its row in the data, counted from 1, or its block of running text."""
+        row = self.examples[example].get("row")
+        return (
+            f"{self.subject.name}: {self.subject.data}: {f'block {example + 1}' if row is None else f'row {row + 1}'}"
+        )
+
     def named(self, answer: str) -> str:
         """An answer as people know it: what a label or a token is called."""
         return answer
+
+    def shape(self, example: dict[str, Any]) -> tuple[Any, ...]:
+        """What the examples of one batch have in common."""
+        del example
+        return ()
 
     def size(self, example: dict[str, Any]) -> int:
         """How long an example is: like lengths go into one batch."""
@@ -195,9 +221,12 @@ class Task(ABC):
         return self.collate((example,), [self.examples[example]])
 
     def batches(self, size: int) -> list[Batch]:
-        """All examples in batches of ``size``, the longest first: the same for any number of processes."""
-        order = sorted(range(len(self.examples)), key=lambda i: (-self.size(self.examples[i]), i))
-        cut = (tuple(order[start : start + size]) for start in range(0, len(order), size))
+        """All examples in batches of ``size`` or less, of one shape each, the longest first: the same for any number of
+        processes."""
+        shapes = [self.shape(example) for example in self.examples]
+        order = sorted(range(len(self.examples)), key=lambda i: (shapes[i], -self.size(self.examples[i]), i))
+        alike = (tuple(group) for _, group in itertools.groupby(order, shapes.__getitem__))
+        cut = (ids[start : start + size] for ids in alike for start in range(0, len(ids), size))
         return [self.collate(ids, [self.examples[i] for i in ids]) for ids in cut]
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -224,6 +253,49 @@ class Task(ABC):
         except (OSError, ValueError):  # it is no name of a file
             return None
 
+    def without(self, failed: Mapping[int, str]) -> Task:
+        """The same task without the rows of examples that the model fails on, which ``skipped`` then has too.
+
+        Args:
+            failed: how it fails, by example.
+
+        Raises:
+            EvaluationError: bad rows are not to be skipped, or none is left; running text has no rows to leave out.
+        """
+        kept = copy.copy(self)
+        kept._bad = dict(self._bad)
+        for example, reason in sorted(failed.items()):
+            row = self.examples[example].get("row")
+            if row is None:
+                raise EvaluationError(
+                    f"{self.place(example)} {reason}. It begins {self.describe(example)!r}: mend the text there, or "
+                    "take a smaller --max_length."
+                )
+            kept.leave_out(row, reason)
+        kept.examples = [example for example in self.examples if example.get("row") not in kept._bad]
+        kept.skipped = tuple((row + 1, reason) for row, reason in sorted(kept._bad.items()))
+        if not kept.examples:
+            raise kept._nothing_left()
+        return kept
+
+    def _nothing_left(self) -> EvaluationError:
+        [(row, reason), *_] = self.skipped
+        return EvaluationError(f"{self.subject.name}: {self.subject.data}: no row can be used; row {row} {reason}.")
+
+    def _check_known(self) -> None:
+        """See that the tokenizer knows some word of the data."""
+        unknown = getattr(self.processor, "unk_token_id", None)
+        texts = [example.get("shown_ids", example.get("input_ids", ())) for example in self.examples]
+        if unknown is None or not any(unknown in ids for ids in texts):
+            return
+        special = set(self.processor.all_special_ids)
+        if all(token in special for ids in texts for token in ids):
+            raise EvaluationError(
+                f"every word of {self.subject.data} is unknown to the tokenizer of {self.subject.name} "
+                f"({self.processor.unk_token}): save the model's own tokenizer to its folder, or name the right column "
+                "with --input_column."
+            )
+
     # What follows is for the tasks' own ``encode``.
 
     def leave_out(self, row: int, reason: str) -> None:
@@ -234,7 +306,7 @@ class Task(ABC):
         """
         if not self._skip_bad_rows:
             raise EvaluationError(
-                f"{self.subject.data}: row {row + 1} {reason}. "
+                f"{self.subject.name}: {self.subject.data}: row {row + 1} {reason}. "
                 "Mend the row or remove it, or leave such rows out with --skip_bad_rows."
             )
         self._bad.setdefault(row, reason)
@@ -268,16 +340,19 @@ class Task(ABC):
         encoded = self.processor(given, truncation=True, max_length=self.length(), **options)
         found = {}
         for number, row in enumerate(rows):
-            if encoded["input_ids"][number]:
-                found[row] = {key: encoded[key][number] for key in encoded}
+            tokens = {key: encoded[key][number] for key in encoded if self.limits.takes(key)}
+            trouble = self.limits.trouble(tokens) if tokens["input_ids"] else "has no tokens"
+            if trouble is None:
+                found[row] = tokens
             else:
-                self.leave_out(row, "has no tokens")
+                self.leave_out(row, trouble)
         return found
 
     def length(self) -> int:
         """Tokens in an example: as asked for, within what the model has positions for."""
         asked = self.subject.max_length
-        own = getattr(self.config.get_text_config(), "max_position_embeddings", None) or _MAX_LENGTH
+        own = self.limits.positions or getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        own = own or _MAX_LENGTH
         most = min(own if own > 0 else _MAX_LENGTH, self.processor.model_max_length)  # XLNet has −1 for none
         if asked is not None and asked > most:
             raise EvaluationError(f"{self.subject.name} takes at most {most} tokens: --max_length {asked} is too long.")
@@ -388,7 +463,7 @@ class TextClassification(_Classification):
             options["text_pair"] = [seconds[row] for row in labels]
         encoded = self.tokens(list(labels), texts, **options)
         return [
-            {"tokens": tokens, "input_ids": tokens["input_ids"], "label": labels[row], "shown": texts[row]}
+            {"row": row, "tokens": tokens, "input_ids": tokens["input_ids"], "label": labels[row], "shown": texts[row]}
             for row, tokens in encoded.items()
         ]
 
@@ -410,7 +485,10 @@ class ImageClassification(_Classification):
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
         targets = self.head.targets([example["label"] for example in examples])
-        return Batch(ids, {"pixel_values": _stacked(self, examples)}, targets, len(ids))
+        return Batch(ids, _stacked(self, examples), targets, len(ids))
+
+    def shape(self, example: dict[str, Any]) -> tuple[Any, ...]:
+        return _sizes(example)
 
 
 def _pixels(task: Task, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
@@ -427,9 +505,8 @@ def _pixels(task: Task, data: datasets.Dataset, rows: Iterable[int]) -> dict[int
     held: dict[int, tuple[Image, str]] = {}
 
     def process() -> None:
-        images = [image for image, _ in held.values()]
-        pixels = task.processor(images, return_tensors="pt")["pixel_values"] if images else ()
-        found.update({row: {"pixels": one, "shown": held[row][1]} for row, one in zip(held, pixels, strict=True)})
+        for row, pixels in _processed(task, held).items():
+            found[row] = {"row": row, "pixels": pixels, "shown": held[row][1]}
         held.clear()
 
     for row in rows:
@@ -450,6 +527,34 @@ def _places(name: str | Path, data: Path | str) -> tuple[Path, Path]:
     return Path(data).parent / name, Path(name)
 
 
+def _processed(task: Task, held: Mapping[int, tuple[Image, str]]) -> dict[int, dict[str, Tensor]]:
+    """What the image processor makes of some images, by row: of all together, or of each by itself where they come out
+    at sizes of their own, or one is more than it can take."""
+
+    def made(images: Sequence[Image]) -> list[dict[str, Tensor]]:
+        tensors = {
+            name: value
+            for name, value in task.processor(images, return_tensors="pt").items()
+            if isinstance(value, Tensor) and len(value) == len(images) and task.limits.takes(name)
+        }
+        return [{name: value[number] for name, value in tensors.items()} for number in range(len(images))]
+
+    images = [image for image, _ in held.values()]
+    try:
+        return dict(zip(held, made(images), strict=True)) if images else {}
+    except Exception:  # each image processor has its own
+        found = {}
+        for row, (image, name) in held.items():
+            try:
+                [found[row]] = made([image])
+            except Exception as error:
+                size = f"{image.width} × {image.height}"
+                task.leave_out(
+                    row, f"holds an image that the image processor cannot take ({name}, {size}: {first_line(error)})"
+                )
+        return found
+
+
 def _image(value: dict[str, Any], data: Path | str) -> Image:
     """The picture, in RGB and the right way up. A path is from here or from the data file."""
     from PIL import Image, ImageOps
@@ -461,13 +566,23 @@ def _image(value: dict[str, Any], data: Path | str) -> Image:
         content = next((one for one in _places(path, data) if one.is_file()), path).read_bytes()
     with Image.open(io.BytesIO(content)) as image:
         turned: Image.Image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+            turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))  # Pillow would cut off at 255
+        elif image.mode in ("I", "F"):
+            raise ValueError(f"its mode {image.mode} has no range that is known: save it with 8 or 16 bits a channel")
         return turned.convert("RGB")
 
 
-def _stacked(task: Task, examples: Sequence[dict[str, Any]]) -> Tensor:
-    """Their pixels in one tensor of the model's dtype."""
+def _stacked(task: Task, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """What was made of their images, numbers in the model's dtype."""
     dtype = task.config.dtype if isinstance(task.config.dtype, torch.dtype) else torch.float32
-    return torch.stack([example["pixels"] for example in examples]).to(dtype)
+    tensors = {name: torch.stack([e["pixels"][name] for e in examples]) for name in examples[0]["pixels"]}
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def _sizes(example: dict[str, Any]) -> tuple[Any, ...]:
+    """Of what was made of an image: those of one batch have to be alike."""
+    return tuple((name, tuple(value.shape)) for name, value in sorted(example.get("pixels", {}).items()))
 
 
 # ------------------------------------------------------------------------------------------------------------ features
@@ -475,8 +590,9 @@ def _stacked(task: Task, examples: Sequence[dict[str, Any]]) -> Tensor:
 
 class SentenceSimilarity(Task):
     """Two texts and a score of how alike they are. The model's answer is the cosine of their embeddings, each the mean
-    of the last hidden state over the tokens that are no padding (Reimers & Gurevych 2019). The embeddings stand where
-    other tasks have logits: two positions for each example."""
+    of the last hidden state over the tokens that are no padding (Reimers & Gurevych 2019): of an encoder and decoder
+    the encoder's (Ni et al. 2021), of an image and a text tower the text's. The embeddings stand where other tasks have
+    logits: two positions for each example."""
 
     metric = SimilarityMetric
     softmax = False
@@ -497,6 +613,7 @@ class SentenceSimilarity(Task):
         two = self.tokens(list(one), second)
         return [
             {
+                "row": row,
                 "pair": (one[row], two[row]),
                 "input_ids": max(one[row]["input_ids"], two[row]["input_ids"], key=len),
                 "score": right[row],
@@ -518,9 +635,10 @@ class SentenceSimilarity(Task):
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         embeddings = []
+        embed = model.get_encoder() if self.config.is_encoder_decoder else _tower(model, "text")
         for side in _SIDES:  # one after the other: the texts of a pair are not to be filled up to each other's length
             inputs = {name.removeprefix(side): value for name, value in batch.inputs.items() if name.startswith(side)}
-            states: Tensor = model(**inputs).last_hidden_state
+            states: Tensor = embed(**inputs).last_hidden_state
             mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).to(states.dtype)
             weights = mask / mask.sum(1, keepdim=True)
             embeddings.append((weights[:, None, :] @ states)[:, 0])
@@ -539,9 +657,15 @@ class SentenceSimilarity(Task):
         }
 
 
+def _tower(model: PreTrainedModel, kind: str) -> Callable[..., Any]:
+    """What has hidden states of a "text" or an "image": the model, or one of its two towers."""
+    features: Callable[..., Any] = getattr(model, f"get_{kind}_features", model)
+    return features
+
+
 class FeatureDrift(Task):
     """Texts, or images, without right answers: the last hidden states stand where other tasks have logits, at each
-    token that is no padding. An image's are one position."""
+    token that is no padding. An image's are one position. Of a model with a tower for each, the data say which."""
 
     softmax = False
     names_files = True
@@ -549,30 +673,48 @@ class FeatureDrift(Task):
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         data = _first(data, limit)
         rows = self.rows(data)
-        if not hasattr(self.processor, "pad_token"):
+        self.processor, images = self._reader(data, rows)
+        if images:
             return list(_pixels(self, data, rows).values())
+        check_vocabulary(self.processor, self.subject.name)
         texts = self.texts(data, self.subject.input_column, rows)
         return [
-            {"tokens": tokens, "input_ids": tokens["input_ids"], "shown": texts[row]}
+            {"row": row, "tokens": tokens, "input_ids": tokens["input_ids"], "shown": texts[row]}
             for row, tokens in self.tokens(list(texts), texts).items()
         ]
+
+    def _reader(self, data: datasets.Dataset, rows: Sequence[int]) -> tuple[Any, bool]:
+        """The tokenizer or the image processor, and whether it is the latter: of a processor with both the one that the
+        first row is for, which is an image, the path of a file, or a text."""
+        if hasattr(self.processor, "pad_token"):
+            return self.processor, False
+        tokenizer, images = (getattr(self.processor, name, None) for name in ("tokenizer", "image_processor"))
+        if tokenizer is None or images is None:
+            return tokenizer or images or self.processor, tokenizer is None
+        column = self.subject.input_column
+        is_image = "string" not in str(getattr(data.features[column], "dtype", ""))
+        if not is_image and rows:
+            is_image = self.file(data[rows[0]][column] or "") is not None
+        return (images if is_image else tokenizer), is_image
+
+    def shape(self, example: dict[str, Any]) -> tuple[Any, ...]:
+        return _sizes(example)
 
     def logits_per_example(self) -> int:
         return self.size(self.examples[0]) * int(getattr(self.config.get_text_config(), "hidden_size", 1024))
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
         if "pixels" in examples[0]:
-            return Batch(
-                ids, {"pixel_values": _stacked(self, examples)}, torch.zeros(len(ids), 1, dtype=torch.long), len(ids)
-            )
+            return Batch(ids, _stacked(self, examples), torch.zeros(len(ids), 1, dtype=torch.long), len(ids))
         inputs = self.padded(examples)
-        if self.config.is_encoder_decoder:
+        if self.config.is_encoder_decoder and self.limits.takes("decoder_input_ids"):
             inputs |= {f"decoder_{name}": inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
         return Batch(ids, inputs, self.stacked([[0] * self.size(example) for example in examples], IGNORED), len(ids))
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        states: Tensor = model(**batch.inputs).last_hidden_state
-        return states.flatten(1)[:, None] if "pixel_values" in batch.inputs else states
+        images = "pixel_values" in batch.inputs
+        states: Tensor = _tower(model, "image" if images else "text")(**batch.inputs).last_hidden_state
+        return states.flatten(1)[:, None] if images else states
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:
         return Prediction(self.forward(model, batch), (Outcome((), (), 0.0, 0),) * len(batch.ids))
@@ -654,15 +796,19 @@ class MaskedLM(_LanguageModel):
         for row, text in texts.items():
             if limit is not None and len(examples) >= limit:
                 break
-            encoded = self.processor(text, verbose=False)
+            encoded = {key: ids for key, ids in self.processor(text, verbose=False).items() if self.limits.takes(key)}
             end = len(encoded["input_ids"]) - behind
-            if end <= before:
-                self.leave_out(row, "has no tokens")
+            shown = {**encoded, "input_ids": [*encoded["input_ids"], self.processor.mask_token_id]}
+            trouble = self.limits.trouble(shown) if end > before else "has no tokens"
+            if trouble is not None:
+                self.leave_out(row, trouble)
+                continue
             for start in range(before, end, room):
                 stop = min(start + room, end)
                 kept = [*range(before), *range(start, stop), *range(end, end + behind)]
                 tokens = {key: [values[place] for place in kept] for key, values in encoded.items()}
-                examples.append(self._masked(tokens, range(before, before + stop - start), len(examples)))
+                masked = self._masked(tokens, range(before, before + stop - start), len(examples))
+                examples.append({"row": row, **masked})
         return examples[:limit]
 
     def _masked(self, tokens: dict[str, Any], places: Sequence[int], example: int) -> dict[str, Any]:
@@ -696,6 +842,8 @@ class CausalLM(_LanguageModel):
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         texts = self.texts(data, self.subject.input_column, self.rows(data))
         tokens = self.processor("\n\n".join(texts.values()), verbose=False)["input_ids"]
+        if (trouble := self.limits.trouble({"input_ids": tokens})) is not None:
+            raise EvaluationError(f"{self.subject.name}: the text of {self.subject.data} {trouble}.")
         length = min(self.length(), len(tokens))
         if length < 2:
             raise EvaluationError(
@@ -780,7 +928,8 @@ class Seq2Seq(Task):
                 continue
             examples.append(
                 {
-                    "tokens": {key: tokens[key] for key in ("input_ids", "attention_mask")},
+                    "row": row,
+                    "tokens": {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens},
                     "input_ids": tokens["input_ids"],
                     "labels": labels["input_ids"][number],
                     "target": " ".join(targets[row].split()),
@@ -940,6 +1089,7 @@ def make_task(
     data: datasets.Dataset,
     *,
     limit: int | None = None,
+    limits: Limits | None = None,
     skip_bad_rows: bool = False,
 ) -> Task:
     """The subject's task on its data.
@@ -949,10 +1099,11 @@ def make_task(
         processor: its tokenizer, or image processor.
         data: from ``load_rows``.
         limit: use the first so many rows, or blocks of text; None for all.
+        limits: what the model takes; None where that is not known.
         skip_bad_rows: leave out rows that the task cannot take, and note them in ``Task.skipped``.
 
     Raises:
         EvaluationError: a row holds what the task cannot take, or the other metric cannot be loaded.
     """
     kind = OwnTask if own_file(subject.task) else _CLASSES[subject.task]
-    return kind(subject, config, processor, data, limit, skip_bad_rows=skip_bad_rows)
+    return kind(subject, config, processor, data, limit, limits=limits or Limits(), skip_bad_rows=skip_bad_rows)

@@ -1,0 +1,72 @@
+"""Which rows a model fails on, found by running them one by one; and what can be done where it is none of them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from hf_gelu_patch.evaluation.data import EvaluationError, first_line
+from hf_gelu_patch.evaluation.tasks import Batch, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["batch_remedy", "failing"]
+
+
+def failing(task: Task, model: PreTrainedModel, batch: Batch, error: Exception) -> dict[int, str]:
+    """Those examples of a batch that a model fails on by themselves, and how, after it failed on all of them together.
+
+    Args:
+        error: how it did.
+
+    Raises:
+        EvaluationError: it is no example's fault: there is no memory for the batch, examples do not go together, or
+            the GPU is lost. The message names the remedy.
+    """
+    name = task.subject.name
+    if "device-side assert" in str(error):
+        raise EvaluationError(
+            f"{name} looked up what it has no row for, and the GPU cannot tell in which row of the data. Run it once "
+            "on the CPU, with CUDA_VISIBLE_DEVICES= before the command, to have that row named."
+        ) from error
+    found = {}
+    for example in batch.ids:
+        try:
+            task.predict(model, task.alone(example).to(batch.targets.device))
+        except Exception as failure:  # each model has its own
+            said = f"{type(failure).__name__}: {first_line(failure).rstrip('.')}"
+            found[example] = f"({task.describe(example)}) makes {name} fail: {said}"
+    if len(found) == len(batch.ids) > 1:
+        return {example: f"{said}; and so does every other row in its batch" for example, said in found.items()}
+    if found:
+        return found
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error):
+        raise EvaluationError(
+            f"there is no memory for {name} on {len(batch.ids)} rows at once: take a smaller "
+            "--per_device_eval_batch_size."
+        ) from error
+    raise EvaluationError(
+        f"{name} runs on one row, and not on {len(batch.ids)} in a batch: {first_line(error)} {batch_remedy(task)}"
+    ) from error
+
+
+def batch_remedy(task: Task) -> str:
+    """What can be done where rows do not go together, by what the tokenizer and the config say."""
+    tokenizer, config = task.processor, task.config
+    causes = []
+    given, own = getattr(tokenizer, "pad_token_id", None), getattr(config.get_text_config(), "pad_token_id", None)
+    if given is not None:
+        if given != own:
+            said = "no pad_token_id" if own is None else f"the pad_token_id {own}"
+            causes.append(f"The config has {said}, the tokenizer {given}: give both the same.")
+        if given >= (getattr(config.get_text_config(), "vocab_size", None) or math.inf):
+            causes.append(f"The model has no embedding for the tokenizer's pad_token_id {given}: choose another token.")
+        if tokenizer.padding_side == "left":
+            causes.append("The tokenizer fills up on the left: set its padding_side to 'right'.")
+        if "attention_mask" not in tokenizer.model_input_names:
+            causes.append("The tokenizer gives no attention_mask: name it in its model_input_names.")
+    causes.append(f"{'Or evaluate' if causes else 'Evaluate'} with --per_device_eval_batch_size 1.")
+    return " ".join(causes)
