@@ -111,8 +111,12 @@ def _subclass(cls: Any, change: object, members: dict[str, Any]) -> type[nn.Modu
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     metaclass: Any = type(cls)
     members = {**names, _CHANGE: change, _ORIGINAL: cls, **members}
-    made: type[nn.Module] = _metaclass(metaclass)(cls.__name__, (nn.Module,), members)
-    made.__bases__ = (cls,)  # afterwards: the class's __init_subclass__ may keep a register of its subclasses
+    make = functools.partial(_metaclass(metaclass), cls.__name__)
+    made: type[nn.Module] = make((nn.Module,), dict(members))
+    try:
+        made.__bases__ = (cls,)  # afterwards: the class's __init_subclass__ may keep a register of its subclasses
+    except TypeError:  # not laid out as nn.Module is: another base stands before it, or there are slots
+        made = make((cls,), members)
     return made
 
 

@@ -10,10 +10,11 @@ import gc
 import importlib
 import io
 import pickle
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from types import MethodType
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import dill
 import pytest
@@ -297,6 +298,48 @@ def test_a_class_that_keeps_a_register_of_its_subclasses_hears_of_none() -> None
         assert register == {"Layer": Layer}
         assert isinstance(model, Layer)
         assert type(model).__name__ == "Layer"
+
+
+class Named:
+    name = "a name"
+
+
+class Slotted(nn.Module):
+    __slots__ = ("extra",)
+
+
+class Shaped(Protocol):
+    shape: int
+
+
+@pytest.mark.parametrize(
+    "bases",
+    [(abc.ABC, nn.Module), (Generic[TypeVar("T")], nn.Module), (Named, nn.Module), (Shaped, nn.Module), (Slotted,)],
+    ids=["ABC", "Generic", "a mixin", "Protocol", "__slots__"],
+)
+def test_a_class_with_another_base_before_module(bases: tuple[Any, ...]) -> None:
+    """Python lays its instances out in another way: sentence-transformers' modules are such."""
+
+    def fill(members: dict[str, Any]) -> None:
+        def __init__(self: Any) -> None:  # noqa: N807
+            nn.Module.__init__(self)
+            self.linear, self.act = nn.Linear(4, 4), nn.ReLU()
+
+        def forward(self: Any, x: Tensor) -> Tensor:
+            return self.act(self.linear(x))
+
+        members.update(__init__=__init__, forward=forward, __module__=__name__)
+
+    cls = types.new_class("Other", bases, {}, fill)
+    model, x = cls(), torch.randn(3, 4)
+    own = model(x)
+    report = patch(model, activation="silu")
+    assert report.changed[0].fused
+    assert torch.equal(model(x), F.silu(model.linear(x)))
+    assert isinstance(model, cls)
+    unpatch(model)
+    assert type(model) is cls
+    assert torch.equal(model(x), own)
 
 
 def test_an_abstract_base_class() -> None:
