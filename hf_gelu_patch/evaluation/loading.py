@@ -98,7 +98,7 @@ TASKS: dict[str, TaskInfo] = {
         "text",
         None,
         None,
-        ("perplexity", "token_accuracy"),
+        ("perplexity", "token_accuracy", "bits_per_byte"),
     ),
     "seq2seq": TaskInfo(
         "a text from another: generated greedily, and its loss token by token",

@@ -44,10 +44,10 @@ __all__ = [
 Array = np.ndarray[Any, Any]
 Answer = str | int | float | bool | None
 
-LOWER_IS_BETTER = frozenset({"perplexity", "edit_error_rate", "loss", "mse"})
+LOWER_IS_BETTER = frozenset({"perplexity", "bits_per_byte", "edit_error_rate", "loss", "mse"})
 """Metrics of which less is better; of all others more is."""
 
-_RELATIVE = frozenset({"perplexity", "mse"})  # metrics whose margin is a share of their value before
+_RELATIVE = frozenset({"perplexity", "bits_per_byte", "mse"})  # metrics whose margin is a share of their value before
 _OF_RIGHT_ANSWERS = (
     "accuracy",
     "macro_f1",
@@ -161,8 +161,8 @@ class Quality:
             where each example has one answer.
         differences: after − before of each metric, with its interval.
         margin: what was declared to count as equivalent; None where nothing was.
-        equivalent: of each metric, whether its whole interval lies within ±margin (of perplexity and the mean squared
-            error, which know no bounds: within ±margin of its value before); None without one.
+        equivalent: of each metric, whether its whole interval lies within ±margin (of perplexity, bits per byte and
+            the mean squared error, which know no bounds: within ±margin of its value before); None without one.
         flipped: the first 100 answers that changed.
         max_abs_logit_change: max |logit after − logit before| over all positions that count.
         max_abs_logit: max |logit before|, the scale to see it against.
@@ -375,20 +375,26 @@ def _bits(texts: Array) -> Array:
 
 
 class LanguageModelMetric(_OfflineMetric):
-    """Perplexity, exp of the mean negative log-likelihood per token, and the share of tokens predicted right.
+    """Perplexity, exp of the mean negative log-likelihood per token, and the share of tokens predicted right; where
+    ``bytes`` is given, bits per byte too: Σ negative log-likelihood / (ln 2 · Σ bytes), which depends on no tokenizer.
 
-    Takes, an entry an example: ``losses`` (summed, in nats), ``tokens`` and ``hits`` (how many).
+    Takes, an entry an example: ``losses`` (summed, in nats), ``tokens`` and ``hits`` (how many); ``bytes``, how many
+    the tokens' text has in UTF-8.
     """
 
     columns: ClassVar = {"losses": "float64", "tokens": "int64", "hits": "int64"}
-    summary = "Perplexity and token accuracy."
+    optional: ClassVar = {"bytes": "float64"}
+    summary = "Perplexity, token accuracy and bits per byte."
 
     @classmethod
     def statistics(cls, weights: Array, **rows: Array) -> dict[str, Array]:
-        tokens = _sums(weights, rows["tokens"])
+        losses, tokens = _sums(weights, rows["losses"]), _sums(weights, rows["tokens"])
         with np.errstate(over="ignore"):  # a hopeless model's perplexity is infinite
-            perplexity = np.exp(_ratio(_sums(weights, rows["losses"]), tokens))
-        return {"perplexity": perplexity, "token_accuracy": _ratio(_sums(weights, rows["hits"]), tokens)}
+            perplexity = np.exp(_ratio(losses, tokens))
+        found = {"perplexity": perplexity, "token_accuracy": _ratio(_sums(weights, rows["hits"]), tokens)}
+        if "bytes" in rows:
+            found["bits_per_byte"] = _ratio(losses, math.log(2) * _sums(weights, rows["bytes"]))
+        return found
 
 
 class SequenceMetric(_OfflineMetric):
@@ -696,8 +702,8 @@ def _answers(old: Outcome, new: Outcome) -> Iterator[tuple[Answer, Answer, Answe
 
 
 def margin_of(metric: str, margin: float, before: float) -> float:
-    """How far a metric may move: by the margin; of perplexity and the mean squared error, which know no bounds, by that
-    share of its value."""
+    """How far a metric may move: by the margin; of perplexity, bits per byte and the mean squared error, which know no
+    bounds, by that share of its value."""
     return margin * abs(before) if metric in _RELATIVE else margin
 
 

@@ -53,6 +53,7 @@ __all__ = ["Batch", "Prediction", "Task", "make_task"]
 _MAX_LENGTH = 512
 _DECODED = 32  # tokens, at most, in a timed generation from running text
 _MASKED = 0.15  # of a text's tokens
+_LAST_OF_UTF8 = (0x7F, 0x7FF, 0xFFFF)  # the last characters that take one, two and three bytes
 _SIDES = ("first.", "second.")  # what the inputs of each text of a pair begin with
 _MAX_NAME = 4096  # characters in the name of a file
 _PROBE = 200  # characters of a text that tell what a tokenizer puts around it
@@ -765,7 +766,8 @@ def _token_pairs(outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
 
 def _frame(tokenizer: Any, texts: Iterable[str]) -> tuple[int, int]:
     """How many tokens a tokenizer puts before a text, and how many behind it: told from the first text of which it
-    makes any."""
+    makes any. Without one, all of them are before."""
+    around = 0
     for text in texts:
         piece = text.strip()[:_PROBE]
         bare, whole = (tokenizer(piece, add_special_tokens=own, verbose=False)["input_ids"] for own in (False, True))
@@ -773,7 +775,7 @@ def _frame(tokenizer: Any, texts: Iterable[str]) -> tuple[int, int]:
         for before in range(around + 1) if bare else ():
             if whole[before : before + len(bare)] == bare:
                 return before, around - before
-    return 0, 0
+    return around, 0
 
 
 class MaskedLM(_LanguageModel):
@@ -828,10 +830,13 @@ class MaskedLM(_LanguageModel):
 
 
 class CausalLM(_LanguageModel):
-    """Running text, cut into blocks of ``max_length`` tokens without overlap, the rest dropped; every token but a
-    block's first is an answer. With a stride, a window of ``max_length`` tokens moves on by it to the end of the text,
-    and every token but the text's first is an answer once: in the first window that reaches it, where as many stand
-    before it as can (https://huggingface.co/docs/transformers/perplexity).
+    """Running text, cut into blocks of ``max_length`` tokens without overlap, the rest dropped. With a stride, a window
+    of ``max_length`` tokens moves on by it to the end of the text, and every token is an answer once: in the first
+    window that reaches it, where as many stand before it as can (https://huggingface.co/docs/transformers/perplexity).
+
+    What the tokenizer puts before a text (BOS) stands before each block and window, so that the first token of the text
+    there is an answer too; where it puts nothing, a block's first token is none, nor is the text's under a window. What
+    it puts behind a text is left out.
 
     Attributes:
         decode_tokens: how many ``generate`` adds.
@@ -841,33 +846,55 @@ class CausalLM(_LanguageModel):
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         texts = self.texts(data, self.subject.input_column, self.rows(data))
-        tokens = self.processor("\n\n".join(texts.values()), verbose=False)["input_ids"]
-        if (trouble := self.limits.trouble({"input_ids": tokens})) is not None:
+        opening, tokens, sizes = self._tokens("\n\n".join(texts.values()))
+        if (trouble := self.limits.trouble({"input_ids": opening + tokens})) is not None:
             raise EvaluationError(f"{self.subject.name}: the text of {self.subject.data} {trouble}.")
-        length = min(self.length(), len(tokens))
-        if length < 2:
+        window, least = self.length(), max(len(opening), 1)  # tokens that stand before the first answer
+        room = min(window - len(opening), len(tokens))
+        length = len(opening) + max(room, 0)
+        if length <= least:
             raise EvaluationError(
-                f"{self.subject.data}: perplexity needs two tokens or more in a block, and there are {length}: give it "
-                "more text, or a larger --max_length."
+                f"{self.subject.data}: perplexity needs {least + 1} tokens or more in a block, and there are {length}: "
+                "give it more text, or a larger --max_length."
             )
-        stride, window = self.subject.stride, self.length()
-        if stride is not None and not 1 <= stride < window:
+        stride = self.subject.stride
+        if stride is not None and not 1 <= stride <= window - least:
             raise EvaluationError(
                 f"a window of {window} tokens that moves on by {stride} leaves tokens out, for each is told from those "
-                f"before it: take a --stride of 1 to {window - 1}."
+                f"before it: take a --stride of 1 to {window - least}."
             )
         self.decode_tokens = min(_DECODED, length - length // 2)
         if stride is None:
-            starts: Sequence[int] = range(0, len(tokens) - length + 1, length)
+            starts: Sequence[int] = range(0, len(tokens) - room + 1, room)
         else:
-            starts = range(0, max(1, len(tokens) - length + stride), stride)
-        examples, scored = [], 0
+            starts = range(0, max(1, len(tokens) - room + stride), stride)
+        examples, told = [], 0
         for start in starts[:limit]:
-            block = tokens[start : start + length]
-            known = 0 if stride is None else max(0, scored - start)
-            scored = start + len(block)
-            examples.append({"input_ids": block, "known": known})
+            block = opening + tokens[start : start + room]
+            known = max(len(opening) + told - start, 1)
+            told = start + len(block) - len(opening)
+            size = float(sizes[start + known - len(opening) : told].sum())
+            examples.append({"input_ids": block, "known": known, "bytes": size})
         return examples
+
+    def _tokens(self, text: str) -> tuple[list[int], list[int], np.ndarray[Any, Any]]:
+        """What the tokenizer puts before a text, the text's own tokens, and how many of its UTF-8 bytes each stands
+        for: those between the end of the token before it and its own. A tokenizer that does not say where its tokens
+        stand has them all of one size. They add up to the text's."""
+        before, behind = _frame(self.processor, [text])
+        fast = bool(self.processor.is_fast)
+        encoded = self.processor(text, return_offsets_mapping=fast, verbose=False)
+        ids = encoded["input_ids"]
+        end = len(ids) - behind
+        if not fast:
+            return ids[:before], ids[before:end], np.full(end - before, len(text.encode()) / max(1, end - before))
+        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        reached = np.concatenate([[0], np.cumsum(1 + sum(codes > most for most in _LAST_OF_UTF8))])
+        ends = [0, *(place for _, place in encoded["offset_mapping"][before : end - 1]), len(text)]
+        return ids[:before], ids[before:end], np.diff(reached[np.maximum.accumulate(ends)])
+
+    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
+        return {**super().columns(outcomes), "bytes": np.array([example["bytes"] for example in self.examples])}
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
         windows = [torch.tensor(example["input_ids"]) for example in examples]

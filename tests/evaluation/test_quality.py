@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -154,6 +155,26 @@ def test_top_five_is_measured_where_it_is_given() -> None:
 def test_perplexity_is_per_token_not_per_example() -> None:
     found = LanguageModelMetric.measure(losses=[math.log(2) * 10, math.log(8) * 30], tokens=[10, 30], hits=[5, 6])
     assert found == {"perplexity": pytest.approx(2 ** ((10 + 90) / 40)), "token_accuracy": 11 / 40}
+
+
+def test_bits_are_per_byte_not_per_example() -> None:
+    found = LanguageModelMetric.measure(losses=[math.log(2) * 10, math.log(8) * 30], tokens=[10, 30], hits=[5, 6],
+                                        bytes=[20.0, 60.0])  # fmt: skip
+    assert found["bits_per_byte"] == pytest.approx((10 + 90) / 80)
+    assert "bits_per_byte" not in LanguageModelMetric.measure(losses=[1.0], tokens=[1], hits=[0])
+
+
+def test_bits_per_byte_are_paired_as_all_else() -> None:
+    """Half a bit more on each of some texts is half a bit more, whatever their own differences."""
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(20, 90, 60).astype(float)
+    old = [Outcome((1,), (1,), size * math.log(2) * level, 1) for size, level in zip(sizes, generator.uniform(1, 9, 60),
+                                                                                    strict=True)]  # fmt: skip
+    new = [replace(one, loss=one.loss + size * math.log(2) / 2) for one, size in zip(old, sizes, strict=True)]
+    found = compare(old, new, lambda given: {**text(given), "bytes": sizes}, LanguageModelMetric, seed=0, **SCALES)
+    moved = found.differences["bits_per_byte"]
+    assert [moved.value, moved.low, moved.high] == pytest.approx([0.5] * 3)
+    assert "bits per byte worse" in judge(found)
 
 
 def test_a_hopeless_model_has_infinite_perplexity() -> None:

@@ -376,13 +376,23 @@ def metrics_of(task: str, lines: list[dict[str, Any]]) -> dict[str, float]:
             / len(said)}  # fmt: skip
 
 
+def bits_per_byte(result: Result, lines: list[dict[str, Any]]) -> float:
+    """Of the text that the right answers make."""
+    tokenizer = load_processor(result.subject.model, "causal-lm")
+    texts = [tokenizer.decode(line["outcome"]["targets"], clean_up_tokenization_spaces=False) for line in lines]
+    return math.fsum(line["outcome"]["loss"] for line in lines) / math.log(2) / sum(len(t.encode()) for t in texts)
+
+
 def recomputed(result: Result, one: VariantResult, folder: Path) -> None:
     """Every number about answers and logits."""
     place = folder / str(result.records)
     before, after = recorded(place, "before"), recorded(place, one.variant.name)
     task = result.subject.task
     for lines, found in ((before, one.quality.before), (after, one.quality.after)):
-        assert found == pytest.approx(metrics_of(task, lines), rel=1e-9)
+        expected = metrics_of(task, lines)
+        if task == "causal-lm":
+            expected["bits_per_byte"] = bits_per_byte(result, lines)
+        assert found == pytest.approx(expected, rel=1e-9)
     assert result.unpatched == one.quality.before
     pairs = [
         (a, b, target, old["example"])

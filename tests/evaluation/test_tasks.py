@@ -21,7 +21,7 @@ import torch
 import transformers
 from PIL import Image
 from tiny_classifier import rows, write_checkpoint, write_data
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from hf_gelu_patch.evaluation.loading import (
     TASKS,
@@ -305,6 +305,104 @@ def test_a_sliding_window_scores_every_token_once(stride: int, tmp_path: Path) -
     assert [target for outcome in outcomes for target in outcome.targets] == tokens[0, 1:].tolist()
     assert sum(outcome.loss for outcome in outcomes) == pytest.approx(losses, rel=1e-5)
     assert task.metrics(outcomes)["perplexity"] == pytest.approx(math.exp(losses / count), rel=1e-5)
+
+
+def llama(folder: Path, around: str, *, scale: float = 6.0) -> Path:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZES, num_key_value_heads=2, vocab_size=len(VOCABULARY))
+    model = transformers.LlamaForCausalLM(config)
+    for weight in model.parameters():
+        weight.data.mul_(scale) if weight.dim() > 1 else None
+    model.save_pretrained(folder)
+    words_tokenizer(folder, around, model_input_names=["input_ids", "attention_mask"])
+    return folder
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("stride", [None, 1, 5, 14])
+@pytest.mark.parametrize(
+    ("around", "opening"), [("$A", []), ("[CLS] $A", [2]), ("[CLS] $A [SEP]", [2]), ("[CLS] [SEP] $A", [2, 3])]
+)
+def test_each_block_begins_with_what_the_tokenizer_puts_first(
+    around: str, opening: list[int], stride: int | None, tmp_path: Path
+) -> None:
+    """Against a loop over the text's tokens, each told from as many before it as a window holds."""
+    place, text = llama(tmp_path, around), " ".join(sentences(12))
+    (tmp_path / "a.txt").write_text(text)
+    model, _, task = load(subject(str(place), validation_file=str(tmp_path / "a.txt"), stride=stride))
+    outcomes = run(model, task, 4)
+    ids, room = [VOCABULARY.index(word) for word in text.split()], 16 - len(opening)
+    if stride is None:
+        ids = ids[: len(ids) // room * room]
+    expected, start, told = [], 0, 0
+    while told < len(ids):
+        piece = ids[start : start + room]
+        logits = model(torch.tensor([opening + piece])).logits[0].double().log_softmax(-1)
+        for place_ in range(max(told - start, 0 if opening else 1), len(piece)):
+            expected.append((piece[place_], -float(logits[len(opening) + place_ - 1, piece[place_]])))
+        told, start = start + len(piece), start + (stride or room)
+    assert all(example["input_ids"][: len(opening)] == opening for example in task.examples)
+    assert [target for outcome in outcomes for target in outcome.targets] == [target for target, _ in expected]
+    assert sum(outcome.loss for outcome in outcomes) == pytest.approx(sum(loss for _, loss in expected), rel=1e-5)
+    if stride is not None and opening:
+        assert sum(example["bytes"] for example in task.examples) == len(text)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "w1"])
+def test_a_text_of_too_few_tokens_is_refused(text: str, tmp_path: Path) -> None:
+    place = llama(tmp_path, "$A [SEP]")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    with pytest.raises(EvaluationError, match="perplexity needs 2 tokens or more in a block"):
+        load(subject(str(place), validation_file=str(tmp_path / "a.jsonl")))
+
+
+TEXTS = [
+    "w1 w2 w3",
+    "  w1\n\nw2\tw3  ",
+    "w1 Übergrößenträger w2 日本語 w3 🙂 w4",
+    " ".join(VOCABULARY[5:] * 3),
+]
+
+
+def bytes_tokenizer() -> Any:
+    """One token a byte, behind [CLS], and where in the text it stands."""
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 1, "[CLS]": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Split(Regex("."), "isolated")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", model_max_length=16)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("kind", ["words", "bytes", "python"])
+def test_bits_per_byte_are_those_of_the_text(kind: str, text: str, tmp_path: Path) -> None:
+    """A model that takes all tokens for equally likely needs log₂ |vocabulary| bits a token: of words, of bytes, and of
+    bytes in a tokenizer written in Python, which puts nothing before a text and does not say where its tokens stand."""
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    place, size = llama(tmp_path, "[CLS] $A", scale=0.0), len(text.encode())
+    tokenizer = {
+        "words": lambda: load_processor(str(place), "causal-lm"),
+        "bytes": bytes_tokenizer,
+        "python": lambda: transformers.ByT5Tokenizer(model_max_length=16),
+    }[kind]()
+    vocabulary = len(tokenizer) if kind == "python" else len(VOCABULARY)
+    config = transformers.LlamaConfig(**SIZES, num_key_value_heads=2, vocab_size=vocabulary)
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.lm_head.weight.zero_()
+    for stride in (None, 7):
+        one = subject(str(place), validation_file=str(tmp_path / "a.txt"), stride=stride)
+        task = make_task(one, config, tokenizer, load_rows(one))
+        outcomes = run(model, task, 4)
+        told = sum(example["bytes"] for example in task.examples)
+        count = sum(outcome.tokens for outcome in outcomes)
+        if kind != "words":
+            assert told == pytest.approx(count)
+        if stride is not None:
+            assert told == pytest.approx(size - 1 if kind == "python" else size)
+        bits = count * math.log2(vocabulary) / told
+        assert task.metrics(outcomes)["bits_per_byte"] == pytest.approx(bits, rel=1e-6)
 
 
 def test_a_window_may_not_leave_tokens_out(tmp_path: Path) -> None:
