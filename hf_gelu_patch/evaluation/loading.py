@@ -7,6 +7,7 @@ folder, or an id on the hub. Whatever is wrong is an ``EvaluationError`` that na
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import os
 import re
@@ -606,7 +607,8 @@ def load_model(
     """The model in evaluation mode. Where a task reads the last hidden state alone, a pooler may be missing.
 
     Raises:
-        EvaluationError: the checkpoint is corrupt, or is not for this task: weights of its head are missing.
+        EvaluationError: the checkpoint is corrupt, or is not for this task: weights of its head are missing, or it
+            takes neither texts nor images.
     """
     import torch
     import transformers
@@ -634,6 +636,12 @@ def load_model(
         raise EvaluationError(
             f"{place} {trouble}, which would be drawn at random. It is a model for another task (--task; its config "
             f"names {named}), or is incomplete: fetch the checkpoint again."
+        )
+    takes = inspect.signature(model.forward).parameters
+    if not own_file(task) and model.main_input_name in takes and not {"input_ids", "pixel_values"} & set(takes):
+        raise EvaluationError(
+            f"{place} takes {model.main_input_name}, and {task} has texts or images to give: a Python file of your "
+            "own, --task FILE.py, can ask it."
         )
     try:
         return model.to(device).eval()  # type: ignore[no-any-return]

@@ -687,15 +687,21 @@ class FeatureDrift(Task):
     def _reader(self, data: datasets.Dataset, rows: Sequence[int]) -> tuple[Any, bool]:
         """The tokenizer or the image processor, and whether it is the latter: of a processor with both the one that the
         first row is for, which is an image, the path of a file, or a text."""
+        column = self.subject.input_column
+        is_image = isinstance(data.features[column], datasets.Image)
         if hasattr(self.processor, "pad_token"):
+            if is_image:
+                raise EvaluationError(
+                    f"{self.subject.data}: the column {column!r} holds images, and {self.subject.name} has a tokenizer "
+                    "alone: save its image processor to its folder, or name a column of texts with --input_column."
+                )
             return self.processor, False
         tokenizer, images = (getattr(self.processor, name, None) for name in ("tokenizer", "image_processor"))
         if tokenizer is None or images is None:
             return tokenizer or images or self.processor, tokenizer is None
-        column = self.subject.input_column
-        is_image = "string" not in str(getattr(data.features[column], "dtype", ""))
         if not is_image and rows:
-            is_image = self.file(data[rows[0]][column] or "") is not None
+            value = data[rows[0]][column]
+            is_image = isinstance(value, dict | bytes) or (isinstance(value, str) and self.file(value) is not None)
         return (images if is_image else tokenizer), is_image
 
     def shape(self, example: dict[str, Any]) -> tuple[Any, ...]:

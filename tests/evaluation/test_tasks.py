@@ -640,3 +640,212 @@ def test_batches_are_the_same_however_often_they_are_made(masked: Path, tmp_path
         assert all(torch.equal(a.inputs[name], b.inputs[name]) for name in a.inputs)
         assert torch.equal(a.targets, b.targets)
     assert sorted(number for batch in first for number in batch.ids) == list(range(11))
+
+
+# ---------------------------------------------------------------------------- images, towers, encoders without decoders
+
+
+def write_images(place: Path, sizes: Sequence[tuple[int, int]], modes: Sequence[str] = ("RGB",)) -> Path:
+    draw = np.random.default_rng(0)
+    for number, (width, height) in enumerate(sizes):
+        path = place / f"LABEL_{number % 2}" / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image.convert(modes[number % len(modes)]).save(path)
+    return place
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "processor",
+    [
+        transformers.ViTImageProcessor(do_resize=False),
+        transformers.ViTImageProcessor(size={"shortest_edge": 8}),
+        transformers.CLIPImageProcessor(size={"shortest_edge": 12}, do_center_crop=False),
+    ],
+    ids=["as they are", "shortest edge", "without a crop"],
+)
+def test_images_of_several_sizes_stand_in_batches_of_their_own(processor: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=2)
+    place = save(transformers.ResNetForImageClassification(config), tmp_path / "resnet")
+    processor.save_pretrained(place)
+    sizes = [(20, 20), (31, 20), (20, 44), (20, 20), (31, 20), (20, 20), (17, 20)]
+    data = write_images(tmp_path / "images", sizes, ("RGB", "P", "L", "RGBA", "1", "LA"))
+    one = subject(str(place), validation_file=str(data))
+    model, own, task = load(one)
+    files = sorted(data.glob("*/*.png"))
+    answers = [
+        int(model(**own(Image.open(file).convert("RGB"), return_tensors="pt")).logits.argmax()) for file in files
+    ]
+    for size in (1, 2, 8):
+        assert [outcome.answers for outcome in run(model, task, size)] == [(answer,) for answer in answers]
+        assert all(len(batch.ids) <= size for batch in task.batches(size))
+    features = subject(str(place), task="feature-drift", validation_file=str(data), input_column="image")
+    model, _, task = load(features)
+    assert len(run(model, task, 8)) == 7
+
+
+def test_an_image_whose_numbers_have_no_known_range_is_named_or_left_out(tmp_path: Path) -> None:
+    place = tmp_path / "vit"
+    config = transformers.ViTConfig(**SIZES, image_size=8, patch_size=4, num_labels=2)
+    save(transformers.ViTForImageClassification(config), place)
+    transformers.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(place)
+    (tmp_path / "images" / "LABEL_0").mkdir(parents=True)
+    (tmp_path / "images" / "LABEL_1").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for name, values in {
+        "LABEL_0/a.png": draw.integers(0, 256, (8, 8), dtype=np.uint8),
+        "LABEL_1/deep.png": np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16),
+    }.items():
+        Image.fromarray(values).save(tmp_path / "images" / name)
+    Image.fromarray(draw.random((8, 8)).astype(np.float32)).save(tmp_path / "images" / "LABEL_0" / "b.tiff")
+    Image.fromarray(draw.integers(0, 9, (8, 8)).astype(np.int32)).save(tmp_path / "images" / "LABEL_1" / "c.tiff")
+    one = subject(str(place), validation_file=str(tmp_path / "images"))
+    with pytest.raises(EvaluationError, match=r"row 2 holds no image .*b\.tiff: its mode F has no range.*8 or 16 bits"):
+        load(one)
+    _, _, task = load(one, skip=True)
+    assert [row for row, _ in task.skipped] == [2, 3]
+    assert "mode I" in dict(task.skipped)[3]
+
+
+def test_sixteen_bits_are_no_white(vit: Path, tmp_path: Path) -> None:
+    """Pillow would cut every number off at 255."""
+    deep = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    for name, values in {"deep": deep, "flat": (deep >> 8).astype(np.uint8)}.items():
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    data = write_rows(tmp_path / "a.csv", ["image", "label"], [("deep.png", 0), ("flat.png", 0)])
+    _, _, task = load(subject(str(vit), validation_file=data))
+    deep_pixels, flat_pixels = (example["pixels"]["pixel_values"] for example in task.examples)
+    assert torch.equal(deep_pixels, flat_pixels)
+    assert deep_pixels.unique().numel() > 50
+
+
+TEXT = {**SIZES, "vocab_size": len(VOCABULARY), "max_position_embeddings": 32, "pad_token_id": 0}
+VISION = {**SIZES, "image_size": 8, "patch_size": 4}
+TOWERS = {
+    "CLIP": lambda: transformers.CLIPConfig(
+        text_config={**TEXT, "bos_token_id": 2, "eos_token_id": 3}, vision_config=VISION, projection_dim=16
+    ),
+    "Siglip": lambda: transformers.SiglipConfig(text_config=TEXT, vision_config=VISION),
+    "ChineseCLIP": lambda: transformers.ChineseCLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16),
+    "VisionTextDualEncoder": lambda: transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
+        transformers.ViTConfig(**VISION), transformers.BertConfig(**TEXT), projection_dim=16
+    ),
+}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", TOWERS)
+def test_of_two_towers_the_data_say_which(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    place = save(getattr(transformers, f"{kind}Model")(TOWERS[kind]()), tmp_path / "towers")
+    write_tokenizer(place)
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+    transformers.CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(place)
+    pictures = write_images(tmp_path / "images", [(9, 9)] * 4)
+    data = write_rows(
+        tmp_path / "a.csv",
+        ["text", "text1", "text2", "score", "picture"],
+        [(text, text, "w1", 1, f"images/LABEL_{n % 2}/{n:02}.png") for n, text in enumerate(sentences(4))],
+    )
+
+    def states(**options: Any) -> tuple[torch.Tensor, transformers.PreTrainedModel]:
+        model, _, task = load(subject(str(place), **options))
+        [batch] = task.batches(4)
+        return task.forward(model, batch)[list(batch.ids).index(0)], model
+
+    found, model = states(task="feature-drift", validation_file=data)
+    inputs = {"input_ids": tokenizer(sentences(4)[0], return_tensors="pt").input_ids}
+    own = model.get_text_features(**inputs).last_hidden_state[0]
+    torch.testing.assert_close(found[: len(own)], own, atol=1e-4, rtol=1e-4)
+
+    embedded, _ = states(task="sentence-similarity", validation_file=data)
+    torch.testing.assert_close(embedded[0], own.mean(0), atol=1e-4, rtol=1e-4)
+
+    first = Image.open(tmp_path / "images" / "LABEL_0" / "00.png")
+    own = model.get_image_features(**images(first, return_tensors="pt")).last_hidden_state[0]
+    for options in (
+        {"validation_file": str(pictures), "input_column": "image"},
+        {"validation_file": data, "input_column": "picture"},
+    ):
+        found, _ = states(task="feature-drift", **options)
+        torch.testing.assert_close(found[0], own.flatten(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_tower_without_its_processor_is_refused(tmp_path: Path) -> None:
+    place = save(transformers.CLIPModel(TOWERS["CLIP"]()), tmp_path / "clip")
+    pictures = str(write_images(tmp_path / "images", [(9, 9)]))
+    texts = write_rows(tmp_path / "a.csv", ["text"], [("w1",)])
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+    images.save_pretrained(place)
+    with pytest.raises(EvaluationError, match="clip has no tokenizer"):
+        load(subject(str(place), task="feature-drift", validation_file=texts))
+    assert load(subject(str(place), task="feature-drift", validation_file=pictures, input_column="image"))
+    (place / "preprocessor_config.json").unlink()
+    write_tokenizer(place)
+    with pytest.raises(EvaluationError, match=r"column 'image' holds images, and clip has a tokenizer alone"):
+        load(subject(str(place), task="feature-drift", validation_file=pictures, input_column="image"))
+    assert load(subject(str(place), task="feature-drift", validation_file=texts))
+
+
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2, "vocab_size": len(VOCABULARY)}
+BART = {
+    **{f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in
+       (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))},
+    **{"d_model": 32, "vocab_size": len(VOCABULARY), "max_position_embeddings": 40, "pad_token_id": 0},
+}  # fmt: skip
+ENCODERS = {
+    "T5EncoderModel": lambda: transformers.T5EncoderModel(transformers.T5Config(**T5)),
+    "T5Model": lambda: transformers.T5Model(transformers.T5Config(**T5)),
+    "T5ForConditionalGeneration": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)),
+    "LongT5EncoderModel": lambda: transformers.LongT5EncoderModel(transformers.LongT5Config(**T5, local_radius=7)),
+    "BartModel": lambda: transformers.BartModel(transformers.BartConfig(**BART)),
+}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("as_published", [False, True])
+def test_an_encoders_states_are_what_sentences_are_compared_by(kind: str, as_published: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    place = save(ENCODERS[kind](), tmp_path / "encoder")
+    write_tokenizer(place)
+    if as_published:  # as sentence-t5 has it, whose decoder is not there
+        config = json.loads((place / "config.json").read_text())
+        (place / "config.json").write_text(json.dumps({**config, "is_encoder_decoder": True}))
+    rows = [(text, "w1 w2", n) for n, text in enumerate(sentences(5))]
+    data = write_rows(tmp_path / "a.csv", ["text1", "text2", "score"], rows)
+    model, tokenizer, task = load(subject(str(place), task="sentence-similarity", validation_file=data))
+    encoder = model.get_encoder()
+    for batch in task.batches(2):
+        for example, embedded in zip(batch.ids, task.forward(model, batch), strict=True):
+            for text, one in zip(rows[example][:2], embedded, strict=True):
+                ids = tokenizer(text, return_tensors="pt").input_ids
+                own = encoder(input_ids=ids).last_hidden_state[0].mean(0)
+                torch.testing.assert_close(one, own, atol=1e-4, rtol=1e-4)
+    data = write_rows(tmp_path / "b.csv", ["text"], [(text,) for text in sentences(5)])
+    model, _, task = load(subject(str(place), task="feature-drift", validation_file=data))
+    assert len(run(model, task, 2)) == 5
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (
+            lambda: transformers.WhisperModel(transformers.WhisperConfig(**BART, max_source_positions=8)),
+            "takes input_features, and feature-drift has texts or images",
+        ),
+        (
+            lambda: transformers.Wav2Vec2Model(
+                transformers.Wav2Vec2Config(**SIZES, conv_dim=(8,), conv_stride=(5,), conv_kernel=(10,))
+            ),
+            "takes input_values, and feature-drift has texts or images",
+        ),
+    ],
+)
+def test_a_model_that_reads_something_else_is_refused(model: Any, said: str, tmp_path: Path) -> None:
+    place = save(model(), tmp_path / "model")
+    with pytest.raises(EvaluationError, match=rf"{said}.*--task FILE\.py"):
+        load_model(str(place), "feature-drift")
