@@ -269,8 +269,7 @@ class Task(ABC):
             row = self.examples[example].get("row")
             if row is None:
                 raise EvaluationError(
-                    f"{self.place(example)} {reason}. It begins {self.describe(example)!r}: mend the text there, or "
-                    "take a smaller --max_length."
+                    f"{self.place(example)} {reason}. Mend the text there, or take a smaller --max_length."
                 )
             kept.leave_out(row, reason)
         kept.examples = [example for example in self.examples if example.get("row") not in kept._bad]

@@ -170,7 +170,7 @@ def test_running_text_and_long_rows(
     else:
         for settings in (STRICT, QUICK):
             with pytest.raises(
-                EvaluationError, match=r"a\.csv: block 3 .* makes model fail: RuntimeError: no w39 here"
+                EvaluationError, match=r"a\.csv: block 4 .* makes model fail: RuntimeError: no w39 here"
             ):
                 unpatched_metrics(one, settings, accelerator)
 
