@@ -245,6 +245,8 @@ NAMES: list[tuple[Sequence[str], int, Sequence[str]]] = [
     (["--limit", "0"], 2, ["--limit", "1 or more"]),
     (["--limit", "all"], 2, ["'all' is no whole number"]),
     (["--timing_seconds", "0"], 2, ["--timing_seconds"]),
+    (["--labels", "positions"], 2, ["names", "ids", "vector"]),
+    (["--threshold", "nan"], 2, ["--threshold", "finite number"]),
     (["--output_dir", "file/results"], 1, ["cannot be written", "--output_dir"]),
     (["--modle_name_or_path", "gpt2"], 2, ["--modle_name_or_path"]),
     (["--dtype", "int8"], 2, ["float32"]),

@@ -57,7 +57,7 @@ class TaskInfo:
         input_column: the column that holds what the model is given, unless another is named.
         second_column: the one that holds a second text; None where there is none by default.
         target_column: the one that holds the right answer; None where the input is its own, or there is none.
-        metrics: what is measured, besides loss and drift.
+        metrics: what is measured, besides loss and drift; of a classifier, those for its kind of head.
     """
 
     summary: str
@@ -68,14 +68,16 @@ class TaskInfo:
     metrics: tuple[str, ...]
 
 
+_OF_HEADS = ("accuracy", "macro_f1", "subset_accuracy", "micro_f1", "spearman", "pearson", "mse")
+
 TASKS: dict[str, TaskInfo] = {
     "text-classification": TaskInfo(
-        "a label for a text, or for a pair of texts (--second_column)",
+        "a label for a text, or for a pair of texts (--second_column); or several, or a number, as the head has it",
         "AutoModelForSequenceClassification",
         "text",
         None,
         "label",
-        ("accuracy", "macro_f1"),
+        _OF_HEADS,
     ),
     "sentence-similarity": TaskInfo(
         "cosine of the mean-pooled last hidden states of two texts, against a score",
@@ -110,12 +112,12 @@ TASKS: dict[str, TaskInfo] = {
         ("exact_match", "edit_error_rate", "loss"),
     ),
     "image-classification": TaskInfo(
-        "a label for an image",
+        "a label for an image; or several, or a number, as the head has it",
         "AutoModelForImageClassification",
         "image",
         None,
         "label",
-        ("accuracy", "macro_f1", "top5_accuracy"),
+        ("top5_accuracy", *_OF_HEADS),
     ),
     "feature-drift": TaskInfo(
         "how far the last hidden states of a text (or an image) move; no right answers",
