@@ -48,7 +48,7 @@ def test_every_block_runs(capsys: pytest.CaptureFixture[str]) -> None:
         line for line in printed.splitlines() if line in diff and not line.startswith(("---", "+++", "@@"))
     ][: len(diff) - 3]
     shown = re.findall(r"^# > (.*)$", "\n".join(BLOCKS), re.MULTILINE)
-    assert len(shown) == 3
+    assert len(shown) == 4
     assert all(line in printed for line in shown)
 
 

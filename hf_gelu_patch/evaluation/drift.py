@@ -25,7 +25,7 @@ from hf_gelu_patch.activations import ACTIVATIONS, Resolved
 from hf_gelu_patch.evaluation.speed import CudaClock
 from hf_gelu_patch.implementations import IMPLEMENTATIONS, Implementation, register_implementation
 from hf_gelu_patch.sites import places
-from hf_gelu_patch.verification import free_memory, output_tensors
+from hf_gelu_patch.verification import Scale, free_memory, output_tensors, relative
 
 __all__ = [
     "Exact",
@@ -45,8 +45,9 @@ Forward = Callable[[Any, Any], Tensor]
 
 _AT_A_TIME = 2**18  # numbers that are looked at together: they stay in the processor's cache
 _SMALL = 0.01  # |Δ| of logits up to which KL is half their variance
-_MEASURED = ("max_abs", "sum_abs", "scale", "kl", "agree")  # at each position; the last two of what has a softmax
-_LARGEST = ("max_abs", "scale", "kl_max")  # of what ``batch_drift`` gives: the others add up
+_MEASURED = ("max_abs", "sum_abs", "scale", "relative", "kl", "agree")  # at each position; the last two with softmax
+_SAMPLE = 2**14  # numbers of a batch by which its scale is told
+_LARGEST = ("max_abs", "scale", "relative", "kl_max")  # of what ``batch_drift`` gives: the others add up
 _SHARE_ROUNDS = 7
 _TIMED = "timed for activation_share"
 _OWN = "before"  # what the unpatched model is called beside its variants
@@ -58,12 +59,14 @@ class LogitDrift:
 
     Attributes:
         max_abs, mean_abs: of |after − before|, over every logit; inf where one of them alone is not finite.
-        scale: max |before|.
+        scale: max |before|, masks left out.
         kl_mean, kl_max: of KL(before ‖ after) = Σ p·log(p / q) at a position, in nats; p, q the softmax of the logits
             before and after. None where features stand for logits: their softmax means nothing.
         top1_agreement: the share of positions at which the same class is likeliest, or one of those that are; None
             likewise.
         positions: how many there were. All else is NaN without any.
+        relative: max |Δ| / s, by which ``patch(verify=)`` judges too: beside how large the logits of a batch usually
+            are, whatever the masks among them.
         own: the unpatched model's against a float64 copy of it, on one batch; None where there is none.
         exact: the patched model's against that same copy, likewise.
     """
@@ -75,6 +78,7 @@ class LogitDrift:
     kl_max: float | None
     top1_agreement: float | None
     positions: int
+    relative: float = 0.0
     own: LogitDrift | None = None
     exact: LogitDrift | None = None
 
@@ -101,7 +105,12 @@ class LayerDrift:
 
 
 def batch_drift(
-    before: Tensor, after: Tensor, counts: Tensor | None = None, *, softmax: bool = True
+    before: Tensor,
+    after: Tensor,
+    counts: Tensor | None = None,
+    *,
+    softmax: bool = True,
+    epsilon: float | None = None,
 ) -> list[dict[str, float]]:
     """What ``total_drift`` adds up, for each example of a batch, in float32 (float64 where the logits are). Logits that
     are bit-identical cost less than their softmax, others about three of them.
@@ -110,9 +119,11 @@ def batch_drift(
         before, after: logits, [examples, positions, classes].
         counts: [examples, positions], which positions count; None for all.
         softmax: whether their softmax means something; False for features.
+        epsilon: of the arithmetic that they come from; None for their dtype's.
 
     Returns:
-        For each example: max_abs, sum_abs, scale, positions, elements; with ``softmax`` kl_sum, kl_max and agree too.
+        For each example: max_abs, sum_abs, scale, relative, positions, elements; with ``softmax`` kl_sum, kl_max and
+        agree too.
 
     Raises:
         ValueError: the shapes differ.
@@ -128,8 +139,10 @@ def batch_drift(
         counts = torch.ones(examples, positions, dtype=torch.bool, device=before.device)
     where, which = counts.nonzero(as_tuple=True)
     step = max(1, _AT_A_TIME // max(1, classes))
-    measured = _MEASURED if softmax else _MEASURED[:3]
-    parts = [_moved(*part, softmax=softmax) for part in _parts(before, after, where, which, step)]
+    measured = _MEASURED if softmax else _MEASURED[:-2]
+    scale = Scale.of(_sampled(before, where, which))
+    epsilon = torch.finfo(before.dtype).eps if epsilon is None else epsilon
+    parts = [_moved(*part, scale, epsilon, softmax=softmax) for part in _parts(before, after, where, which, step)]
     found = torch.cat(parts, dim=1).cpu().numpy() if parts else np.zeros((len(measured), 0))
     rows = where.cpu().numpy()
     columns: dict[str, Any] = {"positions": np.bincount(rows, minlength=examples).astype(np.float64)}
@@ -163,26 +176,38 @@ def _parts(before: Tensor, after: Tensor, where: Tensor, which: Tensor, step: in
             yield before[place], after[place]
 
 
-def _scale(logits: Tensor) -> Tensor:
-    """max |x| of each position, over what is finite."""
+def _sampled(logits: Tensor, where: Tensor, which: Tensor) -> Tensor:
+    """Some of the logits at the positions that count."""
+    classes = logits.shape[-1]
+    if len(where) * classes <= _SAMPLE:
+        return logits[where, which]
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randint(len(where), (_SAMPLE,), generator=draw).to(where.device)
+    return logits[where[rows], which[rows], torch.randint(classes, (_SAMPLE,), generator=draw).to(where.device)]
+
+
+def _scale(logits: Tensor, mask: float) -> Tensor:
+    """max |x| of each position, over what is finite and below a mask."""
     scale = torch.maximum(logits.amax(dim=-1), -logits.amin(dim=-1))
-    if not scale.isfinite().all():
-        scale = torch.where(logits.isfinite(), logits.abs(), 0.0).amax(dim=-1)
+    if not (scale < mask).all():
+        size = logits.abs()
+        scale = torch.where(size < mask, size, 0.0).amax(dim=-1)
     return scale.double()
 
 
-def _moved(before: Tensor, after: Tensor, *, softmax: bool) -> Tensor:
-    """[3 or 5, positions]: max |Δ|, Σ|Δ| and scale of two [positions, classes]; with ``softmax`` KL and agreement."""
+def _moved(before: Tensor, after: Tensor, scale: Scale, epsilon: float, *, softmax: bool) -> Tensor:
+    """[4 or 6, positions]: max |Δ|, Σ|Δ|, scale and max |Δ| / s of two [positions, classes]; with ``softmax`` KL and
+    agreement."""
     dtype = torch.float64 if torch.float64 in (before.dtype, after.dtype) else torch.float32
     before, after = before.to(dtype), after.to(dtype)
-    found = torch.zeros(5 if softmax else 3, len(before), dtype=torch.float64, device=before.device)
-    found[2] = _scale(before)
+    found = torch.zeros(6 if softmax else 4, len(before), dtype=torch.float64, device=before.device)
+    found[2] = _scale(before, scale.mask)
     change = after - before
     size = change.abs()
     largest = size.amax(dim=-1)
     most = float(largest.max()) if len(largest) else 0.0
     if most == 0:
-        found[4:] = 1.0
+        found[5:] = 1.0
         return found
     if not math.isfinite(most):  # what is not finite counts as equal where both are the same, else as infinitely far
         alike = (before == after) | (before.isnan() & after.isnan())
@@ -190,24 +215,25 @@ def _moved(before: Tensor, after: Tensor, *, softmax: bool) -> Tensor:
         size = change.abs().nan_to_num_(nan=math.inf, posinf=math.inf)
         largest = size.amax(dim=-1)
     found[0] = largest
+    found[3] = relative(size, before, scale, epsilon).amax(dim=-1)
     found[1] = size.sum(dim=-1)
     if not softmax:
         return found
     top, top_after = before.amax(dim=-1, keepdim=True), after.amax(dim=-1, keepdim=True)
-    found[4] = ((before == top) & (after == top_after)).any(dim=-1)
+    found[5] = ((before == top) & (after == top_after)).any(dim=-1)
     p = before.softmax(dim=-1)
     mean = torch.linalg.vecdot(p, change)
     if most <= _SMALL:
         # KL = log E e^Δ − E Δ under p: half the variance of Δ, but for third powers. The logarithms themselves would
         # leave nothing but their rounding.
-        found[3] = torch.linalg.vecdot(p, change.sub_(mean[:, None]).square_()) / 2
+        found[4] = torch.linalg.vecdot(p, change.sub_(mean[:, None]).square_()) / 2
     else:
         # The largest of p is 1 / Σ e^(x − top), so that the logarithm of Σ e^x is top − log p.
         normaliser = top_after.double() - after.softmax(dim=-1).amax(dim=-1, keepdim=True).double().log()
         normaliser -= top.double() - p.amax(dim=-1, keepdim=True).double().log()
-        found[3] = (normaliser[:, 0] - mean).clamp_(min=0.0)
+        found[4] = (normaliser[:, 0] - mean).clamp_(min=0.0)
     if not math.isfinite(most):
-        found[3].nan_to_num_(nan=math.inf)
+        found[4].nan_to_num_(nan=math.inf)
     return found
 
 
@@ -233,6 +259,7 @@ def total_drift(rows: Iterable[Mapping[str, float]]) -> LogitDrift:
         kl_max=largest("kl_max") if softmax else None,
         top1_agreement=total("agree") / positions if softmax else None,
         positions=int(positions),
+        relative=largest("relative"),
     )
 
 
@@ -324,10 +351,17 @@ def exact_drift(
     found = {}
     for name, model in {**variants, _OWN: before}.items():
         with torch.no_grad():
-            found[name] = total_drift(
-                batch_drift(exact.logits, forward(model, batch).double(), counts, softmax=softmax)
-            )
+            logits = _masked_alike(forward(model, batch).double(), exact.logits)
+            found[name] = total_drift(batch_drift(exact.logits, logits, counts, softmax=softmax))
     return found
+
+
+def _masked_alike(logits: Tensor, exact: Tensor) -> Tensor:
+    """The masks of less precision as float64's: the least number of a dtype is another in each."""
+    if logits.shape != exact.shape:
+        return logits
+    masks = (logits.abs() >= Scale.of(logits).mask) & (exact.abs() >= Scale.of(exact).mask)
+    return torch.where(masks & (logits.sign() == exact.sign()), exact, logits)
 
 
 # -------------------------------------------------------------------------------------------------------------- layers

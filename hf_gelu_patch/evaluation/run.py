@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 from hf_gelu_patch import NothingPatchedWarning, Report, __version__, patch
 from hf_gelu_patch.evaluation import records
 from hf_gelu_patch.evaluation.drift import (
+    Exact,
     LayerDrift,
     LogitDrift,
     activation_share,
@@ -38,6 +39,7 @@ from hf_gelu_patch.evaluation.records import Fingerprint, Row
 from hf_gelu_patch.evaluation.speed import CudaClock, Speed, measure, measure_generation, peak_memory, summarise
 from hf_gelu_patch.evaluation.tasks import Batch, Prediction, Task, make_task
 from hf_gelu_patch.evaluation.variants import BEFORE, Variant, check_variants
+from hf_gelu_patch.verification import Drift, drifts, half_the_digits
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -112,7 +114,8 @@ class VariantResult:
         speed: before and after.
         wrong: why its implementation is wrong, in words; None where nothing says so. It is where there are numbers
             that are not finite where the unpatched model's are, or where the sites claim to compute the same function
-            and the logits moved by more than √ε of the dtype, relative to their scale: what ``patch(verify=)`` refuses.
+            and the logits moved further than ``patch(verify=)`` lets them: by more than √ε of what they usually are,
+            or, on one batch, further from float64 than the unpatched model's own error allows.
     """
 
     variant: Variant
@@ -300,14 +303,14 @@ def evaluate(
         found = []
         if accelerator.is_main_process:
             on_device = [batch.to(model.device) for batch in _chosen(batches)]
-            drifts, layers, reason = _drift(task, model, running, names, answers, batches, tell)
+            drifts, judged, layers, reason = _drift(task, model, running, names, answers, batches, tell)
             clock.stop("layers")
             share = activation_share(model, on_device[len(on_device) // 2 :][:1], task.forward)
             speeds, memory = _speeds(task, model, running, names, on_device, rows, settings, tell)
             clock.stop("speed")
-            found.append((drifts, layers, reason, share, speeds, memory, clock.seconds))
+            found.append((drifts, judged, layers, reason, share, speeds, memory, clock.seconds))
         accelerator.wait_for_everyone()
-        [(drifts, layers, reason, share, speeds, memory, seconds)] = gather_object(found)
+        [(drifts, judged, layers, reason, share, speeds, memory, seconds)] = gather_object(found)
 
     outcomes = {name: [row.outcome for row in rows_] for name, rows_ in answers.items()}
     results = tuple(
@@ -318,7 +321,13 @@ def evaluate(
             drift=drifts[variant.name],
             layers=layers[variant.name],
             speed=speeds[variant.name],
-            wrong=_wrong(patches[variant.name], answers[variant.name], drifts[variant.name], model.dtype),
+            wrong=_wrong(
+                patches[variant.name],
+                answers[variant.name],
+                drifts[variant.name],
+                judged.get(variant.name),
+                model.dtype,
+            ),
         )
         for variant in settings.variants
     )
@@ -509,7 +518,8 @@ def _said(
     rows = [Row(example, BEFORE, outcome, None) for example, outcome in zip(batch.ids, old.outcomes, strict=True)]
     for name in names:
         new = _patched(task, running[name], name, batch) if name in running else old
-        moved = batch_drift(old.logits, new.logits, counts, softmax=task.softmax)
+        epsilon = torch.finfo(before.dtype).eps
+        moved = batch_drift(old.logits, new.logits, counts, softmax=task.softmax, epsilon=epsilon)
         for place, (example, outcome) in enumerate(zip(batch.ids, new.outcomes, strict=True)):
             row = moved[place] | {"lost": 0.0}
             if not math.isfinite(row["max_abs"]):
@@ -549,19 +559,24 @@ def _quality(
     )
 
 
-def _wrong(report: Report, rows: Sequence[Row], drift: LogitDrift, dtype: torch.dtype) -> str | None:
-    """See ``VariantResult.wrong``."""
+def _wrong(
+    report: Report, rows: Sequence[Row], drift: LogitDrift, judged: Drift | None, dtype: torch.dtype
+) -> str | None:
+    """See ``VariantResult.wrong``; ``judged`` is the drift on one batch, beside the model's own error."""
     lost = [row.example for row in rows if row.drift is not None and row.drift["lost"]]
     if lost:
         return f"it gives numbers that are not finite where the unpatched model's are, first in example {lost[0]}"
-    margin = math.sqrt(torch.finfo(dtype).eps)
-    same = report.changed and all(site.equivalence in ("identical", "rounding") for site in report.changed)
-    if same and drift.positions and not drift.max_abs <= margin * drift.scale:
+    if not report.changed or any(site.equivalence not in ("identical", "rounding") for site in report.changed):
+        return None
+    said = "it is said to compute the same function, and moves logits by"
+    margin = half_the_digits(torch.finfo(dtype).eps)
+    if drift.positions and not drift.relative <= margin:
+        name = str(dtype).removeprefix("torch.")
         return (
-            f"it is said to compute the same function, and moves logits by {drift.max_abs:.2g}: more than "
-            f"{margin:.2g} (√ε of {str(dtype).removeprefix('torch.')}) of their largest, {drift.scale:.3g}"
+            f"{said} {drift.max_abs:.2g} (the largest is {drift.scale:.3g}): more than {margin:.2g} (√ε of {name}) of "
+            "what they usually are"
         )
-    return None
+    return f"{said} more than they are off by themselves: {judged}" if judged is not None and judged.exceeded else None
 
 
 # --------------------------------------------------------------------------------------------------------------- drift
@@ -575,9 +590,10 @@ def _drift(
     answers: Mapping[str, Sequence[Row]],
     batches: Sequence[Batch],
     tell: Progress,
-) -> tuple[dict[str, LogitDrift], dict[str, tuple[LayerDrift, ...]], str]:
-    """The drift of each variant's logits over all examples, and of its layers on the batch in the middle (neither the
-    longest nor the shortest); and why there is no float64 copy beside it, if there is none."""
+) -> tuple[dict[str, LogitDrift], dict[str, Drift], dict[str, tuple[LayerDrift, ...]], str]:
+    """The drift of each variant's logits over all examples; on the batch in the middle (neither the longest nor the
+    shortest) as ``patch(verify=)`` judges it, where there is a float64 copy; of its layers there; and why there is no
+    such copy, if there is none."""
     tell("layers", 0.0)
     batch = batches[len(batches) // 2].to(before.device)
     models = {name: running.get(name, before) for name in names}
@@ -595,8 +611,24 @@ def _drift(
         )
         for name in names
     }
+    judged = _judged(task, before, running, batch, exact)
     tell("layers", 1.0)
-    return drifts, {name: tuple(layers[name]) for name in names}, exact.reason
+    return drifts, judged, {name: tuple(layers[name]) for name in names}, exact.reason
+
+
+def _judged(
+    task: Task, before: PreTrainedModel, running: Mapping[str, PreTrainedModel], batch: Batch, exact: Exact
+) -> dict[str, Drift]:
+    """How far each variant moves the logits that count, judged beside the model's own error."""
+    if exact.logits is None:
+        return {}
+    counts, epsilon = batch.targets != -100, torch.finfo(before.dtype).eps
+    reference, old = exact.logits[counts], task.forward(before, batch)[counts]
+    found = {}
+    for name, model in running.items():
+        new = task.forward(model, batch)[counts]
+        [found[name]] = drifts({"logits": old}, {"logits": new}, {"logits": reference}, None, epsilon=epsilon)
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------------- speed

@@ -12,12 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from hf_gelu_patch.errors import VerificationError
-from hf_gelu_patch.verification.bars import Drift, drifts, half_the_digits, largest_difference, scale_of
+from hf_gelu_patch.verification.bars import (
+    Drift,
+    Scale,
+    drifts,
+    half_the_digits,
+    largest_difference,
+    relative,
+    scale_of,
+)
 from hf_gelu_patch.verification.runs import GRADIENT, exact_run, free_memory, run
 from hf_gelu_patch.verification.values import Found, output_tensors
 
 __all__ = [
     "Drift",
+    "Scale",
     "Verification",
     "drifts",
     "exact_outputs",
@@ -26,6 +35,8 @@ __all__ = [
     "largest_difference",
     "output_tensors",
     "outputs",
+    "relative",
+    "run",
     "scale_of",
 ]
 

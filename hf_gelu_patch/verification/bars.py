@@ -12,6 +12,7 @@ where the functions are swapped, |Δ| ≤ √ε·s.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from torch import Tensor
 __all__ = ["Drift", "Scale", "drifts", "half_the_digits", "largest_difference", "relative", "scale_of"]
 
 _GAP = 4  # binades between masks and what they mask, in which nothing lies
-_WIDTH = 3  # binades that masks lie in
+_WIDTH = 3  # binades that masks lie in: one may have been added twice
 _SURE = 24  # bits: how unlikely numbers are that have no masks and look as if they had
 _USUAL = 0.99  # the share of numbers that S is not exceeded by
 _SAMPLE = 2**20  # numbers that S is taken from, where there are more
@@ -30,7 +31,7 @@ _AT_A_TIME = 2**22  # numbers that are compared together
 _MASK_ULPS = 4.0
 
 _FEW = 64  # so few numbers may be right to the last digit by chance
-_USELESS = 0.25  # a reference that is so far away drew other random numbers
+_USELESS = 0.25  # a float64 copy whose outputs are mostly so far away drew other random numbers
 
 
 class Grains(NamedTuple):
@@ -43,8 +44,10 @@ class Grains(NamedTuple):
     median: float = 0.0
 
 
+_MANY = 8  # so many outputs tell together what one cannot
+_TIMES_OF_MANY = 1.5  # how much larger the error of their median may be after than before
 _TIMES = Grains(4.0, 3.0, 2.0, 2.0)  # how much larger the error may be after than before
-_FLOORS = Grains(1.0, 0.5, 0.25, 0.25)  # what is added to that, in units of ``_floor``
+_FLOORS = Grains(1.0, 1 / 4, 1 / 8, 1 / 8)  # what is added to that, in units of ``_floor``
 
 
 def half_the_digits(epsilon: float) -> float:
@@ -97,23 +100,34 @@ class Scale:
 
 
 def _least_mask(size: Tensor) -> float:
-    """The least of the sizes that are masks: a few binades that lie alone above all others."""
+    """The least of the sizes that are masks: few values, up to what was added to them, alone above all others."""
     exponents = torch.frexp(size[size > 0]).exponent
     if not exponents.numel():
         return math.inf
     lowest = int(exponents.min())
     counts = torch.bincount(exponents - lowest).tolist()
     binades = [binade for binade, count in enumerate(counts) if count]
-    least = len(counts)
+    least = math.inf
     while binades:
         group = [binade for binade in binades if binade > binades[-1] - _WIDTH]
         rest = binades[: -len(group)]
         below = sum(counts[: group[0]])
         gap = group[0] - rest[-1] - 1 if rest else 0
-        if gap < _GAP or below * gap < _SURE:
+        start = math.ldexp(0.5, group[0] + lowest)
+        if gap < _GAP or below * gap < _SURE or not _are_masks(size[(size >= start) & (size < least)], size, start):
             break
-        least, binades = group[0], rest
-    return math.inf if least == len(counts) else math.ldexp(0.5, least + lowest)
+        least, binades = start, rest
+    return least
+
+
+def _are_masks(group: Tensor, size: Tensor, start: float) -> bool:
+    """Whether sizes lie around one value or two, no further than what they mask could have moved them."""
+    added = 4 * float(size[size < start].max())
+    for _ in range(2):
+        if len(group):
+            top = float(group.max())
+            group = group[group < top - added - top / 64]
+    return not len(group)
 
 
 def scale_of(tensor: Tensor) -> float:
@@ -217,7 +231,7 @@ def drifts(
         same: whether the patch keeps the functions.
         epsilon: of the coarsest arithmetic inside the model, where that is coarser than an output's own.
         parts: whether they are parts of one thing, as gradients are: those that are mere rounding beside the others,
-            such as that of a key's bias, are judged by the others' scale.
+            such as that of a key's bias, are judged by the others' scale. One of so many may be off by twice as much.
     """
     exact = exact or {}
     alike = [name for name in before if name in after and _alike(before[name], after[name])]
@@ -229,17 +243,34 @@ def drifts(
     compared = {
         name: _Compared.of(before[name], after[name], exact.get(name), scale, epsilon) for name, scale in scales.items()
     }
+    errors = [one.before.whole for one in compared.values() if one.has_error]
+    if errors and statistics.median(errors) > _USELESS:
+        compared = {name: replace(one, has_error=False) for name, one in compared.items()}
     error = max((one.before.whole for one in compared.values() if one.has_error and one.count >= _FEW), default=0.0)
+    worse = _worse(compared) if same and margin is None else frozenset()
     found = []
     for name in dict.fromkeys((*before, *after)):
         if name in compared:
-            found.append(compared[name].drift(name, margin, same, error))
+            drift = compared[name].drift(name, margin, same, error, 2.0 if parts else 1.0)
+            found.append(replace(drift, exceeded=drift.exceeded or name in worse))
         elif name in alike:
             found.append(_discrete(name, before[name], after[name], exact.get(name), margin, same))
         else:
             scale = scale_of(before[name]) if name in before and before[name].is_floating_point() else 0.0
             found.append(Drift(name, math.inf, scale, margin, None, None, True))
     return tuple(found)
+
+
+def _worse(compared: Mapping[str, _Compared]) -> frozenset[str]:
+    """Those that are further from float64 than they were, where most are: that is more than chance."""
+    times = {
+        name: one.after.whole / one.before.whole
+        for name, one in compared.items()
+        if one.has_error and one.count >= _FEW and one.before.whole > _FLOORS.whole * _floor(one.epsilon)
+    }
+    if len(times) < _MANY or statistics.median(times.values()) <= _TIMES_OF_MANY:
+        return frozenset()
+    return frozenset(name for name, one in times.items() if one > _TIMES_OF_MANY)
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
@@ -327,21 +358,22 @@ class _Compared:
             unsure=unsure,
         )
 
-    def drift(self, name: str, margin: float | None, same: bool, error: float) -> Drift:
+    def drift(self, name: str, margin: float | None, same: bool, error: float, slack: float) -> Drift:
         """What it says.
 
         Args:
             error: RMS of the model's relative error in its other outputs: what few numbers may be off by.
+            slack: by what the bars are multiplied.
         """
         own, its = self.errors if self.has_error else (None, None)
         digits = half_the_digits(self.epsilon)
         if margin is not None:
             exceeded = not (self.beyond if margin > 0 else self.largest) <= margin * self.scale.largest
-        elif same and self.has_error and self.before.whole <= _USELESS:
-            floor = _floor(self.epsilon)
+        elif same and self.has_error:
+            floors = [part * _floor(self.epsilon) for part in _FLOORS]
             if self.count < _FEW:
-                floor = digits / 8 + _TIMES.number * error
-            bars = [k * e + f * floor for k, e, f in zip(_TIMES, self.before, _FLOORS, strict=True)]
+                floors = [digits / 8 + _TIMES.number * error] * len(floors)
+            bars = [slack * times * e + floor for times, e, floor in zip(_TIMES, self.before, floors, strict=True)]
             exceeded = not all(e <= bar for e, bar in zip(self.after, bars, strict=True)) or self.unsure > digits
         else:
             margin = digits

@@ -141,6 +141,36 @@ def test_logits_that_are_not_finite() -> None:
     assert math.isfinite(found["scale"])
 
 
+@pytest.mark.parametrize("mask", [torch.finfo(torch.float32).min, -1e4, 1e30, -math.inf, math.nan])
+def test_no_mask_sets_the_scale(mask: float) -> None:
+    before = logits(3, 4, 60).float()
+    hidden = torch.rand(before.shape, generator=torch.Generator().manual_seed(2)) < 0.7
+    small = before + 1e-6 * logits(3, 4, 60, seed=1).float()
+    large = before + 1e-2 * logits(3, 4, 60, seed=1).float()
+    found = [total_drift(batch_drift(before.masked_fill(hidden, mask), x.masked_fill(hidden, mask)))
+             for x in (small, large)]  # fmt: skip
+    assert found[0].scale == found[1].scale < 20
+    assert found[0].relative < 1e-5
+    assert 1e-3 < found[1].relative < 0.1
+
+
+def test_the_least_number_is_another_in_float64() -> None:
+    class Least(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 40)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)
+            return y.masked_fill(torch.arange(40) % 2 == 0, torch.finfo(y.dtype).min)
+
+    torch.manual_seed(0)
+    model, x = Least(), torch.randn(3, 5, 8)
+    found = exact_drift(model, {"twin": model}, x, lambda model, x: model(x))
+    assert 0 < found["before"].max_abs == found["twin"].max_abs < 1e-5
+    assert found["before"].scale < 10
+
+
 def test_shapes_that_differ_and_nothing_at_all() -> None:
     with pytest.raises(ValueError, match="before and after alike"):
         batch_drift(logits(2, 3, 4), logits(2, 3, 5))
