@@ -36,6 +36,7 @@ __all__ = [
     "batch_drift",
     "exact_copy",
     "exact_drift",
+    "in_double",
     "layer_drift",
     "total_drift",
 ]
@@ -300,7 +301,7 @@ def exact_copy(model: nn.Module, batch: Any, forward: Forward) -> Exact:
     if needed > (free := free_memory(device)):
         reason = f"a float64 copy needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
         return Exact(None, None, None, reason)
-    doubled = _in_double(batch)
+    doubled = in_double(batch)
     try:
         with torch.no_grad():
             exact = copy.deepcopy(model).double()
@@ -310,15 +311,16 @@ def exact_copy(model: nn.Module, batch: Any, forward: Forward) -> Exact:
         return Exact(None, None, None, f"the model does not run in float64: {type(error).__name__}: {first}")
 
 
-def _in_double(value: Any) -> Any:
+def in_double(value: Any) -> Any:
+    """A batch whose floating-point numbers are in float64."""
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
     if isinstance(value, Mapping):
-        return {key: _in_double(item) for key, item in value.items()}
+        return {key: in_double(item) for key, item in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(map(_in_double, value))
+        return type(value)(map(in_double, value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: _in_double(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {field.name: in_double(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return dataclasses.replace(value, **fields)
     return value
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from hf_gelu_patch.evaluation.data import EvaluationError
-from hf_gelu_patch.evaluation.drift import batch_drift
+from hf_gelu_patch.evaluation.drift import batch_drift, exact_copy, in_double
 from hf_gelu_patch.evaluation.failures import batch_remedy, failing
 from hf_gelu_patch.evaluation.tasks import Batch, Task
 
@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = ["check_padding"]
 
+_TRIED = 3  # batches, should rows in the first ones fail by themselves
+_COARSE = 1e-4  # ε of half precision is more, of float32 less
+
 
 def check_padding(task: Task, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
     """Run the batch in which lengths differ most, and the row of it that is filled up most by itself. Its logits may
-    differ by √ε of their dtype, relative to their scale, as ``VariantResult.wrong`` has it. Nothing is run where each
-    batch has one example.
+    differ by √ε of their dtype, relative to their scale, as ``VariantResult.wrong`` has it; those of half precision are
+    looked at in a float64 copy too, where there is memory for one: its rounding would hide what padding does. Nothing
+    is run where each batch has one example.
 
     Args:
         batches: all of the run's.
@@ -37,25 +41,25 @@ def check_padding(task: Task, model: PreTrainedModel, batches: Sequence[Batch]) 
         EvaluationError: they differ by more, or the model cannot run the batch at all; the message names the remedy.
     """
     several = [batch for batch in batches if len(batch.ids) > 1]
-    if not several:
+    for batch in sorted(several, key=lambda one: _spread(task, one), reverse=True)[:_TRIED]:
+        place, alone = min(enumerate(map(task.alone, batch.ids)), key=lambda pair: _elements(pair[1]))
+        together, alone = batch.to(model.device), alone.to(model.device)
+        try:
+            moved = _moved(task, together, place, alone, model)
+        except EvaluationError:
+            raise
+        except Exception as error:  # each model has its own
+            failing(task, model, together, error)
+            continue  # of rows that fail by themselves, whoever runs them all says which
+        if moved is not None:
+            example = batch.ids[place]
+            row = f"row {task.examples[example]['row'] + 1}" if "row" in task.examples[example] else "the text"
+            raise EvaluationError(
+                f"{task.subject.name} gives other logits for {row} ({task.describe(example)}) in a batch of "
+                f"{len(batch.ids)} than alone: they move by {moved}. The figures would depend on the batch size. "
+                f"{batch_remedy(task)}"
+            )
         return
-    batch = max(several, key=lambda one: _spread(task, one))
-    place, alone = min(enumerate(map(task.alone, batch.ids)), key=lambda pair: _elements(pair[1]))
-    try:
-        among = task.forward(model, batch.to(model.device))
-        own = task.forward(model, alone.to(model.device))
-    except EvaluationError:
-        raise
-    except Exception as error:  # each model has its own
-        failing(task, model, batch.to(model.device), error)
-        return  # of rows that fail by themselves, whoever runs them all says which
-    moved = _moved(_counted(own, alone, 0), _counted(among, batch, place))
-    if moved is not None:
-        raise EvaluationError(
-            f"{task.subject.name} gives other logits for the row {task.describe(batch.ids[place])!r} in a batch of "
-            f"{len(batch.ids)} than for that row alone: they move by {moved}. The figures would depend on the batch "
-            f"size. {batch_remedy(task)}"
-        )
 
 
 def _spread(task: Task, batch: Batch) -> tuple[int, float]:
@@ -75,13 +79,25 @@ def _counted(logits: Tensor, batch: Batch, place: int) -> Tensor | None:
     return logits[place][batch.targets[place].to(logits.device) != -100][None]
 
 
-def _moved(own: Tensor | None, among: Tensor | None) -> str | None:
-    """How far logits moved, in words, if that is more than rounding. Those that stand in other places are not compared:
-    ``predict`` says what is wrong with them."""
+def _moved(task: Task, batch: Batch, place: int, alone: Batch, model: PreTrainedModel) -> str | None:
+    """How far the logits of one row of a batch are from those of the row alone, in words, if that is more than
+    rounding."""
+    moved = _apart(_counted(task.forward(model, alone), alone, 0), _counted(task.forward(model, batch), batch, place))
+    if moved is not None or not torch.finfo(model.dtype).eps > _COARSE:
+        return moved
+    exact = exact_copy(model, batch, task.forward)
+    if exact.model is None or exact.logits is None:
+        return None
+    own = task.forward(cast("PreTrainedModel", exact.model), in_double(alone))
+    return _apart(_counted(own, alone, 0), _counted(exact.logits, batch, place))
+
+
+def _apart(own: Tensor | None, among: Tensor | None) -> str | None:
+    """Logits that stand in other places are not compared: ``predict`` says what is wrong with them."""
     if own is None or among is None or own.shape != among.shape:
         return None
     [drift] = batch_drift(own, among)
-    margin = math.sqrt(torch.finfo(own.dtype).eps)
+    margin = math.sqrt(max(torch.finfo(own.dtype).eps, torch.finfo(torch.float32).eps))  # float32 is used inside
     if drift["max_abs"] <= margin * drift["scale"]:
         return None
     return f"{drift['max_abs']:.2g}, more than {margin:.2g} of their largest, {drift['scale']:.3g}"

@@ -243,7 +243,7 @@ class Task(ABC):
     def digest(self, data: datasets.Dataset) -> str:
         """A hash of the columns that count: of inputs and right answers as they were before anything was made of
         them."""
-        return rows_digest(data, self.subject.columns, self.file)
+        return rows_digest(data, [*dict.fromkeys(self.subject.columns)], self.file)
 
     def file(self, name: str) -> Path | None:
         """The file of that name, beside the data or from here; None where there is none."""

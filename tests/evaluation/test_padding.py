@@ -126,6 +126,21 @@ def test_where_padding_moves_a_row_only_single_rows_are_evaluated(
     assert accuracy(place, data, 1) == 1.0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_half_precision_would_hide_is_found_too(dtype: str, tmp_path: Path) -> None:
+    """Positions that move logits by a hundredth of their scale: less than √ε of bfloat16, and enough for an answer."""
+
+    def faint(**options: Any) -> PreTrainedModel:
+        model = gpt2(**options)
+        model.transformer.wpe.weight.data.mul_(0.02)
+        return model
+
+    place = save(tmp_path / "model", faint, {"pad_token_id": 0}, padding_side="left")
+    data = write(tmp_path / "a.csv", ["text", "label"], list(zip(TEXTS, own_answers(place), strict=True)))
+    with pytest.raises(EvaluationError, match=r"they move by 0\.0\d+, more than 0\.00035"):
+        accuracy(place, data, 8, dtype=dtype)
+
+
 @pytest.mark.parametrize(
     ("build", "config", "tokenizer", "dtype"),
     [
@@ -209,7 +224,7 @@ def test_a_task_of_ones_own_that_forgets_the_mask_is_refused(tmp_path: Path) -> 
     (tmp_path / "own.py").write_text(OWN)
     data = write(tmp_path / "a.csv", ["text", "label"], [(text, n % 2) for n, text in enumerate(TEXTS)])
     one = subject(str(place), task=str(tmp_path / "own.py"), validation_file=data)
-    with pytest.raises(EvaluationError, match="gives other logits for the row"):
+    with pytest.raises(EvaluationError, match=r"gives other logits for row \d+ \("):
         unpatched_metrics(one, Settings(batch_size=8), Accelerator(cpu=True))
     (tmp_path / "own.py").write_text(OWN.replace('{"input_ids": inputs["input_ids"]}', "inputs"))
     unpatched_metrics(replace(one), Settings(batch_size=8), Accelerator(cpu=True))
