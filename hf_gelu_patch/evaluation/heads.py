@@ -3,6 +3,7 @@ the data, outcomes from logits, and metrics from outcomes."""
 
 from __future__ import annotations
 
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -249,7 +250,7 @@ class Regression(Head):
             if number is not None and names is not None:
                 number = as_number(names[int(number)]) if 0 <= number < len(names) else None
             if number is None:
-                raise BadLabelError(f"has no score that is a number: {value!r}")
+                raise BadLabelError(f"has no score that is a number: {reprlib.repr(value)}")
             return number
 
         if self._threshold is not None:

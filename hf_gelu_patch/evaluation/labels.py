@@ -11,6 +11,7 @@ import ast
 import json
 import math
 import re
+import reprlib
 import unicodedata
 import warnings
 from collections import Counter
@@ -28,6 +29,7 @@ _NUMBER_WITHIN = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _BOOLEANS = (("false", "true"), ("no", "yes"), ("0", "1"), ("label_0", "label_1"))
 _SEPARATORS = (None, "|", ";", ",", " ")
 _LISTED = 12
+_LETTERS = 40
 
 
 class LabelsError(ValueError):
@@ -39,9 +41,13 @@ class BadLabelError(ValueError):
 
 
 def shown(texts: Iterable[str]) -> str:
-    """Up to twelve of them, quoted."""
+    """Up to twelve of them, quoted, and none of them long."""
     texts = list(texts)
-    return ", ".join(f"'{text}'" for text in texts[:_LISTED]) + (", …" if len(texts) > _LISTED else "")
+    return ", ".join(map(_quoted, texts[:_LISTED])) + (", …" if len(texts) > _LISTED else "")
+
+
+def _quoted(text: str) -> str:
+    return f"'{text}'" if len(text) <= _LETTERS else f"'{text[: _LETTERS - 1]}…'"
 
 
 def class_names(feature: Any) -> list[str] | None:
@@ -139,7 +145,8 @@ class Labels:
         def read(value: Any) -> int:
             if isinstance(value, list | dict):
                 raise BadLabelError(
-                    f"has {value!r} for a label, and the model gives one label an example: write its name or its id"
+                    f"has {reprlib.repr(value)} for a label, and the model gives one label an example: write its name "
+                    "or its id"
                 )
             if _is_missing(value) or (classes is not None and not 0 <= value < len(classes)):
                 raise BadLabelError("has no label")
@@ -155,7 +162,8 @@ class Labels:
         """
         if text not in known:
             raise BadLabelError(
-                f"has the label {text!r}, which the model does not know (it has: {self}; the data have: {shown(texts)})"
+                f"has the label {_quoted(text)}, which the model does not know (it has: {self}; the data have: "
+                f"{shown(texts)})"
             )
         return known[text]
 
@@ -170,10 +178,15 @@ class Labels:
         by_id = {text: index for text in texts if (index := _whole(text)) is not None and 0 <= index < len(self)}
         if self._asked == "names":
             return by_name
-        if self._asked == "ids" or by_id.keys() > by_name.keys():
+        if self._asked == "ids":
+            return by_id
+        if by_id.keys() > by_name.keys():
             beyond = [text for text in texts if _whole(text) not in (None, -1) and text not in by_id]
             if beyond:
-                raise LabelsError(f"{self._both(texts)} {shown(beyond)} are no ids of its. {_REMEDY}")
+                raise LabelsError(
+                    f"{self._both(texts)} No ids of its: {shown(beyond)}. {_REMEDY} Where the other numbers are its "
+                    "ids, say so with --labels ids, and leave those rows out with --skip_bad_rows."
+                )
             return by_id
         differ = any(by_id.get(text, index) != index for text, index in by_name.items())
         if differ and not by_name.keys() > by_id.keys():
@@ -248,7 +261,9 @@ class Labels:
             if found is None:
                 raise BadLabelError("has no label: write [] where none holds")
             if not all(_is_scalar(one) and (classes is None or 0 <= one < len(classes)) for one in found):
-                raise BadLabelError(f"has {value!r} for its labels, which is no list of names, ids, or 0 and 1")
+                raise BadLabelError(
+                    f"has {reprlib.repr(value)} for its labels, which is no list of names, ids, or 0 and 1"
+                )
             if vector:
                 return self._held(found)
             written = [_text(one) if classes is None else classes[one] for one in found]
@@ -260,8 +275,8 @@ class Labels:
         texts = [_text(one) for one in vector]
         if len(texts) != len(self) or not set(texts) <= _BITS:
             raise BadLabelError(
-                f"has {list(vector)!r} for its labels, where others have 0 or 1 for each of the model's {len(self)}: "
-                f"{self}"
+                f"has {reprlib.repr(list(vector))} for its labels, where others have 0 or 1 for each of the model's "
+                f"{len(self)}: {self}"
             )
         return tuple(index for index, text in enumerate(texts) if text in ("1", "true"))
 

@@ -412,6 +412,7 @@ def _fingerprint(
         "limit": settings.limit,
         "max_length": task.subject.max_length,
         "stride": task.subject.stride,
+        "labels": task.subject.labels,
         "threshold": task.subject.threshold,
         "batch_size": size,
         "rows": task.asked,

@@ -125,6 +125,8 @@ def test_what_fits_in_no_way_or_in_two_is_refused_with_both_lists(names: list[st
         (DIGITS, [1, 2, 3], "ids", [1, 2, 3]),
         (STARS, [1, 2], "names", [0, 1]),
         (["1", "0"], ["0", "1"], "ids", [0, 1]),
+        (NLI, [0, 2, 3], "ids", [0, 2, None]),  # of a class that the model lacks
+        (NLI, ["neutral", "1"], "names", [1, None]),
     ],
 )
 def test_which_way_can_be_said(names: list[str], values: list[Any], asked: str, ids: list[int]) -> None:
@@ -179,6 +181,16 @@ def test_a_bad_label_is_shown_with_both_lists() -> None:
     reader = Labels(["no", "yes"]).reader(["yes", "maybe"], None)
     with pytest.raises(BadLabelError, match=r"'maybe'.*0 \(no\), 1 \(yes\).*'yes', 'maybe'"):
         reader("maybe")
+
+
+def test_no_message_holds_a_long_text() -> None:
+    with pytest.raises(LabelsError) as caught:
+        Labels(NLI).reader(["a long text " * 500] + [f"{number} " * 300 for number in range(50)], None)
+    assert len(str(caught.value)) < 1000
+    reader = Labels(NLI).reader(["neutral", "word " * 500], None)
+    with pytest.raises(BadLabelError) as one:
+        reader("word " * 500)
+    assert len(str(one.value)) < 400
 
 
 def test_names_of_classes_are_found_in_lists_too() -> None:
