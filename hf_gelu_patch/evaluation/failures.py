@@ -66,7 +66,7 @@ def batch_remedy(task: Task) -> str:
             causes.append(f"The model has no embedding for the tokenizer's pad_token_id {given}: choose another token.")
         if tokenizer.padding_side == "left":
             causes.append("The tokenizer fills up on the left: set its padding_side to 'right'.")
-        if "attention_mask" not in tokenizer.model_input_names:
+        if "attention_mask" not in tokenizer.model_input_names and task.limits.takes("attention_mask"):
             causes.append("The tokenizer gives no attention_mask: name it in its model_input_names.")
     causes.append(f"{'Or evaluate' if causes else 'Evaluate'} with --per_device_eval_batch_size 1.")
     return " ".join(causes)

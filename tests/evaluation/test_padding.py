@@ -209,6 +209,20 @@ def _masked(**options: Any) -> PreTrainedModel:
     return transformers.BertForMaskedLM(config)
 
 
+def fnet(**options: Any) -> PreTrainedModel:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 32}
+    return transformers.FNetForMaskedLM(transformers.FNetConfig(**sizes, vocab_size=COUNT, **options))
+
+
+def test_no_mask_is_asked_for_where_the_model_takes_none(tmp_path: Path) -> None:
+    place = save(tmp_path / "model", fnet, {"pad_token_id": 0}, mask_token="w39", model_input_names=["input_ids"])
+    data = write(tmp_path / "a.csv", ["text"], [(text,) for text in TEXTS])
+    one = subject(str(place), task="masked-lm", validation_file=data)
+    with pytest.raises(EvaluationError, match=r"batch size\. Evaluate with --per_device_eval_batch_size 1"):
+        unpatched_metrics(one, Settings(batch_size=8), Accelerator(cpu=True))
+    unpatched_metrics(one, Settings(batch_size=1, limit=3), Accelerator(cpu=True))
+
+
 OWN = """
 AUTO_CLASS = "AutoModelForSequenceClassification"
 
