@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.implementations import Fused
 from hf_gelu_patch.rewriting import Rewriting
-from hf_gelu_patch.sources import class_attribute, compiled, undecorated
+from hf_gelu_patch.sources import class_attribute, compiled, stands_for, undecorated
 
 __all__ = [
     "Kept",
@@ -55,10 +55,12 @@ class Kept:
     Attributes:
         config_changes: the config entries that follow this patch; the same list at all modules of one patch.
         original: of a module that stands where an activation was: that activation.
+        attributes: the names of that module's own attributes when it was put there.
     """
 
     config_changes: list[Any]
     original: nn.Module | None = None
+    attributes: frozenset[str] = frozenset()
 
 
 def is_patched(module: nn.Module) -> bool:
@@ -226,7 +228,7 @@ def _set_class(module: nn.Module, cls: type) -> None:
             continue
         key = value.__func__.__name__
         method: Any = getattr(cls, key, None)
-        if getattr(before, key, None) is value.__func__ is not method:
+        if value.__func__ is not method and stands_for(value.__func__, getattr(before, key, None), key):
             state[name] = MethodType(method, module)
 
 
@@ -248,14 +250,15 @@ def stand_in(original: nn.Module, template: nn.Module, change: StandIn, config_c
     made = object.__new__(_stand_in_class(cls, change))
     state = {name: value for name, value in vars(template).items() if name not in _ACCELERATE}
     state |= {name: vars(original)[name] for name in _HOOK_ATTRIBUTES & vars(original).keys()}
-    vars(made).update({**state, "training": original.training, _KEPT: Kept(config_changes, original)})
+    vars(made).update({**state, "training": original.training})
     _carry_accelerate_hook(original, made)
+    vars(made)[_KEPT] = Kept(config_changes, original, frozenset({*vars(made), _KEPT}))
     return made
 
 
 def original_of(module: nn.Module) -> nn.Module | None:
-    """The activation that a module stands in for, told what happened to it meanwhile (training mode, hooks); None for
-    any other module."""
+    """The activation that a module stands in for, told what happened to it meanwhile (training mode, hooks, attributes
+    that other tools have put on it); None for any other module."""
     found = kept(module)
     if found is None or found.original is None:
         return None
@@ -265,6 +268,8 @@ def original_of(module: nn.Module) -> nn.Module | None:
     if original._is_full_backward_hook != module._is_full_backward_hook:
         original._is_full_backward_hook = module._is_full_backward_hook
     _carry_accelerate_hook(module, original)
+    since = vars(module).keys() - found.attributes - _ACCELERATE
+    vars(original).update({name: vars(module)[name] for name in since})
     return original
 
 

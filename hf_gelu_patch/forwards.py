@@ -40,6 +40,7 @@ from hf_gelu_patch.sources import (
     layers,
     local_names,
     source_of,
+    stands_for,
     undecorated,
 )
 
@@ -828,7 +829,9 @@ def _bound_on(owner: nn.Module) -> Iterator[Method]:
         if function is value:
             if _mentions_an_activation(function) and _formula_of(function) is None:
                 yield name, None, function, None
-        elif function is not getattr(type(owner), "forward" if name == "_old_forward" else name, None):
+            continue
+        method = "forward" if name == "_old_forward" else name
+        if not stands_for(function, getattr(type(owner), method, None), method):
             yield name, function, function, "it is bound on this module alone"
 
 
@@ -856,7 +859,7 @@ def _is_bound_otherwise(owner: nn.Module, method: str) -> bool:
     """Whether a module carries another method of its own under a name. accelerate's hook does not count, which keeps
     the class's below it."""
     bound = _carried(owner, method)
-    own = isinstance(bound, MethodType) and bound.__func__ is getattr(type(owner), method, None)
+    own = isinstance(bound, MethodType) and stands_for(bound.__func__, getattr(type(owner), method, None), method)
     return bound is not None and not own
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "lines_of",
     "local_names",
     "source_of",
+    "stands_for",
     "undecorated",
 ]
 
@@ -173,6 +174,8 @@ def layers(function: FunctionType, name: str) -> Iterator[FunctionType]:
 
 def _decorated_cell(function: FunctionType, name: str) -> Any:
     """The cell of a decorator's closure that holds the function it decorates."""
+    if _WRITTEN in function.__code__.co_freevars:  # no decorator
+        return None
     wrapped = getattr(function, "__wrapped__", None)
     cells = [cell for cell in function.__closure__ or () if not is_empty(cell)]
     functions = [cell for cell in cells if isinstance(cell.cell_contents, FunctionType)]
@@ -223,6 +226,23 @@ def compiled(
     cells.update((key, _cell(value)) for key, value in helpers)
     linecache.cache[file] = (len(text), None, lines_of(text), file)
     return _redecorated(method, name, _like(inner, code, tuple(cells[free] for free in code.co_freevars)))
+
+
+def stands_for(function: object, method: object, name: str) -> bool:
+    """Whether a function is a class's method, or one compiled in its place, which passes on to it where it is unbound.
+
+    Args:
+        function: what somebody kept.
+        method: the class's.
+        name: the method's.
+    """
+    if function is method or not isinstance(function, FunctionType) or not isinstance(method, FunctionType):
+        return function is method
+    kept, own = undecorated(function, name)[0], undecorated(method, name)[0]
+    if len([*layers(function, name)]) != len([*layers(method, name)]) or _WRITTEN not in kept.__code__.co_freevars:
+        return False
+    cell = (kept.__closure__ or ())[kept.__code__.co_freevars.index(_WRITTEN)]
+    return cell.cell_contents is own
 
 
 _MOVED, _WRITTEN = "__hf_gelu_patch_moved__", "__hf_gelu_patch_written__"  # names that no model's code has

@@ -227,6 +227,37 @@ def test_a_coroutine_and_a_generator_that_were_taken_hold_of() -> None:
         assert torch.equal(run(forward), F.gelu(x))
 
 
+def test_a_forward_that_comes_back_from_a_wrapper_is_the_classs_own() -> None:
+    torch.manual_seed(0)
+    never, x = Head(), torch.randn(3, 4)
+    model = copy.deepcopy(never)
+    patch(model, activation="relu6")
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    wrapped = accelerator.prepare(model)
+    unpatch(wrapped)
+    model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    assert torch.equal(model(x), never(x))
+    assert str(find_sites(model, activation="silu")) == str(find_sites(never, activation="silu"))
+    patch(model, activation="silu")
+    patch(never, activation="silu")
+    assert torch.equal(model(x), never(x))
+    twice = accelerator.unwrap_model(accelerator.prepare(model), keep_fp32_wrapper=False)
+    assert torch.equal(twice(x), never(x))
+    unpatch(twice)
+    unpatch(never)
+    assert torch.equal(twice(x), never(x))
+
+
+def test_what_others_put_on_a_swapped_activation_stays_with_the_original() -> None:
+    model = Owner(nn.GELU("tanh"))
+    patch(model, activation="silu")
+    model.act.marked_by_a_tool = mark = object()
+    unpatch(model)
+    assert model.act.marked_by_a_tool is mark
+    assert model.act.approximate == "tanh"
+    assert not [name for name in vars(model.act) if "gelu_patch" in name]
+
+
 def test_explain_says_where_another_forward_runs_since() -> None:
     model = nn.Sequential(Head(), Head())
     patch(model, activation="relu6")
