@@ -8,7 +8,8 @@
     for one in result.variants:
         print(one.variant.name, one.quality.flips, one.speed.verdict)
 
-data, loading (what the user names) → tasks (what a model is asked) → quality, drift, speed → records (what was
-answered, line by line) → run → results (plain data) → document (those in words) → plots, page → report. Nothing is
-imported here: ``loading`` can refuse a name before torch's companions are loaded.
+data, loading (what the user names) → limits (what the model takes) → tasks (what it is asked) → failures (rows that it
+fails on) → quality, drift, speed → records (what was answered, line by line) → run → results (plain data) → document
+(those in words) → plots, page → report. Nothing is imported here: ``loading`` can refuse a name before torch's
+companions are loaded.
 """

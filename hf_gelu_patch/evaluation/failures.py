@@ -40,7 +40,8 @@ def failing(task: Task, model: PreTrainedModel, batch: Batch, error: Exception) 
             said = f"{type(failure).__name__}: {first_line(failure).rstrip('.')}"
             found[example] = f"({task.describe(example)}) makes {name} fail: {said}"
     if len(found) == len(batch.ids) > 1:
-        return {example: f"{said}; and so does every other row in its batch" for example, said in found.items()}
+        everyone = "; and so does every other row in its batch, which points to the model's files"
+        return {example: f"{said}{everyone}" for example, said in found.items()}
     if found:
         return found
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error):
@@ -49,7 +50,8 @@ def failing(task: Task, model: PreTrainedModel, batch: Batch, error: Exception) 
             "--per_device_eval_batch_size."
         ) from error
     raise EvaluationError(
-        f"{name} runs on one row, and not on {len(batch.ids)} in a batch: {first_line(error)} {batch_remedy(task)}"
+        f"{name} runs on one row, and not on {len(batch.ids)} in a batch: {first_line(error).rstrip('.')}. "
+        f"{batch_remedy(task)}"
     ) from error
 
 

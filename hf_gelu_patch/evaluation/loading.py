@@ -569,8 +569,8 @@ def _fetch(model: str) -> None:
         raise EvaluationError(_adapter(model, Path(adapter))) from None
     except Exception as error:  # the network's, the hub's
         raise EvaluationError(
-            f"{model} cannot be fetched from the hub: {first_line(error)} Check the name and the connection, and for a "
-            "gated model log in with: hf auth login"
+            f"{model} cannot be fetched from the hub: {first_line(error).rstrip('.')}. Check the name and the "
+            "connection, and for a gated model log in with: hf auth login"
         ) from error
 
 

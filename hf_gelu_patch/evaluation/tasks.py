@@ -1058,7 +1058,10 @@ class OwnTask(Task):
             if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != len(examples):
                 raise TypeError(f"{name} is no tensor with a row for each of {len(examples)} rows")
         if targets is not None and (targets.is_floating_point() or targets.dim() > 2):
-            raise TypeError("the right classes are no whole numbers, one for each row or one for each position")
+            raise TypeError(
+                "the right classes are no whole numbers, one for each row or one for each position, and a task of "
+                "one's own has no others: give None in their place to look at drift and speed alone"
+            )
         return inputs, targets
 
     def _trouble(self, example: dict[str, Any]) -> str | None:
