@@ -411,7 +411,7 @@ class _Classification(Task):
             try:
                 self._answer = self.head.reader(values, data.features[column])
             except LabelsError as error:
-                raise EvaluationError(f"{self.subject.data}, column {column!r}: {error}") from None
+                raise EvaluationError(f"{self.subject.name}: {self.subject.data}, column {column!r}: {error}") from None
         found = {}
         for row in rows:
             try:

@@ -281,7 +281,7 @@ def test_lists_for_a_single_label_are_refused(label: list[Any], single: Path, tm
 def test_which_way_labels_are_written_can_be_said(tmp_path: Path) -> None:
     stars = checkpoint(tmp_path / "stars", ["1", "2", "3"])
     data = write_lines(tmp_path / "a.jsonl", [1, 2, 1])
-    with pytest.raises(EvaluationError, match=r"a\.jsonl, column 'label'.*--labels names or --labels ids"):
+    with pytest.raises(EvaluationError, match=r"stars: .*a\.jsonl, column 'label'.*--labels names or --labels ids"):
         load(stars, data)
     for asked, ids in (("names", [0, 1, 0]), ("ids", [1, 2, 1])):
         assert [example["label"] for example in load(stars, data, labels=asked)[1].examples] == ids
