@@ -1,18 +1,15 @@
 """What is computed: every activation once, with its formula, float64 reference, derivative and spellings.
 
-An activation is a mathematical function, however many classes and config spellings mean it. ``resolve`` reads the
-function off a live module, from its exact type and the arguments it holds, and confirms it by running the module
-on a probe: never from a config or from the name of an attribute.
+An activation is a mathematical function, however many classes and config spellings mean it. Which one a live module
+computes is for ``recognition`` to tell.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import MethodType
 from typing import Any
 
 import torch
@@ -29,7 +26,6 @@ __all__ = [
     "get_activation",
     "max_difference",
     "module_of",
-    "resolve",
 ]
 
 Function = Callable[..., Tensor]
@@ -418,17 +414,26 @@ def max_difference(a: Activation, b: Activation) -> float:
         return near if difference(far) <= near * (1 + 1e-6) + 1e-12 else math.inf
 
 
-# From a live module to its activation
+# What was found at a place in a model
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A module whose function is known: the activation, how transformers spells this way of computing it
-    (``"gelu_new"``), and how many aten ops its forward runs."""
+    """A place whose function is known.
+
+    Attributes:
+        activation: the function.
+        spelling: how transformers spells this way of computing it (``"gelu_new"``).
+        aten_ops: how many aten ops that takes.
+        formula: those ops, where they are others than the activation's ``eager``, and are known.
+        in_place: whether it writes over its input.
+    """
 
     activation: Activation
     spelling: str
     aten_ops: int
+    formula: Callable[[Tensor], Tensor] | None = None
+    in_place: bool = False
 
     @property
     def as_eager(self) -> bool:
@@ -443,252 +448,3 @@ class Unresolved:
 
     reason: str
     spelling: str = "unknown"
-
-
-def _plain(name: str, aten_ops: int = 1, spelling: str | None = None) -> Callable[[Any], Resolved | None]:
-    def read(_: Any) -> Resolved:
-        return Resolved(ACTIVATIONS[name], spelling or name, aten_ops)
-
-    return read
-
-
-_GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
-
-
-def _read_torch_gelu(module: nn.GELU) -> Resolved | None:
-    name = _GELUS.get(module.approximate)
-    return Resolved(ACTIVATIONS[name], name, 1) if name else None
-
-
-def _is_bound_method(function: object, module: nn.Module, name: str) -> bool:
-    return isinstance(function, MethodType) and function.__func__ is getattr(type(module), name, None)
-
-
-def _read_gelu_activation(module: Any) -> Resolved | None:
-    if module.act is F.gelu:
-        return Resolved(ACTIVATIONS["gelu"], "gelu", 1)
-    if _is_bound_method(module.act, module, "_gelu_python"):
-        return Resolved(ACTIVATIONS["gelu"], "gelu_python", 5)
-    return None
-
-
-def _read_gelu_tanh(module: Any) -> Resolved | None:
-    act = module.act
-    if isinstance(act, functools.partial) and act.func is F.gelu and not act.args:
-        approximate = act.keywords.get("approximate", "none")
-        if set(act.keywords) <= {"approximate"} and approximate in ("none", "tanh"):
-            name = "gelu_tanh" if approximate == "tanh" else "gelu"
-            return Resolved(ACTIVATIONS[name], "gelu_pytorch_tanh" if approximate == "tanh" else name, 1)
-    if _is_bound_method(act, module, "_gelu_tanh_python"):
-        return Resolved(ACTIVATIONS["gelu_tanh"], "gelu_python_tanh", 8)
-    return None
-
-
-def _read_clipped_gelu(module: Any) -> Resolved:
-    activation = ACTIVATIONS["gelu_clipped"].with_parameters(min=module.min, max=module.max)
-    return Resolved(activation, activation.label, 2)
-
-
-def _read_leaky_relu(module: nn.LeakyReLU) -> Resolved:
-    activation = ACTIVATIONS["leaky_relu"].with_parameters(negative_slope=module.negative_slope)
-    return Resolved(activation, activation.label, 1)
-
-
-def _read_elu(module: nn.ELU) -> Resolved:
-    activation = ACTIVATIONS["elu"].with_parameters(alpha=module.alpha)
-    return Resolved(activation, activation.label, 1)
-
-
-def _read_mish_activation(module: Any) -> Resolved | None:
-    if module.act is F.mish:
-        return Resolved(ACTIVATIONS["mish"], "mish", 1)
-    if _is_bound_method(module.act, module, "_mish_python"):
-        return Resolved(ACTIVATIONS["mish"], "mish_python", 3)
-    return None
-
-
-# By qualified name, so that transformers is not imported for its types.
-_TYPES: dict[str, Callable[[Any], Resolved | None]] = {
-    "torch.nn.modules.activation.GELU": _read_torch_gelu,
-    "torch.nn.modules.activation.SiLU": _plain("silu"),
-    "torch.nn.modules.activation.ReLU": _plain("relu"),
-    "torch.nn.modules.activation.ReLU6": _plain("relu6"),
-    "torch.nn.modules.activation.LeakyReLU": _read_leaky_relu,
-    "torch.nn.modules.activation.ELU": _read_elu,
-    "torch.nn.modules.activation.Mish": _plain("mish"),
-    "torch.nn.modules.activation.Hardswish": _plain("hardswish"),
-    "torch.nn.modules.activation.Tanh": _plain("tanh"),
-    "torch.nn.modules.activation.Sigmoid": _plain("sigmoid"),
-    "torch.nn.modules.activation.PReLU": _plain("prelu"),
-    "transformers.activations.GELUActivation": _read_gelu_activation,
-    "transformers.activations.GELUTanh": _read_gelu_tanh,
-    "transformers.activations.NewGELUActivation": _plain("gelu_tanh", 8, "gelu_new"),
-    "transformers.activations.FastGELUActivation": _plain("gelu_tanh", 9, "gelu_fast"),
-    "transformers.activations.AccurateGELUActivation": _plain("gelu_tanh", 8, "gelu_accurate"),
-    "transformers.activations.QuickGELUActivation": _plain("quick_gelu", 3),
-    "transformers.activations.ClippedGELUActivation": _read_clipped_gelu,
-    "transformers.activations.SiLUActivation": _plain("silu"),
-    "transformers.activations.MishActivation": _read_mish_activation,
-    "transformers.activations.ReLUSquaredActivation": _plain("relu_squared", 2, "relu2"),
-    "transformers.activations.LaplaceActivation": _plain("laplace", 5),
-    "transformers.activations.SqrtSoftplusActivation": _plain("sqrt_softplus", 2, "sqrtsoftplus"),
-    "transformers.activations.LinearActivation": _plain("linear", 0),
-    "transformers.activations.XIELUActivation": _plain("xielu", 15),
-    "transformers.models.bloom.modeling_bloom.BloomGelu": _plain("gelu_tanh", 9, "bloom_gelu"),
-}
-
-_LOOKS_LIKE_ACTIVATION = re.compile(
-    r"(?i)gelu|silu|swish|relu|elu$|mish$|glu$|snake|softplus|sigmoid|tanh|^act|activation$"
-)
-_PROBE_TOLERANCE = 1e-4  # the two closest activations, gelu and gelu_tanh, are 4.7e-4 apart
-
-
-def resolve(module: nn.Module) -> Resolved | Unresolved | None:
-    """The activation a live module computes, from its exact type and the arguments it holds.
-
-    The answer is confirmed by running the module's own forward on a float32 probe against the float64 reference,
-    so that a class whose forward was replaced is not taken for what its name says.
-
-    Returns:
-        ``Resolved``; ``Unresolved`` with a reason for what looks like an activation but cannot be told; None for
-        any other module.
-    """
-    cls = type(module)
-    read = _TYPES.get(f"{cls.__module__}.{cls.__qualname__}")
-    if read is None:
-        if not _LOOKS_LIKE_ACTIVATION.search(cls.__name__) or next(module.children(), None) is not None:
-            return None
-        known = next((base for base in cls.__mro__[1:] if f"{base.__module__}.{base.__qualname__}" in _TYPES), None)
-        if known is not None:
-            return Unresolved(f"{cls.__qualname__} is a subclass of {known.__name__} and may compute something else")
-        return Unresolved(f"what {cls.__module__}.{cls.__qualname__} computes is not known")
-    # accelerate binds a forward too, and keeps the class's own beneath it; taking its hook off binds that one.
-    bound = vars(module).get("forward")
-    if bound is not None and "_hf_hook" not in vars(module) and not _is_bound_method(bound, module, "forward"):
-        return Unresolved(f"another forward is bound on this {cls.__name__}")
-    found = read(module)
-    if found is None:
-        return Unresolved(f"this {cls.__name__} holds a function that is not known: {getattr(module, 'act', None)!r}")
-    if found.activation.learned:
-        return found
-    refuted = _refute(cls.forward, found, module)
-    return Unresolved(f"{cls.__name__} should compute {found.activation.label}, {refuted}") if refuted else found
-
-
-_REFUTED: dict[tuple[Function, Resolved], str | None] = {}
-
-
-def _refute(forward: Function, found: Resolved, module: nn.Module) -> str | None:
-    """The probe's objection, asked once for each forward and what its module's arguments make of it."""
-    key = (forward, found)
-    if key not in _REFUTED:
-        _REFUTED[key] = _probe(functools.partial(forward, module), found.activation)
-    return _REFUTED[key]
-
-
-def _probe(function: Function, activation: Activation) -> str | None:
-    """None where ``function`` computes ``activation`` on a float32 probe, else an objection."""
-    x, expected = _probed(activation)
-    try:
-        with torch.no_grad():
-            y = function(x.clone())
-        worst = float(((y.double() - expected).abs() / expected.abs().clamp(min=1.0)).max())
-    except Exception as error:  # whatever a replaced forward raises, the site is left alone
-        return f"but its forward fails on a probe: {type(error).__name__}: {error}"
-    return None if worst <= _PROBE_TOLERANCE else f"but is off by {worst:.1e} on a probe: its forward was replaced"
-
-
-@functools.lru_cache(maxsize=256)
-def _probed(activation: Activation) -> tuple[Tensor, Tensor]:
-    x = torch.linspace(-8.0, 8.0, 129, dtype=torch.float32, device="cpu")
-    return x, activation.bind(activation.reference)(x.double())
-
-
-def recognise(function: Function, aten_ops: int) -> Resolved | None:
-    """The activation that an unnamed function of one tensor computes, told by its values alone, near zero and far from
-    it; None if no activation without learned parameters has them."""
-    near = torch.linspace(-8.0, 8.0, 129, dtype=torch.float64, device="cpu")
-    far = torch.tensor([10.0, 15.0, 20.0, 30.0, 50.0, 100.0, 1e3, 1e4], dtype=torch.float64, device="cpu")
-    x = torch.cat([-far, near, far])
-    try:
-        with torch.no_grad():
-            y = function(x.clone())
-        for activation in _RECORDS:
-            if activation.learned or activation.name == "linear":
-                continue
-            expected = activation.bind(activation.reference)(x)
-            if bool(((y - expected).abs() <= _FORMULA_TOLERANCE * expected.abs().clamp(min=1.0)).all()):
-                return Resolved(activation, f"{activation.name} written out", aten_ops)
-    except Exception:  # what a formula of the model's code raises, it is no activation then
-        return None
-    return None
-
-
-_FORMULA_TOLERANCE = 1e-6  # constants are written with ten digits or more: 0.7978845608
-
-
-# From a call written in a forward to its activation: torch's functions, and how their arguments are read.
-
-
-def _call(name: str, *parameters: str, inplace: bool = False) -> tuple[str, tuple[str, ...], bool]:
-    return name, parameters, inplace
-
-
-_FUNCTIONS: dict[Function, tuple[str, tuple[str, ...], bool]] = {
-    F.gelu: _call("gelu", "approximate"),
-    F.silu: _call("silu", "inplace"),
-    F.relu: _call("relu", "inplace"),
-    torch.relu: _call("relu"),
-    F.relu6: _call("relu6", "inplace"),
-    F.leaky_relu: _call("leaky_relu", "negative_slope", "inplace"),
-    F.elu: _call("elu", "alpha", "inplace"),
-    F.mish: _call("mish", "inplace"),
-    F.hardswish: _call("hardswish", "inplace"),
-    F.tanh: _call("tanh"),
-    torch.tanh: _call("tanh"),
-    F.sigmoid: _call("sigmoid"),
-    torch.sigmoid: _call("sigmoid"),
-    torch.special.expit: _call("sigmoid"),
-    torch.relu_: _call("relu", inplace=True),
-    torch.tanh_: _call("tanh", inplace=True),
-    torch.sigmoid_: _call("sigmoid", inplace=True),
-    F.elu_: _call("elu", "alpha", inplace=True),
-    F.leaky_relu_: _call("leaky_relu", "negative_slope", inplace=True),
-}
-METHODS: Mapping[str, Function] = {
-    name: getattr(torch, name) for name in ("sigmoid", "tanh", "relu", "sigmoid_", "tanh_", "relu_")
-}
-"""The tensor methods that are activations, as the functions they are."""
-
-
-def is_function(value: object) -> bool:
-    """Whether ``value`` is one of torch's activation functions."""
-    try:
-        return value in _FUNCTIONS
-    except TypeError:  # not hashable
-        return False
-
-
-IN_PLACE = "it works in place, and what stands behind it may count on that"
-
-
-def resolve_call(
-    function: Function, arguments: tuple[object, ...], keywords: Mapping[str, object]
-) -> Resolved | Unresolved:
-    """The activation that ``function(x, *arguments, **keywords)`` computes, ``function`` being one of torch's
-    activation functions."""
-    name, parameters, inplace = _FUNCTIONS[function]
-    given = dict(zip(parameters, arguments, strict=False)) | dict(keywords)
-    if len(arguments) > len(parameters) or not given.keys() <= set(parameters):
-        return Unresolved(f"{name} is called with arguments that are not known")
-    if given.pop("inplace", False) or inplace:
-        return Unresolved(IN_PLACE, name)
-    if name == "gelu":
-        approximate = given.get("approximate", "none")
-        if approximate not in ("none", "tanh"):
-            return Unresolved(f"gelu is called with approximate={approximate!r}")
-        return Resolved(ACTIVATIONS["gelu" if approximate == "none" else "gelu_tanh"], _GELUS[approximate], 1)
-    if not all(isinstance(value, (int, float)) for value in given.values()):
-        return Unresolved(f"{name} is called with arguments that are no numbers")
-    activation = ACTIVATIONS[name].with_parameters(**{**dict(ACTIVATIONS[name].parameters), **given})  # type: ignore[arg-type]
-    return Resolved(activation, activation.label, 1)

@@ -145,8 +145,9 @@ def _cached_class(cls: Any, change: tuple[Rewriting, ...], _: tuple[object, ...]
 
 @functools.lru_cache(maxsize=4096)
 def _stand_in_class(cls: Any, change: StandIn) -> type[nn.Module]:
-    def forward(_: nn.Module, input: Tensor) -> Tensor:
-        return change.fused(input)
+    def forward(_: nn.Module, *given: Tensor, **named: Tensor) -> Tensor:
+        (x,) = (*given, *named.values())  # the original's parameter may have any name
+        return change.fused(x)
 
     def extra_repr(_: nn.Module) -> str:
         return change.label

@@ -19,22 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_gelu_patch.activations import (
-    IN_PLACE,
-    METHODS,
-    Resolved,
-    Unresolved,
-    is_function,
-    recognise,
-    resolve_call,
-)
+from hf_gelu_patch.activations import Resolved, Unresolved
+from hf_gelu_patch.formulas import NotAFormulaError, formula_in, is_elementwise, is_elementwise_method, is_of_numbers
+from hf_gelu_patch.recognition import METHODS, is_function, recognise, resolve_call, resolve_function
 from hf_gelu_patch.replacements import is_linear
 from hf_gelu_patch.sources import (
     OUT_OF_REACH,
     Source,
     all_names,
-    compile_function,
-    does_the_same,
     is_empty,
     is_model_code,
     layers,
@@ -42,12 +34,13 @@ from hf_gelu_patch.sources import (
     source_of,
     stands_for,
     undecorated,
+    why_unfaithful,
 )
 
 __all__ = ["Expression", "Reading", "Use", "alone", "holds_activation", "methods_of", "reaches", "read", "uses"]
 
 Resolve = Callable[[nn.Module], "Resolved | Unresolved | None"]
-"""``activations.resolve``, or a lookup of what it has said."""
+"""``recognition.resolve``, or a lookup of what it has said."""
 
 _MISSING = object()
 
@@ -124,34 +117,48 @@ def alone(expression: Expression) -> Expression:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A function's expressions, and why it cannot be rewritten, or None. Without source there are none."""
+    """A function's expressions, and why it cannot be rewritten, or None. Without source there are none.
+
+    ``owner_name`` is the parameter that is the module, ``self`` mostly; None where there is none.
+    """
 
     function: FunctionType
     source: Source | None
     expressions: tuple[Expression, ...]
+    owner_name: str | None
     obstacle: str | None = None
 
+    @property
+    def unfaithful(self) -> str | None:
+        """Why its source is not what runs, or None."""
+        return None if self.source is None else why_unfaithful(self.function, self.source)
 
-def read(function: FunctionType) -> Reading:
-    """The activation expressions of one function, from its source."""
-    return _read(function, function.__code__)  # which a reload replaces
+
+def read(function: FunctionType, *, is_method: bool) -> Reading:
+    """The activation expressions of one function, from its source.
+
+    Args:
+        function: it.
+        is_method: whether its first parameter is the module, whatever it is called; of a helper, that is so if it is
+            called ``self``.
+    """
+    return _read(function, function.__code__, is_method)  # the code, which a reload replaces
 
 
 @functools.lru_cache(maxsize=4096)
-def _read(function: FunctionType, _: CodeType) -> Reading:
+def _read(function: FunctionType, code: CodeType, is_method: bool) -> Reading:
+    first = code.co_varnames[0] if code.co_argcount else None
+    owner_name = first if is_method or first == "self" else None
     source = source_of(function)
     if source is None:
-        return Reading(function, None, (), "its source is not available")
-    return Reading(function, source, tuple(_Finder(function, source).found()))
+        return Reading(function, None, (), owner_name, "its source is not available")
+    return Reading(function, source, tuple(_Finder(function, source, owner_name).found()), owner_name)
 
 
 # ---- Finding the expressions
 
-_MAKES_A_FORMULA = {
-    *(torch.sigmoid, torch.tanh, torch.erf, torch.exp, torch.relu, torch.special.erf),
-    *(nn.functional.sigmoid, nn.functional.tanh, nn.functional.relu, nn.functional.softplus),
-}
-_FORMULA_METHODS = {"sigmoid", "tanh", "erf", "exp", "relu", "pow", "square", "mul", "add", "div", "sqrt", "clamp"}
+_MAKES_A_FORMULA = {torch.erf, torch.exp, torch.special.erf, nn.functional.softplus}
+_METHODS_THAT_MAKE_ONE = {"sigmoid", "tanh", "erf", "exp", "relu"}
 
 
 def _dotted(node: ast.AST) -> tuple[str | None, list[str]]:
@@ -166,12 +173,11 @@ def _dotted(node: ast.AST) -> tuple[str | None, list[str]]:
 class _Finder:
     """Walks one function."""
 
-    def __init__(self, function: FunctionType, source: Source) -> None:
+    def __init__(self, function: FunctionType, source: Source, owner_name: str | None) -> None:
         self.tree = source.tree
         self.first_line = function.__code__.co_firstlineno
         arguments = self.tree.args
-        names = [*arguments.posonlyargs, *arguments.args]
-        self.self_name = names[0].arg if names and names[0].arg == "self" else None
+        self.self_name = owner_name
         closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         self.cells = {name: cell.cell_contents for name, cell in closure.items() if not is_empty(cell)}
         self.globals = function.__globals__
@@ -218,14 +224,14 @@ class _Finder:
         """The expressions at or below a node, a formula's parts being its fallback."""
         if isinstance(node, ast.BinOp) and (variable := self.formula_variable(node)) is not None:
             inner = tuple(expression for child in ast.iter_child_nodes(node) for expression in self.within(child))
-            yield self.placed(Callee("formula", node, self.formula_operations(node)), node, variable, (), inner)
+            yield self.placed(Callee("formula", node), node, variable, (), inner)
             return
         if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Mult) and isinstance(node.target, ast.Name):
             name = ast.copy_location(ast.Name(node.target.id, ast.Load()), node.target)
             product = ast.copy_location(ast.BinOp(name, ast.Mult(), node.value), node)
             if self.formula_variable(product) is not None:
                 line = node.lineno + self.first_line - 1
-                callee = Callee("in place", product, self.formula_operations(product))
+                callee = Callee("in place", product)
                 yield Expression(
                     callee, product, name, line=line, end_line=line, fallback=tuple(self.within(node.value))
                 )
@@ -324,13 +330,10 @@ class _Finder:
         if self.is_self_chain(node):
             return Callee("self", node, tuple(_dotted(node)[1]))
         value = self.static(node)
-        if is_function(value):
+        if is_function(value) or (isinstance(value, FunctionType) and _formula_of(value) is not None):
             return Callee("function", node, value)
         if isinstance(value, nn.Module):
             return Callee("object", node, value)
-        if isinstance(value, FunctionType):
-            formula = _formula_of(value)
-            return Callee("object", node, formula) if formula is not None else None
         if isinstance(node, ast.Subscript) and isinstance(table := self.static(node.value), Mapping):
             return Callee("lookup", node, table)
         if (
@@ -403,20 +406,18 @@ class _Finder:
                 given = [*part.args, *(k.value for k in part.keywords)]
                 value = self.static(part.func)
                 if value is not _MISSING:
-                    makes[0] |= is_function(value) or (isinstance(value, Callable) and value in _MAKES_A_FORMULA)  # type: ignore[arg-type]
-                    return _is_pure(value) and all(map(fits, given))
-                if isinstance(part.func, ast.Attribute) and part.func.attr in _FORMULA_METHODS:
-                    makes[0] |= part.func.attr in ("sigmoid", "tanh", "erf", "exp", "relu")
+                    if not is_elementwise(value):
+                        return is_of_numbers(value) and all(map(fits, given))
+                    makes[0] |= is_function(value) or value in _MAKES_A_FORMULA
+                    return all(map(fits, given))
+                if isinstance(part.func, ast.Attribute) and is_elementwise_method(part.func.attr):
+                    makes[0] |= part.func.attr in _METHODS_THAT_MAKE_ONE
                     return fits(part.func.value) and all(map(fits, given))
             return False
 
         if not fits(node) or not makes[0] or len({name.id for name in variables}) != 1:
             return None
         return variables[0]
-
-    @staticmethod
-    def formula_operations(node: ast.AST) -> int:
-        return sum(isinstance(part, (ast.BinOp, ast.Call)) for part in ast.walk(node))
 
     # -- what stands around it
 
@@ -655,37 +656,24 @@ def _torch(value: Any) -> bool:
     )
 
 
-def _formula_of(function: FunctionType) -> Resolved | None:
-    """The activation that a helper of the model's code computes, where its body is one formula of its argument."""
+def _formula_of(function: FunctionType) -> Resolved | Unresolved | None:
+    """The activation that a helper of the model's code computes, where it is a formula of its one argument."""
     return _formula_in(function, function.__code__)
 
 
 @functools.lru_cache(maxsize=4096)
-def _formula_in(function: FunctionType, _: CodeType) -> Resolved | None:
-    if not is_model_code(function.__module__ or "") or not all_names(function.__code__) & _NAMES:
+def _formula_in(function: FunctionType, code: CodeType) -> Resolved | Unresolved | None:
+    needed = (
+        code.co_argcount
+        + code.co_kwonlyargcount
+        - len(function.__defaults__ or ())
+        - len(function.__kwdefaults__ or ())
+    )
+    if needed != 1 or not is_model_code(function.__module__ or ""):
         return None
-    source = source_of(function)
-    if source is None or not isinstance(source.tree, ast.FunctionDef) or len(source.tree.args.args) != 1:
-        return None
-    body = [s for s in source.tree.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
-    if len(body) != 1 or not isinstance(body[0], ast.Return) or not isinstance(body[0].value, ast.BinOp):
-        return None
-    finder = _Finder(function, source)
-    if finder.self_name is not None or finder.formula_variable(body[0].value) is None:
-        return None
-    return recognise(function, finder.formula_operations(body[0].value))
-
-
-@functools.lru_cache(maxsize=4096)
-def _unfaithful(reading: Reading) -> str | None:
-    """An objection where the source, compiled, is not the code that runs: a file that was changed since, names that
-    only mean something inside the class's body."""
-    assert reading.source is not None
-    try:
-        code = compile_function(reading.source.text, reading.function, reading.function.__code__.co_filename)
-    except (SyntaxError, ValueError, StopIteration) as error:
-        return f"its source cannot be compiled again: {error}"
-    return None if does_the_same(code, reading.function.__code__) else "its source is not the code that runs"
+    named = [function.__globals__.get(name) for name in all_names(code)]
+    names = all_names(code).union(*(all_names(one.__code__) for one in named if isinstance(one, FunctionType)))
+    return resolve_function(function) if names & _NAMES else None
 
 
 # ---- On one live module
@@ -723,7 +711,7 @@ class Use:
         name = type(self.owner).__name__
         if self.beyond is None and _is_bound_otherwise(self.owner, self.method):
             return f"another {self.method} is bound on this {name}"
-        return self.beyond or self.reading.obstacle or _unfaithful(self.reading)
+        return self.beyond or self.reading.obstacle or self.reading.unfaithful
 
     @property
     def overruled(self) -> bool:
@@ -750,7 +738,7 @@ class Use:
     def _module(self, node: ast.expr) -> nn.Module | None:
         """The live module that ``self.a.b`` is."""
         root, names = _dotted(node)
-        module = _reach(self.owner, names) if root == "self" and names else None
+        module = _reach(self.owner, names) if names and root == self.reading.owner_name else None
         return module if isinstance(module, nn.Module) else None
 
     @property
@@ -787,14 +775,12 @@ def uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve) 
         methods: ``methods_of`` its class.
         activation_of: ``resolve``, or a lookup of what it has said.
     """
-    if activation_of(owner) is not None:
-        return
     for name, function, inner, obstacle in (*methods, *_bound_on(owner)):
-        reading = read(inner)
+        reading = read(inner, is_method=function is not None)
         method = name if function is not None else inner.__qualname__
         if function is None:
             obstacle = f"it stands in {inner.__qualname__}, a function that the forward calls"
-        if reading.source is None or _unfaithful(reading):
+        if reading.source is None or reading.unfaithful:
             for named in _named_in(inner):
                 core = ast.Name("?")
                 unread = Expression(Callee("function", core), core, core, line=inner.__code__.co_firstlineno)
@@ -809,7 +795,7 @@ def uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve) 
                 for edge, current in _chain(expression, owner, activation_of):
                     yield Use(owner, method, reading, expression, current, edge, obstacle)
                 continue
-            found = _find(expression, owner if mine else _NOBODY, inner, activation_of)
+            found = _find(expression, owner if mine else _NOBODY, reading, activation_of)
             if found is None:
                 pending[:0] = expression.fallback
                 continue
@@ -916,34 +902,34 @@ def _chain(
 def _find(
     expression: Expression,
     owner: nn.Module,
-    function: FunctionType,
+    reading: Reading,
     activation_of: Resolve,
 ) -> tuple[Resolved | Unresolved, tuple[nn.Module, str] | None] | None:
     """(the activation, the edge that holds its module) for this module, or None if this is no activation on it."""
     callee = expression.callee
     if callee.how == "self":
-        return _find_attribute(expression, owner, function, activation_of)
+        return _find_attribute(expression, owner, reading, activation_of)
     if callee.how == "method":
         assert isinstance(callee.node, ast.Attribute)
         value = _reach(owner, _dotted(callee.node.value)[1])
-        return (_called(callee.value, expression, owner, function), None) if isinstance(value, torch.Tensor) else None
+        return (_called(callee.value, expression, owner, reading), None) if isinstance(value, torch.Tensor) else None
     if callee.how == "function":
-        return _called(callee.value, expression, owner, function), None
+        return _called(callee.value, expression, owner, reading), None
     if callee.how == "object":
-        return (callee.value, None) if isinstance(callee.value, Resolved) else _of_module(callee.value, activation_of)
+        return _of_module(callee.value, activation_of)
     if callee.how in ("formula", "in place"):
-        written = _written_out(expression, owner, function)
+        written = _written_out(expression, owner, reading)
         if written is None:
             return None
-        return (written if callee.how == "formula" else Unresolved(IN_PLACE, written.spelling)), None
-    module = _built(callee, owner, function)
+        return replace(written, in_place=callee.how == "in place"), None
+    module = _built(callee, owner, reading)
     if module is _MISSING:
         return Unresolved("which activation it looks up is known when it is called"), None
     return None if module is None else _of_module(module, activation_of)
 
 
 def _find_attribute(
-    expression: Expression, owner: nn.Module, function: FunctionType, activation_of: Resolve
+    expression: Expression, owner: nn.Module, reading: Reading, activation_of: Resolve
 ) -> tuple[Resolved | Unresolved, tuple[nn.Module, str] | None] | None:
     *way, key = expression.callee.value
     holder = _reach(owner, way)
@@ -956,7 +942,7 @@ def _find_attribute(
     if isinstance(value, functools.partial) and not value.args and is_function(value.func):
         return resolve_call(value.func, (), value.keywords), None
     if value is not None and is_function(value):
-        return _called(value, expression, owner, function), None
+        return _called(value, expression, owner, reading), None
     if isinstance(value, FunctionType) and (resolved := _formula_of(value)) is not None:
         return resolved, None
     return None
@@ -974,26 +960,24 @@ def holds_activation(value: object) -> bool:
 def _of_module(module: nn.Module, activation_of: Resolve) -> tuple[Resolved | Unresolved, None] | None:
     """What an activation module that is no part of the model computes."""
     current = activation_of(module)
-    if isinstance(current, Resolved) and getattr(module, "inplace", False):
-        current = Unresolved(IN_PLACE, current.spelling)
     return None if current is None else (current, None)
 
 
 def _called(
-    callee: Callable[..., Any], expression: Expression, owner: nn.Module, function: FunctionType
+    callee: Callable[..., Any], expression: Expression, owner: nn.Module, reading: Reading
 ) -> Resolved | Unresolved:
-    values = [(name, _constant(node, owner, function)) for name, node in expression.arguments]
+    values = [(name, _constant(node, owner, reading)) for name, node in expression.arguments]
     if any(value is _MISSING for _, value in values):
         return Unresolved("it is called with arguments that are not known before the call")
     positional = tuple(value for name, value in values if name is None)
     return resolve_call(callee, positional, {name: value for name, value in values if name is not None})
 
 
-def _constant(node: ast.expr, owner: nn.Module, function: FunctionType) -> Any:
+def _constant(node: ast.expr, owner: nn.Module, reading: Reading) -> Any:
     """A number or string that the source or the module's own attributes give, or _MISSING."""
     root, names = _dotted(node)
     if root is not None:
-        value = _reach(owner if root == "self" and names else _outer_name(root, function), names)
+        value = _reach(owner if names and root == reading.owner_name else _outer_name(root, reading.function), names)
         return value if isinstance(value, (int, float, str)) else _MISSING
     try:
         return ast.literal_eval(node)
@@ -1031,12 +1015,12 @@ def _attribute(value: Any, name: str) -> Any:
         return _MISSING
 
 
-def _built(callee: Callee, owner: nn.Module, function: FunctionType) -> Any:
+def _built(callee: Callee, owner: nn.Module, reading: Reading) -> Any:
     """The module that ``ACT2FN[...]`` or ``nn.GELU()`` in the source would give; _MISSING where that depends on the
     call, None where it is none."""
     if callee.how == "lookup":
         assert isinstance(callee.node, ast.Subscript)
-        key = _constant(callee.node.slice, owner, function)
+        key = _constant(callee.node.slice, owner, reading)
         if key is _MISSING:
             return _MISSING if {"gelu", "silu"} <= callee.value.keys() else None
         try:
@@ -1045,8 +1029,8 @@ def _built(callee: Callee, owner: nn.Module, function: FunctionType) -> Any:
             return None
         return value if isinstance(value, nn.Module) else None
     assert isinstance(callee.node, ast.Call)
-    given = [_constant(node, owner, function) for node in callee.node.args]
-    named = {str(k.arg): _constant(k.value, owner, function) for k in callee.node.keywords}
+    given = [_constant(node, owner, reading) for node in callee.node.args]
+    named = {str(k.arg): _constant(k.value, owner, reading) for k in callee.node.keywords}
     if not callee.value.__module__.startswith("torch.nn.modules.activation") or _MISSING in (*given, *named.values()):
         return None
     try:
@@ -1056,30 +1040,16 @@ def _built(callee: Callee, owner: nn.Module, function: FunctionType) -> Any:
     return module
 
 
-def _written_out(expression: Expression, owner: nn.Module, function: FunctionType) -> Resolved | None:
+def _written_out(expression: Expression, owner: nn.Module, reading: Reading) -> Resolved | None:
     """The activation that a formula is, the module's numbers filled in; None if it is none."""
-    node, variable = expression.callee.node, expression.argument
+    variable = expression.argument
     assert isinstance(variable, ast.Name)
-    inner = {part.value for part in ast.walk(node) if isinstance(part, ast.Attribute)}
-    chains = [part for part in ast.walk(node) if isinstance(part, ast.Attribute) and part not in inner]
-    mine = [part for part in chains if _dotted(part)[0] == "self"]
-    numbers = tuple(_constant(part, owner, function) for part in mine)
-    if not all(isinstance(number, (int, float)) for number in numbers):
+    module = None if reading.owner_name is None else (reading.owner_name, owner)
+    try:
+        found = recognise(formula_in(expression.callee.node, reading.function, variable.id, module))
+    except NotAFormulaError:
         return None
-    key = (expression, numbers)
-    if key not in _FORMULAS:
-        code = compile(ast.Expression(node), "<formula>", "eval")
-        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        scope = {name: cell.cell_contents for name, cell in cells if not is_empty(cell)}
-
-        def formula(x: Any) -> Any:
-            return eval(code, function.__globals__, {**scope, "self": owner, variable.id: x})
-
-        _FORMULAS[key] = recognise(formula, expression.callee.value)
-    return _FORMULAS[key]
-
-
-_FORMULAS: dict[tuple[Expression, tuple[float, ...]], Resolved | None] = {}
+    return found if isinstance(found, Resolved) else None
 
 
 def _named_in(function: FunctionType) -> Iterator[Resolved]:
@@ -1216,7 +1186,7 @@ def _of_attribute(name: str, value: object) -> Iterator[tuple[FunctionType, Func
         yield inner, value, obstacle
     elif not isinstance(value, type) and hasattr(value, "__dict__"):  # a decorator that is an object
         for held in (*vars(value).values(), getattr(value, "__wrapped__", None), getattr(value, "func", None)):
-            if isinstance(held, FunctionType) and held.__code__.co_varnames[:1] == ("self",):
+            if isinstance(held, FunctionType) and (held.__name__ == name or held.__code__.co_varnames[:1] == ("self",)):
                 yield held, held, OUT_OF_REACH
 
 

@@ -98,13 +98,20 @@ class Implementation:
         kinds = {"gated": self.gated, "linear": self.linear}
         return kind in kinds and activation.name in kinds[kind]
 
-    def build(self, activation: Activation) -> Fused | None:
-        """What computes ``activation``, the same object each time, or None if nothing does."""
-        return _build(self, activation)
+    def build(self, activation: Activation, eager: Callable[[Tensor], Tensor] | None = None) -> Fused | None:
+        """What computes ``activation``, the same object each time, or None if nothing does.
+
+        Args:
+            activation: the function.
+            eager: the model's own ops for it, where they are others than the activation's ``eager``.
+        """
+        return _build(self, activation, eager)
 
 
 @functools.lru_cache(maxsize=1024)
-def _build(implementation: Implementation, activation: Activation) -> Fused | None:
+def _build(
+    implementation: Implementation, activation: Activation, eager: Callable[[Tensor], Tensor] | None
+) -> Fused | None:
     if activation.name not in implementation.functions:
         return None
 
@@ -117,7 +124,7 @@ def _build(implementation: Implementation, activation: Activation) -> Fused | No
 
     pointwise = bound(implementation.functions)
     assert pointwise is not None
-    eager = activation.bind(activation.eager)
+    eager = eager or activation.bind(activation.eager)
     return Fused(activation.name, pointwise, eager, bound(implementation.gated), bound(implementation.linear))
 
 

@@ -12,15 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_gelu_patch.activations import (
-    IN_PLACE,
-    Activation,
-    Resolved,
-    Unresolved,
-    get_activation,
-    max_difference,
-    resolve,
-)
+from hf_gelu_patch.activations import Activation, Resolved, Unresolved, get_activation, max_difference
 from hf_gelu_patch.binding import is_patched
 from hf_gelu_patch.errors import (
     AlreadyPatchedError,
@@ -31,6 +23,7 @@ from hf_gelu_patch.errors import (
 from hf_gelu_patch.forwards import Use, holds_activation, methods_of, uses
 from hf_gelu_patch.implementations import IMPLEMENTATIONS, Fused, Implementation, choose, get_implementation
 from hf_gelu_patch.measured import measured_on
+from hf_gelu_patch.recognition import looks_like_activation, resolve
 from hf_gelu_patch.replacements import hooked, plain
 from hf_gelu_patch.verification import Drift
 
@@ -308,8 +301,11 @@ def places(model: nn.Module) -> Iterator[Place]:
 
     def activation_of(module: nn.Module) -> Resolved | Unresolved | None:
         if id(module) not in resolved:
-            resolved[id(module)] = resolve(module)
             alive.append(module)
+            resolved[id(module)] = current = resolve(module)
+            if current is None and (called_like_one := looks_like_activation(module)):
+                inside = uses(module, methods_of(type(module), frozenset()), activation_of)
+                resolved[id(module)] = None if any(True for _ in inside) else called_like_one
         return resolved[id(module)]
 
     owners = list(model.named_modules())
@@ -326,6 +322,8 @@ def places(model: nn.Module) -> Iterator[Place]:
     calls: dict[int, list[Use]] = {}
     methods = {cls: methods_of(cls, names) for cls in {type(owner) for _, owner in owners}}
     for path, owner in owners:
+        if path and activation_of(owner) is not None:
+            continue  # it is judged as a whole
         for use in uses(owner, methods[type(owner)], activation_of):
             if use.edge is None:
                 calls.setdefault(id(owner), []).append(use)
@@ -388,8 +386,8 @@ def _plan_place(place: Place, wanted: _Wanted, where: tuple[torch.device, torch.
         return left("torch's TransformerEncoderLayer goes around its activation module in inference")
     if target != source and not source.hidden and wanted.selection.include is None:
         return left(f"{source.name} is no hidden-layer activation: name it in include to swap it")
-    if getattr(module, "inplace", False):
-        return left(IN_PLACE)
+    if current.in_place:
+        return left("it works in place, and what stands behind it may count on that")
     if use is not None and use.overruled:
         return left(f"another {use.method} is bound on this {site.owner}")
     asked = wanted.implementation
@@ -419,7 +417,7 @@ def _plan_place(place: Place, wanted: _Wanted, where: tuple[torch.device, torch.
         bound=bound,
         reason=reason,
     )
-    return Plan(site, edge, use, taken.build(target))
+    return Plan(site, edge, use, taken.build(target, current.formula if target == source else None))
 
 
 def _why_not_fused(kind: str, module: nn.Module | None, use: Use | None) -> str | None:

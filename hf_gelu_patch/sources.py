@@ -27,7 +27,7 @@ __all__ = [
     "class_attribute",
     "compile_function",
     "compiled",
-    "does_the_same",
+    "faithful_source_of",
     "identifiers",
     "is_empty",
     "is_model_code",
@@ -37,6 +37,7 @@ __all__ = [
     "source_of",
     "stands_for",
     "undecorated",
+    "why_unfaithful",
 ]
 
 
@@ -71,6 +72,28 @@ def source_of(function: FunctionType) -> Source | None:
                 offsets.append(offsets[-1] + len(line.encode()))
             return Source(text, tree, tuple(offsets))
     return None
+
+
+def faithful_source_of(function: FunctionType) -> Source | None:
+    """The source of a function whose text, compiled, is the code that runs; else None."""
+    source = _source_of(function, function.__code__)  # which a reload replaces
+    return source if source is not None and why_unfaithful(function, source) is None else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _source_of(function: FunctionType, _: CodeType) -> Source | None:
+    return source_of(function)
+
+
+@functools.lru_cache(maxsize=4096)
+def why_unfaithful(function: FunctionType, source: Source) -> str | None:
+    """An objection where a source, compiled, is not the code that runs: a file that was changed since, names that only
+    mean something inside the class's body."""
+    try:
+        code = compile_function(source.text, function, function.__code__.co_filename)
+    except (SyntaxError, ValueError, StopIteration) as error:
+        return f"its source cannot be compiled again: {error}"
+    return None if does_the_same(code, function.__code__) else "its source is not the code that runs"
 
 
 def _block(lines: list[str]) -> Iterator[str]:

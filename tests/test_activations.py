@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import pytest
@@ -14,7 +13,8 @@ from transformers import activations as hf
 from transformers.models.bloom.modeling_bloom import BloomGelu
 
 from hf_gelu_patch import ACTIVATIONS, UnknownNameError
-from hf_gelu_patch.activations import Resolved, Unresolved, get_activation, max_difference, resolve
+from hf_gelu_patch.activations import Resolved, get_activation, max_difference
+from hf_gelu_patch.recognition import resolve
 
 GRID = torch.linspace(-12.0, 12.0, 4801, dtype=torch.float64)
 LEARNED = {"prelu", "xielu"}
@@ -134,58 +134,6 @@ def test_the_distances_between_functions() -> None:
     assert max_difference(gelu, gelu) == 0.0
     assert max_difference(gelu, ACTIVATIONS["tanh"]) == math.inf
     assert max_difference(gelu, ACTIVATIONS["gelu_clipped"]) == math.inf
-
-
-def test_gelu_pytorch_tanh_is_read_from_the_partial_it_holds() -> None:  # trap 1: never by the class's or config's name
-    module = hf.GELUTanh()
-    assert resolve(module).activation.name == "gelu_tanh"
-    module.act = functools.partial(F.gelu, approximate="none")
-    assert resolve(module).activation.name == "gelu"
-    module.act = functools.partial(F.silu, inplace=False)
-    found = resolve(module)
-    assert isinstance(found, Unresolved)
-    assert "not known" in found.reason
-
-
-def test_gelu_activation_is_read_from_the_function_it_holds() -> None:
-    assert resolve(hf.GELUActivation()).spelling == "gelu"
-    assert resolve(hf.GELUActivation(use_gelu_python=True)).spelling == "gelu_python"
-    module = hf.GELUActivation()
-    module.act = torch.relu
-    assert isinstance(resolve(module), Unresolved)
-
-
-def test_a_class_whose_forward_was_replaced_is_not_taken_for_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf.NewGELUActivation, "forward", lambda self, x: F.silu(x))  # noqa: ARG005
-    found = resolve(hf.NewGELUActivation())
-    assert isinstance(found, Unresolved)
-    assert "off by" in found.reason
-
-    def broken(self: nn.Module, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
-        raise RuntimeError("needs a GPU")
-
-    monkeypatch.setattr(hf.NewGELUActivation, "forward", broken)
-    found = resolve(hf.NewGELUActivation())
-    assert isinstance(found, Unresolved)
-    assert "needs a GPU" in found.reason
-
-
-def test_what_is_not_known_has_a_reason() -> None:
-    class MyGELU(nn.GELU):
-        pass
-
-    class SnakeActivation(nn.Module):
-        pass
-
-    assert "subclass of GELU" in resolve(MyGELU()).reason
-    assert "not known" in resolve(SnakeActivation()).reason
-    assert "not known" in resolve(nn.Softplus()).reason
-    bound = nn.GELU()
-    bound.forward = F.silu
-    assert "another forward is bound" in resolve(bound).reason
-    assert resolve(nn.Linear(2, 2)) is None
-    assert resolve(nn.Softmax(-1)) is None
-    assert resolve(nn.Sequential(nn.GELU())) is None
 
 
 def test_an_unknown_name_lists_the_valid_ones() -> None:

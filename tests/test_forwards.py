@@ -354,6 +354,117 @@ def test_quick_gelu_with_another_alpha_is_a_gated_sigmoid(write: Write) -> None:
         assert torch.equal(model(inputs()), inputs() * torch.sigmoid(inputs() * 3.0))
 
 
+OWNERS = {
+    "linear": ("return {0}.act({0}.fc(x))", "return linear_act(patched_silu({0}.act), {0}.fc, x)"),
+    "gated": ("return {0}.act({0}.fc(x)) * {0}.fc2(x)", "return gated(patched_silu({0}.act), {0}.fc(x), {0}.fc2(x))"),
+    "a function": ("return F.gelu({0}.fc(x))", "return linear_act(patched_gelu, {0}.fc, x)"),
+    "a formula with its number": ("return x * torch.sigmoid(x * {0}.alpha)", "return patched_quick_gelu(x)"),
+    "a table": ("return ACT2FN[{0}.config.hidden_act](x) * x", "return gated(patched_gelu, x, x)"),
+    "an argument": (
+        "return F.leaky_relu(x, {0}.config.slope) * x",
+        "return gated(patched_leaky_relu, x, x)",
+    ),
+    "an attribute that is a tensor": ("return {0}.fc.bias.tanh() * x", "return gated(patched_tanh, {0}.fc.bias, x)"),
+    "a loop": (
+        "for layer in {0}.chain:\n    x = layer(x)\nreturn x",
+        "for layer in steps({0}.chain, patched_layers):",
+    ),
+}
+
+
+@pytest.mark.parametrize("owner", ["self", "this", "module", "mlp_self", "x_"])
+@pytest.mark.parametrize(("body", "expected"), OWNERS.values(), ids=OWNERS)
+def test_whatever_a_method_calls_its_module(body: str, expected: str, owner: str, write: Write) -> None:
+    source = f"def forward({owner}, x):\n" + textwrap.indent(body.format(owner), "    ")
+    model = build(write(methods(source)))
+    if "chain" in body:
+        model.chain = nn.ModuleList([nn.Linear(4, 4), nn.GELU()])
+    found = checked(model, tolerance=1e-5 if "sigmoid" in body else 0.0)
+    assert found.added() == [expected.format(owner)]
+
+
+def test_a_first_parameter_of_a_function_is_no_module_unless_it_is_called_self(write: Write) -> None:
+    source = """
+    def applied(module, x):
+        return module.act(x) * x
+
+    class M(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.act, self.other = nn.Linear(4, 4), nn.SiLU(), nn.Sequential()
+            self.other.act = nn.GELU()
+
+        @staticmethod
+        def of(module, x):
+            return module.act(x) * x
+
+        def forward(this, x):
+            return applied(this.other, x) + this.of(this.other, this.fc(x))
+    """
+    found = checked(build(write(textwrap.dedent(source))))
+    assert not any(site.fused for site in found.report.sites)
+
+
+def test_a_method_whose_module_has_another_name_below_a_decorator(write: Write) -> None:
+    source = """
+    def doubled(function):
+        @functools.wraps(function)
+        def wrapper(this, *args):
+            return 2 * function(this, *args)
+        return wrapper
+
+    class M(nn.Module):
+        def __init__(this):
+            super().__init__()
+            this.fc, this.act = nn.Linear(4, 4), nn.SiLU()
+
+        @doubled
+        def forward(this, x):
+            return this.act(this.fc(x)) * x
+    """
+    found = checked(build(write(textwrap.dedent(source))))
+    assert (found.site.kind, found.site.fused) == ("gated", True)
+
+
+HELPERS = {
+    "in steps": ("y = x / math.sqrt(2.0)\n    return 0.5 * x * (1 + torch.erf(y))", "helper(self.fc(x))", "gelu"),
+    "by another": ("return other(x) * x", "helper(self.fc(x))", "quick_gelu"),
+    "with a default": ("return x * torch.sigmoid(beta * x)", "helper(self.fc(x))", "silu"),
+    "with a number given": ("return x * torch.sigmoid(beta * x)", "helper(self.fc(x), beta=1.702)", "quick_gelu"),
+    "with its module's": ("return x * torch.sigmoid(beta * x)", "helper(self.fc(x), self.alpha)", "quick_gelu"),
+    "of torch": ('return F.gelu(x, approximate="tanh")', "helper(self.fc(x))", "gelu_tanh"),
+}
+
+
+@pytest.mark.parametrize(("body", "call", "activation"), HELPERS.values(), ids=HELPERS)
+def test_helpers_that_are_formulas(body: str, call: str, activation: str, write: Write) -> None:
+    header = f"{HEADER}\ndef other(x):\n    return torch.sigmoid(1.702 * x)\n\ndef helper(x, beta=1.0):\n    {body}\n"
+    found = checked(build(write(expression(call), header)), tolerance=1e-5)
+    assert found.site.activation.removesuffix(" written out") == activation
+    assert (found.site.kind, found.site.fused) == ("linear", True)
+
+
+@pytest.mark.parametrize("given", ["helper(self.fc(x), beta=x)", "helper(self.fc(x), self.beta)"])
+def test_helpers_given_what_makes_them_another_function(given: str, write: Write) -> None:
+    header = f"{HEADER}\ndef helper(x, beta=1.0):\n    return x * torch.sigmoid(beta * x)\n"
+    found = checked(build(write(expression(given), header)))
+    (site,) = [site for site in found.report.sites if site.line and site.activation != "sigmoid"]
+    assert not site.changed
+    assert "not known" in site.reason
+
+
+DRAWN = ["torch.rand_like(x)", "F.dropout(x, 0.5)", "torch.bernoulli(x)", "torch.cumsum(x, -1)", "torch.flip(x, (0,))"]
+
+
+@pytest.mark.parametrize("part", DRAWN)
+def test_a_formula_with_more_than_elementwise_functions_is_none_and_not_tried(part: str, write: Write) -> None:
+    model = build(write(expression(f"x * torch.sigmoid(x) + 0.0 * {part}")))
+    drawn = torch.get_rng_state()
+    report = find_sites(model)
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert [site.activation for site in report.sites if site.line] == ["silu written out"]
+
+
 ALIASES = {
     "a module": ("act = self.act", "silu"),
     "from the table": ('act = ACT2FN["gelu"]', "gelu"),

@@ -18,10 +18,11 @@ from conftest import FAMILIES, load_script, printed_by
 from torch import nn
 
 from hf_gelu_patch import ACTIVATIONS, PatchError, find_sites, measured, patched, sites
-from hf_gelu_patch.activations import Resolved, resolve
+from hf_gelu_patch.activations import Resolved
 from hf_gelu_patch.cli import main
 from hf_gelu_patch.implementations import choose
 from hf_gelu_patch.measured import Table
+from hf_gelu_patch.recognition import resolve
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
 CARD = "NVIDIA H100 80GB HBM3"

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hf_gelu_patch.activations import ACTIVATIONS, Resolved, resolve
+from hf_gelu_patch.activations import ACTIVATIONS, Resolved
 from hf_gelu_patch.binding import is_patched, kept
 from hf_gelu_patch.errors import NothingPatchedWarning
 from hf_gelu_patch.evaluation.tiny import TinyModel, TinyModelError, tiny_model
 from hf_gelu_patch.implementations import Fused
 from hf_gelu_patch.patching import patch, unpatch
+from hf_gelu_patch.recognition import resolve
 from hf_gelu_patch.sites import Report, Site, find_sites
 from hf_gelu_patch.verification import largest_difference, output_tensors, scale_of
 
@@ -38,7 +39,7 @@ __all__ = ["LARGEST_DRIFT", "Coverage", "Execution", "cover", "table", "totals",
 class Execution:
     """One activation that a forward executed.
 
-    Counted is each call of an activation module (every type that ``activations.resolve`` knows; the ops inside it are
+    Counted is each call of an activation module (every type that ``recognition.resolve`` knows; the ops inside it are
     not counted again) and each call of a torch function that computes an entry of ``ACTIVATIONS``, in place or not:
     gelu, silu, relu, relu6, leaky_relu, elu, mish, hardswish, prelu, sigmoid, tanh. A product that writes an
     activation out, such as ``x * torch.sigmoid(1.702 * x)`` or ``0.5 * x * (1 + torch.erf(x / sqrt(2)))``, is one

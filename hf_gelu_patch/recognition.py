@@ -1,0 +1,384 @@
+"""From a live module, or a call written in a forward, to the activation it computes.
+
+Asked in this order: torch's and transformers' own classes by their exact type and the arguments they hold, confirmed by
+running them on a probe; any other by what its own forward computes, read as a formula and told by its values; and last,
+what is only called like an activation, which stays as it is, with the reason. No name of a class, of an attribute or in
+a config says what is computed. Nothing but torch's and transformers' own code is run.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_gelu_patch.activations import ACTIVATIONS, Activation, Resolved, Unresolved
+from hf_gelu_patch.formulas import INPUT, Formula, NotAFormulaError, formula_of, formula_of_module
+
+__all__ = [
+    "METHODS",
+    "is_function",
+    "looks_like_activation",
+    "recognise",
+    "resolve",
+    "resolve_call",
+    "resolve_function",
+]
+
+Function = Callable[..., Tensor]
+
+# Modules of torch and transformers, by their exact type
+
+
+def _plain(name: str, aten_ops: int = 1, spelling: str | None = None) -> Callable[[Any], Resolved | None]:
+    def read(_: Any) -> Resolved:
+        return Resolved(ACTIVATIONS[name], spelling or name, aten_ops)
+
+    return read
+
+
+_GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
+
+
+def _read_torch_gelu(module: nn.GELU) -> Resolved | None:
+    name = _GELUS.get(module.approximate)
+    return Resolved(ACTIVATIONS[name], name, 1) if name else None
+
+
+def _is_bound_method(function: object, module: nn.Module, name: str) -> bool:
+    return isinstance(function, MethodType) and function.__func__ is getattr(type(module), name, None)
+
+
+def _read_gelu_activation(module: Any) -> Resolved | None:
+    if module.act is F.gelu:
+        return Resolved(ACTIVATIONS["gelu"], "gelu", 1)
+    if _is_bound_method(module.act, module, "_gelu_python"):
+        return Resolved(ACTIVATIONS["gelu"], "gelu_python", 5)
+    return None
+
+
+def _read_gelu_tanh(module: Any) -> Resolved | None:
+    act = module.act
+    if isinstance(act, functools.partial) and act.func is F.gelu and not act.args:
+        approximate = act.keywords.get("approximate", "none")
+        if set(act.keywords) <= {"approximate"} and approximate in ("none", "tanh"):
+            name = "gelu_tanh" if approximate == "tanh" else "gelu"
+            return Resolved(ACTIVATIONS[name], "gelu_pytorch_tanh" if approximate == "tanh" else name, 1)
+    if _is_bound_method(act, module, "_gelu_tanh_python"):
+        return Resolved(ACTIVATIONS["gelu_tanh"], "gelu_python_tanh", 8)
+    return None
+
+
+def _read_clipped_gelu(module: Any) -> Resolved:
+    activation = ACTIVATIONS["gelu_clipped"].with_parameters(min=module.min, max=module.max)
+    return Resolved(activation, activation.label, 2)
+
+
+def _read_leaky_relu(module: nn.LeakyReLU) -> Resolved:
+    activation = ACTIVATIONS["leaky_relu"].with_parameters(negative_slope=module.negative_slope)
+    return Resolved(activation, activation.label, 1)
+
+
+def _read_elu(module: nn.ELU) -> Resolved:
+    activation = ACTIVATIONS["elu"].with_parameters(alpha=module.alpha)
+    return Resolved(activation, activation.label, 1)
+
+
+def _read_mish_activation(module: Any) -> Resolved | None:
+    if module.act is F.mish:
+        return Resolved(ACTIVATIONS["mish"], "mish", 1)
+    if _is_bound_method(module.act, module, "_mish_python"):
+        return Resolved(ACTIVATIONS["mish"], "mish_python", 3)
+    return None
+
+
+# By qualified name, so that transformers is not imported for its types.
+_TYPES: dict[str, Callable[[Any], Resolved | None]] = {
+    "torch.nn.modules.activation.GELU": _read_torch_gelu,
+    "torch.nn.modules.activation.SiLU": _plain("silu"),
+    "torch.nn.modules.activation.ReLU": _plain("relu"),
+    "torch.nn.modules.activation.ReLU6": _plain("relu6"),
+    "torch.nn.modules.activation.LeakyReLU": _read_leaky_relu,
+    "torch.nn.modules.activation.ELU": _read_elu,
+    "torch.nn.modules.activation.Mish": _plain("mish"),
+    "torch.nn.modules.activation.Hardswish": _plain("hardswish"),
+    "torch.nn.modules.activation.Tanh": _plain("tanh"),
+    "torch.nn.modules.activation.Sigmoid": _plain("sigmoid"),
+    "torch.nn.modules.activation.PReLU": _plain("prelu"),
+    "transformers.activations.GELUActivation": _read_gelu_activation,
+    "transformers.activations.GELUTanh": _read_gelu_tanh,
+    "transformers.activations.NewGELUActivation": _plain("gelu_tanh", 8, "gelu_new"),
+    "transformers.activations.FastGELUActivation": _plain("gelu_tanh", 9, "gelu_fast"),
+    "transformers.activations.AccurateGELUActivation": _plain("gelu_tanh", 8, "gelu_accurate"),
+    "transformers.activations.QuickGELUActivation": _plain("quick_gelu", 3),
+    "transformers.activations.ClippedGELUActivation": _read_clipped_gelu,
+    "transformers.activations.SiLUActivation": _plain("silu"),
+    "transformers.activations.MishActivation": _read_mish_activation,
+    "transformers.activations.ReLUSquaredActivation": _plain("relu_squared", 2, "relu2"),
+    "transformers.activations.LaplaceActivation": _plain("laplace", 5),
+    "transformers.activations.SqrtSoftplusActivation": _plain("sqrt_softplus", 2, "sqrtsoftplus"),
+    "transformers.activations.LinearActivation": _plain("linear", 0),
+    "transformers.activations.XIELUActivation": _plain("xielu", 15),
+    "transformers.models.bloom.modeling_bloom.BloomGelu": _plain("gelu_tanh", 9, "bloom_gelu"),
+}
+
+_PROBE_TOLERANCE = 1e-4  # the two closest activations, gelu and gelu_tanh, are 4.7e-4 apart
+
+
+def resolve(module: nn.Module) -> Resolved | Unresolved | None:
+    """The activation that a live module computes as a whole.
+
+    A class of torch's or transformers' is known by its exact type and the arguments it holds. The answer is confirmed
+    by running its forward on a float32 probe against the float64 reference. Any other class, and one of those whose
+    forward or function was replaced, is judged by its own forward: a formula of one input, by its values.
+
+    Returns:
+        ``Resolved``; ``Unresolved``, with the reason, for one of those classes that holds or carries something else;
+        None for any other module.
+    """
+    cls = type(module)
+    read = _TYPES.get(f"{cls.__module__}.{cls.__qualname__}")
+    if read is not None and _has_own_forward(cls) and not _is_bound_otherwise(module):
+        found = read(module)
+        if found is not None and (found.activation.learned or _is_confirmed(cls.forward, found, module)):
+            formula = None if found.as_eager else _formula_or_none(module)
+            return replace(found, formula=formula, in_place=bool(getattr(module, "inplace", False)))
+    judged = _judged(module)
+    if not isinstance(judged, str):
+        return judged
+    return None if read is None else _unknown(cls, judged)
+
+
+def _unknown(cls: type[nn.Module], why: str) -> Unresolved:
+    return Unresolved(f"what {cls.__module__}.{cls.__qualname__} computes is not known: {why}")
+
+
+_LOOKS_LIKE_ACTIVATION = re.compile(
+    r"(?i)gelu|silu|swish|relu|elu$|mish$|glu$|snake|softplus|sigmoid|tanh|^act|activation$"
+)
+
+
+def looks_like_activation(module: nn.Module) -> Unresolved | None:
+    """The last resort: what is called like an activation, with the reason why its function is not known."""
+    cls = type(module)
+    if module._modules or not _LOOKS_LIKE_ACTIVATION.search(cls.__name__):
+        return None
+    judged = _judged(module)
+    return _unknown(cls, judged) if isinstance(judged, str) else None
+
+
+def _judged(module: nn.Module) -> Resolved | Unresolved | str:
+    """What a module's own forward computes; why that is not known."""
+    if _is_bound_otherwise(module):
+        return "another forward is bound on it"
+    try:
+        formula = formula_of_module(module)
+    except NotAFormulaError as error:
+        return str(error)
+    return recognise(formula) or "its values are those of no known activation"
+
+
+def _formula_or_none(module: nn.Module) -> Formula | None:
+    try:
+        return formula_of_module(module)
+    except NotAFormulaError:
+        return None
+
+
+def _is_bound_otherwise(module: nn.Module) -> bool:
+    """Whether a module carries another forward than its class's. accelerate binds one too, and keeps the class's own
+    beneath it; taking its hook off binds that one."""
+    bound = vars(module).get("forward")
+    return bound is not None and "_hf_hook" not in vars(module) and not _is_bound_method(bound, module, "forward")
+
+
+def _has_own_forward(cls: type[nn.Module]) -> bool:
+    """Whether a class of torch's or transformers' still has the forward that it was written with."""
+    forward = inspect.getattr_static(cls, "forward")
+    written_with = getattr(forward, "__qualname__", "").endswith(".forward")
+    return isinstance(forward, FunctionType) and written_with and forward.__module__ == cls.__module__
+
+
+_CONFIRMED: dict[tuple[Function, Resolved], bool] = {}
+
+
+def _is_confirmed(forward: Function, found: Resolved, module: nn.Module) -> bool:
+    """Whether a forward computes what was read off its module, on a float32 probe; asked once for each of both."""
+    key = (forward, found)
+    if key not in _CONFIRMED:
+        x = torch.linspace(-8.0, 8.0, 129, dtype=torch.float32, device="cpu")
+        expected = found.activation.bind(found.activation.reference)(x.double())
+        try:
+            with torch.no_grad():
+                error = (forward(module, x.clone()).double() - expected).abs() / expected.abs().clamp(min=1.0)
+            _CONFIRMED[key] = bool(error.max() <= _PROBE_TOLERANCE)
+        except Exception:  # whatever another version of the library raises, it is judged by its source then
+            _CONFIRMED[key] = False
+    return _CONFIRMED[key]
+
+
+# Formulas, by their values
+
+_NEAR = 20.0  # beyond it every activation is its asymptote
+_FORMULA_TOLERANCE = 1e-6  # constants are written with ten digits or more: 0.7978845608
+
+
+@functools.lru_cache(maxsize=4096)
+def recognise(formula: Formula) -> Resolved | Unresolved | None:
+    """The activation without learned parameters that a formula computes; None if there is none.
+
+    One call of torch's own is taken at its word. Anything else is told by its values in float64: on a dense grid,
+    around each number in the formula, out to the largest and down to the smallest numbers of float32, at ±∞ and NaN.
+    It has to give back the dtype it is given.
+    """
+    if len(formula.steps) == 1 and formula.result.number == 1:
+        (step,) = formula.steps
+        function = _OF_METHODS.get(step.function, step.function)
+        if is_function(function) and step.arguments[:1] == (INPUT,):
+            return resolve_call(function, step.arguments[1:], dict(step.keywords))
+    try:
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return _told_by_values(formula)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):  # operations that do not fit each other
+        return None
+
+
+def _told_by_values(formula: Formula) -> Resolved | Unresolved | None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.linspace(-4.0, 4.0, 9, dtype=torch.float32, device="cpu").to(dtype)
+        if (y := formula(x)).dtype != dtype or y.shape != x.shape:
+            return None
+    around = torch.tensor(sorted(formula.numbers) or [0.0], dtype=torch.float64, device="cpu")
+    own = torch.cat([sign * around + step for sign in (-1, 1) for step in (-1e-4, 0.0, 1e-4)])
+    grid, special = _grid(), torch.tensor([-torch.inf, torch.inf, torch.nan], dtype=torch.float64, device="cpu")
+    given = torch.cat([grid, own, special])
+    x = given.clone()
+    y = formula(x)
+    for activation in ACTIVATIONS.values():
+        if activation.learned or activation.name == "linear":
+            continue
+        if not _close(y[: len(grid) : 97], _on_grid(activation)[::97], grid[::97]):
+            continue
+        function = activation.bind(activation.reference)
+        if (
+            _close(y[: len(grid)], _on_grid(activation), grid)
+            and _close(y[len(grid) : -3], function(own), own)
+            and _same_at_the_ends(y[-3:], function(special))
+        ):
+            spelling = f"{activation.name} written out"
+            return Resolved(activation, spelling, len(formula.steps), formula, in_place=x._version > 0)
+    return None
+
+
+@functools.cache
+def _grid() -> Tensor:
+    """Where formulas are compared: densely within ±20, and from the least float32 to the largest."""
+    near = torch.linspace(-_NEAR, _NEAR, 20_001, dtype=torch.float64, device="cpu")
+    far = torch.logspace(-45, 38.5, 400, dtype=torch.float64, device="cpu")
+    edges = torch.tensor([65504.0, torch.finfo(torch.bfloat16).max, torch.finfo(torch.float32).max]).double()
+    return torch.cat([near, far, -far, edges, -edges])
+
+
+@functools.lru_cache(maxsize=64)
+def _on_grid(activation: Activation) -> Tensor:
+    return activation.bind(activation.reference)(_grid())
+
+
+def _close(y: Tensor, expected: Tensor, x: Tensor) -> bool:
+    """Whether two functions agree at x: relative to their values, or near zero, to x itself."""
+    scale = expected.abs().maximum(x.abs().clamp(max=1.0))
+    return bool(((y - expected).abs() <= _FORMULA_TOLERANCE * scale).all())
+
+
+def _same_at_the_ends(y: Tensor, expected: Tensor) -> bool:
+    """Whether two functions agree at −∞, ∞ and NaN. At an infinity NaN will do for either: torch's own differ there by
+    the processor's vector unit."""
+    ends, wanted = y[:2], expected[:2]
+    alike = ends.isnan() | wanted.isnan() | (ends == wanted) | ((ends - wanted).abs() <= _FORMULA_TOLERANCE)
+    return bool(alike.all()) and bool(y[2].isnan()) >= bool(expected[2].isnan())
+
+
+# Calls written in a forward: torch's functions, how their arguments are read, and the model's own functions
+
+
+def _call(name: str, *parameters: str, inplace: bool = False) -> tuple[str, tuple[str, ...], bool]:
+    return name, parameters, inplace
+
+
+_FUNCTIONS: dict[Function, tuple[str, tuple[str, ...], bool]] = {
+    F.gelu: _call("gelu", "approximate"),
+    F.silu: _call("silu", "inplace"),
+    F.relu: _call("relu", "inplace"),
+    torch.relu: _call("relu"),
+    F.relu6: _call("relu6", "inplace"),
+    F.leaky_relu: _call("leaky_relu", "negative_slope", "inplace"),
+    F.elu: _call("elu", "alpha", "inplace"),
+    F.mish: _call("mish", "inplace"),
+    F.hardswish: _call("hardswish", "inplace"),
+    F.tanh: _call("tanh"),
+    torch.tanh: _call("tanh"),
+    F.sigmoid: _call("sigmoid"),
+    torch.sigmoid: _call("sigmoid"),
+    torch.special.expit: _call("sigmoid"),
+    torch.relu_: _call("relu", inplace=True),
+    torch.tanh_: _call("tanh", inplace=True),
+    torch.sigmoid_: _call("sigmoid", inplace=True),
+    F.elu_: _call("elu", "alpha", inplace=True),
+    F.leaky_relu_: _call("leaky_relu", "negative_slope", inplace=True),
+}
+METHODS: Mapping[str, Function] = {
+    name: getattr(torch, name) for name in ("sigmoid", "tanh", "relu", "sigmoid_", "tanh_", "relu_")
+}
+"""The tensor methods that are activations, as the functions they are."""
+_OF_METHODS: Mapping[Any, Function] = {getattr(Tensor, name): function for name, function in METHODS.items()}
+
+
+def is_function(value: object) -> bool:
+    """Whether ``value`` is one of torch's activation functions."""
+    try:
+        return value in _FUNCTIONS
+    except TypeError:  # not hashable
+        return False
+
+
+def resolve_call(
+    function: Function, arguments: tuple[object, ...], keywords: Mapping[str, object]
+) -> Resolved | Unresolved:
+    """The activation that ``function(x, *arguments, **keywords)`` computes, ``function`` being one of torch's
+    activation functions, or one of the model's own code that ``resolve_function`` knows."""
+    if not is_function(function):
+        unknown = f"what {getattr(function, '__name__', function)} computes with these arguments is not known"
+        return resolve_function(function, arguments, keywords) or Unresolved(unknown)
+    name, parameters, inplace = _FUNCTIONS[function]
+    given = dict(zip(parameters, arguments, strict=False)) | dict(keywords)
+    if len(arguments) > len(parameters) or not given.keys() <= set(parameters):
+        return Unresolved(f"{name} is called with arguments that are not known")
+    inplace = bool(given.pop("inplace", False)) or inplace
+    if name == "gelu":
+        approximate = given.get("approximate", "none")
+        if approximate not in _GELUS:
+            return Unresolved(f"gelu is called with approximate={approximate!r}")
+        return Resolved(ACTIVATIONS[_GELUS[approximate]], _GELUS[approximate], 1)
+    if not all(isinstance(value, (int, float)) for value in given.values()):
+        return Unresolved(f"{name} is called with arguments that are no numbers")
+    activation = ACTIVATIONS[name].with_parameters(**{**dict(ACTIVATIONS[name].parameters), **given})  # type: ignore[arg-type]
+    return Resolved(activation, activation.label, 1, in_place=inplace)
+
+
+def resolve_function(
+    function: Function, arguments: tuple[object, ...] = (), keywords: Mapping[str, object] | None = None
+) -> Resolved | Unresolved | None:
+    """The activation that ``function(x, *arguments, **keywords)`` computes, ``function`` being of the model's own code;
+    None if it is not known."""
+    try:
+        return recognise(formula_of(function, arguments, keywords))
+    except NotAFormulaError:
+        return None
