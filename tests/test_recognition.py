@@ -254,6 +254,26 @@ class Gated(Linear):
         return self.act(x) * self.fc(x)
 
 
+class ByKeyword(Linear):
+    def forward(self, x):
+        (act,) = (self.act,)  # a call that is not rewritten
+        return act(features=self.fc(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "relu6"}])
+def test_its_input_keeps_its_name(options: dict[str, str]) -> None:
+    def forward(self, features):
+        return features * torch.sigmoid(1.702 * features)
+
+    model, x = ByKeyword(named("QuickGELU", forward)), torch.randn(5, 4)
+    before = model(x)
+    with patched(model, implementation="aten", **options) as report:
+        assert len(report.changed) == 1
+        assert options or torch.allclose(model(x), before)
+        assert model(x).shape == before.shape
+    assert torch.equal(model(x), before)
+
+
 def test_the_name_of_a_class_makes_no_difference() -> None:
     sites = [find_sites(Linear(named(name, sigmoid_1702))).sites for name in NAMES]
     plain = {tuple(value for key, value in vars(site).items() if key != "module") for (site,) in sites}
