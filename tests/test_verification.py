@@ -489,6 +489,25 @@ def test_autocast_is_judged_by_what_it_computes_in(around: str) -> None:
         assert torch.is_autocast_enabled("cpu") == (around == "autocast")
 
 
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen2Moe", "Olmoe"])
+def test_experts_are_held_against_float64(family: str) -> None:
+    """transformers multiplies them in groups, for which there is no float64."""
+    config = getattr(transformers, f"{family}Config")(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+        pad_token_id=2,
+    )
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    before = model.config.to_dict()
+    report = patch(model, verify={"input_ids": IDS, "use_cache": False})
+    assert [drift.error_before is not None for drift in report.drift] == [True] * len(report.drift)
+    assert model.config.to_dict() == before
+
+
 # ------------------------------------------------------------------------------------------------------------ gradients
 
 

@@ -5,15 +5,15 @@ no mask sets it, and no constant that is added to all of them. w·|y| allows for
 number far larger than all that are none, may move by a few ε of itself and as far as the others.
 
 A patch that keeps the functions must leave the model as near to float64 as it was, but for a small factor: of the worst
-number, of the worst row (of the last axis), of all numbers together, and of the median row. Without a float64 copy, and
-where the functions are swapped, |Δ| ≤ √ε·s.
+number, of the worst row (of the last axis), of all numbers together, and of the median row (which may be as far off as
+a quarter of the error of all). Without a float64 copy, and where the functions are swapped, |Δ| ≤ √ε·s.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ _AT_A_TIME = 2**22  # numbers that are compared together
 _MASK_ULPS = 4.0
 
 _FEW = 64  # so few numbers may be right to the last digit by chance
+_DOUBTFUL = 8.0  # times its bar: the most by which an error may exceed it by chance
 _USELESS = 0.25  # a float64 copy whose outputs are mostly so far away drew other random numbers
 
 
@@ -188,6 +189,7 @@ class Drift:
             the unpatched model; of integers and booleans, the share that differs. None without such a copy.
         exceeded: whether it moved further than it may.
         discrete: whether it holds integers or booleans.
+        doubtful: whether it is so little too far that it may be chance.
     """
 
     output: str
@@ -198,6 +200,7 @@ class Drift:
     error_after: float | None
     exceeded: bool
     discrete: bool = False
+    doubtful: bool = False
 
     def __str__(self) -> str:
         text = f"{self.output}: max |Δ| {self.largest:.2g} (of {self.scale:.3g}"
@@ -220,6 +223,7 @@ def drifts(
     same: bool = True,
     epsilon: float = 0.0,
     parts: bool = False,
+    draws: Sequence[Mapping[str, Tensor]] = (),
 ) -> tuple[Drift, ...]:
     """One ``Drift`` for each output.
 
@@ -232,16 +236,22 @@ def drifts(
         epsilon: of the coarsest arithmetic inside the model, where that is coarser than an output's own.
         parts: whether they are parts of one thing, as gradients are: those that are mere rounding beside the others,
             such as that of a key's bias, are judged by the others' scale. One of so many may be off by twice as much.
+        draws: the unpatched model's outputs where its roundings fell otherwise: of its own errors, the largest counts.
     """
     exact = exact or {}
     alike = [name for name in before if name in after and _alike(before[name], after[name])]
     scales = {name: Scale.of(before[name]) for name in alike if before[name].is_floating_point()}
     if parts and scales:
-        least = _floor(max(epsilon, *(torch.finfo(before[name].dtype).eps for name in scales)))
-        least *= max(scale.usual for scale in scales.values())
-        scales = {name: replace(scale, usual=max(scale.usual, least)) for name, scale in scales.items()}
+        floor = _floor(max(epsilon, *(torch.finfo(before[name].dtype).eps for name in scales)))
+        others = statistics.median(scale.usual for scale in scales.values())
+        scales = {
+            name: scale if scale.usual > floor * others else replace(scale, usual=others)
+            for name, scale in scales.items()
+        }
+    drawn = {name: [one[name] for one in draws if name in one and _alike(before[name], one[name])] for name in scales}
     compared = {
-        name: _Compared.of(before[name], after[name], exact.get(name), scale, epsilon) for name, scale in scales.items()
+        name: _Compared.of(before[name], after[name], exact.get(name), drawn[name], scale, epsilon)
+        for name, scale in scales.items()
     }
     errors = [one.before.whole for one in compared.values() if one.has_error]
     if errors and statistics.median(errors) > _USELESS:
@@ -252,7 +262,8 @@ def drifts(
     for name in dict.fromkeys((*before, *after)):
         if name in compared:
             drift = compared[name].drift(name, margin, same, error, 2.0 if parts else 1.0)
-            found.append(replace(drift, exceeded=drift.exceeded or name in worse))
+            by_little = name in worse and not drift.exceeded
+            found.append(replace(drift, exceeded=True, doubtful=True) if by_little else drift)
         elif name in alike:
             found.append(_discrete(name, before[name], after[name], exact.get(name), margin, same))
         else:
@@ -303,7 +314,8 @@ class _Compared:
         largest: max |Δ|.
         beyond: the same, of masks less their own rounding.
         moved: |Δ| / s.
-        before, after: |error| / s, where ``has_error``; of masks and what is not finite nothing.
+        before, after: |error| / s, where ``has_error``; of masks and what is not finite nothing. Before, each
+            figure is the largest of all draws.
         errors: max |error| before and after.
         unsure: the worst of |Δ| / s where there is no error to hold it against.
     """
@@ -321,14 +333,16 @@ class _Compared:
     unsure: float
 
     @classmethod
-    def of(cls, old: Tensor, new: Tensor, exact: Tensor | None, scale: Scale, epsilon: float) -> _Compared:
+    def of(
+        cls, old: Tensor, new: Tensor, exact: Tensor | None, draws: Sequence[Tensor], scale: Scale, epsilon: float
+    ) -> _Compared:
         epsilon = max(epsilon, torch.finfo(old.dtype).eps)
         if exact is not None and (exact.shape != old.shape or epsilon <= torch.finfo(torch.float64).eps):
             exact = None  # a float64 copy is no more exact than a float64 model
         rows: list[list[Tensor]] = []
         largest = beyond = unsure = 0.0
         errors = [0.0, 0.0]
-        for b, a, e in _chunks(old, new, exact):
+        for b, a, e, *again in _chunks(old, new, exact, *draws):
             difference = _difference(a, b)
             largest = max(largest, float(difference.max()))
             a, b = _saturated(a, b, old.dtype), _saturated(b, a, old.dtype)
@@ -337,21 +351,21 @@ class _Compared:
             usual = b.isfinite() & (b.abs() < scale.mask)
             sure = usual & e.isfinite()
             moved = relative(difference, b, scale, epsilon)
-            own, its = ((x - e).abs() for x in (b, a))
-            own_, its_ = (relative(x, b, scale, epsilon) for x in (own, its))
+            its, own, *drawn = ((x - e).abs() for x in (a, b, *again))
             unsure = max(unsure, float(torch.where(sure, 0.0, moved).max()))
             errors = [max(x, float(torch.where(sure, y, 0.0).max())) for x, y in zip(errors, (own, its), strict=True)]
-            rows.append([sums for part in ((moved, usual), (own_, sure), (its_, sure)) for sums in _by_row(*part)])
+            parts = [(moved, usual), *((relative(x, b, scale, epsilon), sure) for x in (its, own, *drawn))]
+            rows.append([sums for part in parts for sums in _by_row(*part)])
         columns = [torch.cat(column) for column in zip(*rows, strict=True)] or [torch.zeros(0)] * 9
-        moving, before, after = (_grains(*columns[start : start + 3]) for start in (0, 3, 6))
+        moves, after, *before = (_grains(*columns[start : start + 3]) for start in range(0, len(columns), 3))
         return cls(
             scale=scale,
             epsilon=epsilon,
             count=int(columns[2].sum()),
             largest=largest,
             beyond=beyond,
-            moved=moving._replace(number=max(moving.number, unsure)),
-            before=before,
+            moved=moves._replace(number=max(moves.number, unsure)),
+            before=Grains(*map(max, *before)) if len(before) > 1 else before[0],
             after=after,
             has_error=bool(columns[5].sum() > 0),
             errors=(errors[0], errors[1]),
@@ -367,32 +381,37 @@ class _Compared:
         """
         own, its = self.errors if self.has_error else (None, None)
         digits = half_the_digits(self.epsilon)
+        doubtful = False
         if margin is not None:
             exceeded = not (self.beyond if margin > 0 else self.largest) <= margin * self.scale.largest
         elif same and self.has_error:
             floors = [part * _floor(self.epsilon) for part in _FLOORS]
             if self.count < _FEW:
                 floors = [digits / 8 + _TIMES.number * error] * len(floors)
-            bars = [slack * times * e + floor for times, e, floor in zip(_TIMES, self.before, floors, strict=True)]
-            exceeded = not all(e <= bar for e, bar in zip(self.after, bars, strict=True)) or self.unsure > digits
+            usual = self.before._replace(median=max(self.before.median, self.before.whole / 4))
+            bars = [slack * times * e + floor for times, e, floor in zip(_TIMES, usual, floors, strict=True)]
+            exceeded = not self._within(bars) or self.unsure > digits
+            doubtful = exceeded and self._within([_DOUBTFUL * bar for bar in bars]) and self.unsure <= digits
         else:
             margin = digits
             exceeded = self.moved.number > digits or (same and self.moved.whole > digits / 4)
-        return Drift(name, self.largest, self.scale.largest, margin, own, its, exceeded)
+        return Drift(name, self.largest, self.scale.largest, margin, own, its, exceeded, doubtful=doubtful)
+
+    def _within(self, bars: Sequence[float]) -> bool:
+        return all(e <= bar for e, bar in zip(self.after, bars, strict=True))
 
 
-def _chunks(old: Tensor, new: Tensor, exact: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """[rows, numbers] of each in float64, so many rows at a time; NaN as the exact ones where there are none."""
+def _chunks(old: Tensor, *others: Tensor | None) -> Iterator[list[Tensor]]:
+    """[rows, numbers] of each in float64, so many rows at a time; NaN where one of the others is not there."""
     width = old.shape[-1] if old.dim() else 1
     if not old.numel():
         return
     step = max(1, _AT_A_TIME // width)
-    tables = [None if x is None else x.reshape(-1, width) for x in (old, new, exact)]
-    for start in range(0, old.numel() // width, step):
-        b, a, e = (None if x is None else x[start : start + step].to(old.device).double() for x in tables)
-        assert b is not None
-        assert a is not None
-        yield b, a, torch.full_like(b, math.nan) if e is None else e
+    first, *rest = (None if x is None else x.reshape(-1, width) for x in (old, *others))
+    assert first is not None
+    for start in range(0, len(first), step):
+        b = first[start : start + step].double()
+        yield [b, *(torch.full_like(b, math.nan) if x is None else x[start : start + step].to(b) for x in rest)]
 
 
 def _saturated(one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:

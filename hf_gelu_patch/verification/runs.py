@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 import random
@@ -20,7 +21,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from hf_gelu_patch.errors import VerificationError
 from hf_gelu_patch.verification.values import Found, attributes, numbers
 
-__all__ = ["GRADIENT", "exact_run", "free_memory", "run"]
+__all__ = ["GRADIENT", "exact_copy", "exact_run", "free_memory", "redraw", "run"]
 
 GRADIENT = "gradient of "  # what the name of each begins with
 
@@ -64,9 +65,8 @@ def run(model: nn.Module, batch: object, *, gradients: bool = False) -> Found:
         return found
 
 
-def exact_run(model: nn.Module, batch: object, *, gradients: bool = False) -> Found | None:
-    """``run`` of a float64 copy of a model, without autocast; None where there is no memory for one, where weights are
-    offloaded or quantized, or where it cannot run in float64."""
+def exact_copy(model: nn.Module) -> nn.Module | None:
+    """A float64 copy of a model; None where there is no memory for one, or where weights are offloaded or quantized."""
     weights = [*model.parameters(), *model.buffers()]
     devices = {weight.device for weight in weights}
     if len(devices) != 1 or any("_hf_hook" in vars(module) for module in model.modules()):
@@ -79,10 +79,40 @@ def exact_run(model: nn.Module, batch: object, *, gradients: bool = False) -> Fo
         for module in exact.modules():
             if "_original_forward" in vars(module):  # accelerate's mixed precision is around it
                 module.forward = vars(module)["_original_forward"]
+            if callable(switch := getattr(module, "set_experts_implementation", None)):
+                switch("eager")  # grouped products of experts take no float64
+        return exact
+    except Exception:  # whatever a model raises that cannot be copied
+        return None
+
+
+def exact_run(exact: nn.Module, batch: object, *, gradients: bool = False) -> Found | None:
+    """``run`` of a float64 copy of a model, without autocast; None where it cannot run in float64."""
+    device = next(itertools.chain(exact.parameters(), exact.buffers())).device
+    try:
         with torch.autocast(device.type, enabled=False):
             return run(exact, _copied(batch, {}, torch.float64), gradients=gradients)
     except Exception:  # whatever a model raises in float64, there is no reference then
         return None
+
+
+def redraw(exact: nn.Module, model: nn.Module, epsilon: float, generator: torch.Generator) -> None:
+    """Turn a float64 copy into a copy of the model in its own precision, one weight in 64 moved by ε of itself: enough
+    for every rounding behind it to fall otherwise.
+
+    Args:
+        exact: the copy, or what an earlier call made of it.
+        model: gives the dtypes.
+        epsilon: of its arithmetic.
+        generator: draws the weights, and which way they move.
+    """
+    dtypes = {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    for name, weight in exact.named_parameters():
+        drawn = torch.randint(-64, 64, weight.shape, generator=generator).to(weight.device)
+        moves = (drawn == 0).double() - (drawn == -1).double()
+        weight.data = (weight.data.double() * (1 + epsilon * moves)).to(dtypes.get(name, weight.dtype))
+    for name, buffer in exact.named_buffers():
+        buffer.data = buffer.data.to(dtypes.get(name, buffer.dtype))
 
 
 def free_memory(device: torch.device) -> float:
