@@ -1,4 +1,4 @@
-"""How long things take.
+"""How long things take, and how far verdicts can be trusted.
 
     python scripts/benchmark.py patching    # patch and unpatch themselves: GPT-2 small, and Llama 405B without weights
     python scripts/benchmark.py kernels     # every way to compute an activation, against what transformers runs
@@ -7,6 +7,7 @@
     python scripts/benchmark.py choices     # what `auto` takes on a GPU, from what that wrote
     python scripts/benchmark.py launch      # what launching a kernel costs Python; needs no GPU
     python scripts/benchmark.py noise       # how far the verdicts on speed can be trusted here
+    python scripts/benchmark.py planted     # how far verify= and the verdict "wrong implementation" can be
 
 patching: milliseconds of wall time, the median over fresh processes (first) and over rounds in one (again), with every
 sample in the JSON that --output names.
@@ -28,6 +29,9 @@ missing, and a backward runs on the calling thread.
 
 noise: whole evaluations of a reference model, each of the model against itself and against itself with a planted
 delay; and how many of them found what there is to find.
+
+planted: faults of known kinds in tiny models of ten families, and which of them are caught by verify= and by the
+evaluation; and right patches, none of which may be. With TRITON_INTERPRET=1 Triton's kernels are among those.
 """
 
 # ruff: noqa: E402
@@ -50,7 +54,7 @@ sys.path.append(str(SCRIPTS))
 import benchmarking  # noqa: F401
 
 sys.path.remove(str(SCRIPTS))
-from benchmarking import choices, gpu, kernels, launch, noise, patching, report
+from benchmarking import choices, gpu, kernels, launch, noise, patching, planted, report
 
 
 def main() -> None:
@@ -58,7 +62,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for part in (patching, kernels, gpu, report, choices, launch, noise):
+    for part in (patching, kernels, gpu, report, choices, launch, noise, planted):
         part.add(commands)
     parser.set_defaults(began=BEGAN)
     options = parser.parse_args()

@@ -84,6 +84,23 @@ def test_the_verdicts_shown_are_those_recorded() -> None:
 SCRIPT = load_script(ROOT / "scripts" / "benchmark.py")
 
 
+def test_the_faults_shown_are_those_recorded() -> None:
+    recorded = json.loads((ROOT / "scripts" / "planted.json").read_text(encoding="utf-8"))
+    faults, planted, right = recorded["faults"], recorded["planted"], recorded["right"]
+    models = {entry["model"] for entry in planted}
+    held = [entry for entry in planted if faults[entry["fault"]]["held_out"]]
+    every, aside, alarms = map(SCRIPT.planted.caught, (planted, held, right))
+    assert alarms["by neither"] == alarms["all"]
+    shown = (
+        f"{len(faults)} faults of known kinds in {len(models)} tiny models, each in those that can have it: "
+        f"{every['all']} in all. `verify=` with `gradients=True` catches {every['by verify']}, the "
+        f"evaluation's verdict {every['by evaluate']}, neither {every['by neither']}. Of {aside['all']} that were kept "
+        f"for judging, {aside['by neither']} are caught by neither. None of {alarms['all']} right patches is called "
+        "wrong, over implementations, dtypes, modes and wrappers."
+    )
+    assert shown in " ".join(README_TEXT.split())
+
+
 def shown_of(runs: Sequence[Path]) -> str:
     """What the README has to say of a GPU, from the records of ``scripts/benchmark.py gpu`` that there are: the goals,
     and how the last card, all its records in full size put together, meets them."""
