@@ -93,10 +93,10 @@ def formula_of_module(module: nn.Module) -> Formula:
         NotAFormulaError: that is no formula of one tensor.
     """
     cls = type(module)
-    if module._modules:
+    if any(child is not None for child in module._modules.values()):
         raise NotAFormulaError("it holds other modules")
-    if module._parameters:
-        raise NotAFormulaError(f"it has parameters ({', '.join(module._parameters)})")
+    if parameters := [name for name, parameter in module._parameters.items() if parameter is not None]:
+        raise NotAFormulaError(f"it has parameters ({', '.join(parameters)})")
     if cls.__call__ is not nn.Module.__call__:
         raise NotAFormulaError("its class has a __call__ of its own")
     forward = inspect.getattr_static(cls, "forward")
@@ -188,6 +188,7 @@ _IN_PLACE: Mapping[type, Callable[[Any, Any], Any]] = {
     ast.Div: operator.itruediv,
     ast.Pow: operator.ipow,
 }
+_ARITHMETIC = frozenset((*_BINARY.values(), *_IN_PLACE.values()))
 _UNARY: Mapping[type, Callable[[Any], Any]] = {ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_}
 _COMPARED: Mapping[type, Callable[[Any, Any], Any]] = {
     ast.Lt: operator.lt,
@@ -357,7 +358,8 @@ class _Frame:
         raise _no_step(node)
 
     def operation(self, function: Callable[..., Any] | None, operands: tuple[Any, ...], node: ast.AST) -> Any:
-        if function is None or not all(isinstance(operand, (Value, *_PLAIN)) for operand in operands):
+        counts = (int, float) if function in _ARITHMETIC else _PLAIN
+        if function is None or not all(isinstance(operand, (Value, *counts)) for operand in operands):
             raise _no_step(node)
         if any(isinstance(operand, Value) for operand in operands):
             if function in (operator.is_, operator.is_not):
@@ -432,7 +434,7 @@ def _held(module: nn.Module, name: str) -> Any:
     state = vars(module)
     if name in state:
         return state[name]
-    if name in module._parameters or name in module._modules:
+    if module._parameters.get(name) is not None or module._modules.get(name) is not None:
         raise NotAFormulaError(f"it reads {name}, a parameter or another module")
     if name in module._buffers:
         buffer = module._buffers[name]
@@ -440,6 +442,8 @@ def _held(module: nn.Module, name: str) -> Any:
         if buffer is None or not fixed or buffer.dim() or buffer.is_meta or not buffer.is_floating_point():
             raise NotAFormulaError(f"it reads {name}, a buffer")
         return float(buffer)
+    if name in module._parameters or name in module._modules:
+        return None
     found = inspect.getattr_static(type(module), name, _MISSING)
     if found is _MISSING:
         raise NotAFormulaError(f"it has no attribute {name}")

@@ -245,20 +245,20 @@ def recognise(formula: Formula) -> Resolved | Unresolved | None:
         if is_function(function) and step.arguments[:1] == (INPUT,):
             return resolve_call(function, step.arguments[1:], dict(step.keywords))
     try:
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.device("cpu"), torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
             return _told_by_values(formula)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):  # operations that do not fit each other
+    except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError):  # operations that do not fit
         return None
 
 
 def _told_by_values(formula: Formula) -> Resolved | Unresolved | None:
     for dtype in (torch.float32, torch.bfloat16):
-        x = torch.linspace(-4.0, 4.0, 9, dtype=torch.float32, device="cpu").to(dtype)
+        x = torch.linspace(-4.0, 4.0, 9, dtype=torch.float32).to(dtype)
         if (y := formula(x)).dtype != dtype or y.shape != x.shape:
             return None
-    around = torch.tensor(sorted(formula.numbers) or [0.0], dtype=torch.float64, device="cpu")
+    around = torch.tensor(sorted(formula.numbers) or [0.0], dtype=torch.float64)
     own = torch.cat([sign * around + step for sign in (-1, 1) for step in (-1e-4, 0.0, 1e-4)])
-    grid, special = _grid(), torch.tensor([-torch.inf, torch.inf, torch.nan], dtype=torch.float64, device="cpu")
+    grid, special = _grid(), torch.tensor([-torch.inf, torch.inf, torch.nan], dtype=torch.float64)
     given = torch.cat([grid, own, special])
     x = given.clone()
     y = formula(x)
@@ -281,8 +281,8 @@ def _told_by_values(formula: Formula) -> Resolved | Unresolved | None:
 @functools.cache
 def _grid() -> Tensor:
     """Where formulas are compared: densely within ±20, and from the least float32 to the largest."""
-    near = torch.linspace(-_NEAR, _NEAR, 20_001, dtype=torch.float64, device="cpu")
-    far = torch.logspace(-45, 38.5, 400, dtype=torch.float64, device="cpu")
+    near = torch.linspace(-_NEAR, _NEAR, 20_001, dtype=torch.float64)
+    far = torch.logspace(-45, 38.5, 400, dtype=torch.float64)
     edges = torch.tensor([65504.0, torch.finfo(torch.bfloat16).max, torch.finfo(torch.float32).max]).double()
     return torch.cat([near, far, -far, edges, -edges])
 

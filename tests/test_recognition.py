@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import math
+import pickle
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import transformers.activations as hf
 from test_models import same_state, state
 from torch import Tensor, nn
 
-from hf_gelu_patch import find_sites, patch, patched, unpatch
+from hf_gelu_patch import find_sites, patch, patched, recognition, unpatch
 from hf_gelu_patch.activations import Resolved, Unresolved
 from hf_gelu_patch.recognition import looks_like_activation, resolve
 
@@ -169,6 +172,15 @@ class FixedBuffer(nn.Module):
     forward = sigmoid_of_alpha
 
 
+class WithoutBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("bias", None)
+
+    def forward(self, x):
+        return F.relu(x if self.bias is None else x + self.bias)
+
+
 NAMES = ("QuickGELU", "GELU", "Swish", "ActFn", "NewGELUActivation", "Foo", "Block", "Linear")
 KNOWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     **{f"1.702 as {name}": (functools.partial(named, name, sigmoid_1702), "quick_gelu") for name in NAMES},
@@ -202,6 +214,7 @@ KNOWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "subclass by super": (WithSuper, "gelu"),
     "subclass with another forward": (Overridden, "relu"),
     "CELU is ELU at 1": (nn.CELU, "elu"),
+    "a parameter that is None": (WithoutBias, "relu"),
 }
 
 
@@ -280,6 +293,55 @@ def test_the_name_of_a_class_makes_no_difference() -> None:
     assert len(plain) == 1
 
 
+@pytest.mark.parametrize("name", ["1.702 as GELU", "tanh, a tensor", "relu squared", "CELU is ELU at 1"])
+@pytest.mark.parametrize("state", ["meta", "inference", "autocast", "double"])
+def test_the_state_that_torch_is_in_makes_no_difference(name: str, state: str) -> None:
+    make, label = KNOWN[name]
+    clear_caches()
+    with STATES[state]():
+        found = resolve(make())
+    clear_caches()
+    assert isinstance(found, Resolved)
+    assert found.activation.label == label
+
+
+def clear_caches() -> None:
+    for cached in (recognition.recognise, recognition._grid, recognition._on_grid):
+        cached.cache_clear()
+
+
+@contextmanager
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+STATES: dict[str, Callable[[], Any]] = {
+    "meta": functools.partial(torch.device, "meta"),
+    "inference": torch.inference_mode,
+    "autocast": functools.partial(torch.autocast, "cpu", dtype=torch.bfloat16),
+    "double": double,
+}
+
+
+@pytest.mark.parametrize("name", ["1.702 as Swish", "hard swish", "method", "partial as the forward"])
+def test_a_patched_model_is_pickled_and_traced_as_any(name: str) -> None:
+    model, x = Linear(KNOWN[name][0]()), torch.randn(3, 4)
+    before = model(x)
+    patch(model, implementation="aten")
+    copied = copy.deepcopy(model)
+    torch.testing.assert_close(copied(x), before)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), before)
+    torch.testing.assert_close(torch.jit.trace(model, (x,))(x), before)
+    unpatch(copied)
+    assert torch.equal(copied(x), before)
+    formula = resolve(copied.act).formula
+    assert formula is None or pickle.loads(pickle.dumps(formula)) == formula
+
+
 def test_a_module_that_is_the_whole_model_is_patched_where_its_forward_computes() -> None:
     model, x = named("QuickGELU", sigmoid_1702), torch.randn(5)
     before = model(x)
@@ -343,7 +405,7 @@ def cut_far_out(self, x):
 
 
 def other_in_between(self, x):
-    return torch.where((x - 3.3).abs() < 1e-5, 0.0 * x, F.silu(x))
+    return torch.where((x - 3.3001).abs() < 1e-5, 0.0 * x, F.silu(x))
 
 
 def hides_nan(self, x):
@@ -520,6 +582,7 @@ NOT_KNOWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a __call__ of its own": (OwnCall, "__call__"),
     "a forward of its own": (lambda: named("GELU", sigmoid_1702, forward=F.silu), "another forward"),
     "other numbers": (lambda: named("QuickGELU", sigmoid_of_alpha, alpha=torch.tensor(1.702)), "step"),
+    "a number too large": (lambda: named("QuickGELU", sigmoid_of_alpha, alpha=10**400), "values"),
     "a word": (lambda: named("QuickGELU", sigmoid_of_alpha, alpha="1.702"), ""),
     "nothing": (lambda: named("QuickGELU", sigmoid_of_alpha), "no attribute alpha"),
     "a parametrized subclass of torch's": (lambda: type("MyPReLU", (nn.PReLU,), {})(), "parameters"),
