@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -69,6 +70,10 @@ def tanh_of_a_tensor(self, x):
 
 def call_of_gelu(self, input):
     return F.gelu(input, approximate=self.approximate)
+
+
+def tanh_with_a_number_of_numpy(self, x):
+    return 0.5 * x * (1 + torch.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * torch.pow(x, 3))))
 
 
 def squared(self, x):
@@ -190,6 +195,7 @@ KNOWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "erf": (lambda: named("ExactGELU", erf_in_steps), "gelu"),
     "tanh": (lambda: named("GELUFast", tanh_in_steps), "gelu_tanh"),
     "tanh, a tensor": (lambda: named("NewGELU", tanh_of_a_tensor), "gelu_tanh"),
+    "tanh, a number of numpy": (lambda: named("GELU", tanh_with_a_number_of_numpy), "gelu_tanh"),
     "approximate none": (lambda: named("GELUTanh", call_of_gelu, approximate="none"), "gelu"),
     "approximate tanh": (lambda: named("GELU", call_of_gelu, approximate="tanh"), "gelu_tanh"),
     "relu squared": (lambda: named("ReluSquared", squared), "relu_squared"),
@@ -397,7 +403,7 @@ def twice(self, x):
 
 
 def a_little_more(self, x):
-    return x * torch.sigmoid(1.702 * x) + 1e-7 * x
+    return x * torch.sigmoid(1.702 * x) + 1e-7
 
 
 def cut_far_out(self, x):
@@ -504,6 +510,10 @@ def endless(self, x):
     return endless(self, x)
 
 
+def forgets_its_input(self, x):
+    return torch.sigmoid(torch.tensor(2.0))
+
+
 def returns_its_input(self, x):
     return x
 
@@ -573,6 +583,7 @@ NOT_KNOWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "loops": (lambda: named("GELU", loops), "for _ in"),
     "tries": (lambda: named("GELU", tries), "try:"),
     "endless": (lambda: named("GELU", endless), "source of endless"),
+    "a number": (lambda: named("Sigmoid", forgets_its_input), "values"),
     "its input": (lambda: named("NoActivation", returns_its_input), "values"),
     "decorated": (lambda: named("GELU", decorated(sigmoid_1702)), "not available|closure|decorated|elementwise"),
     "lambda": (lambda: named("GELU", lambda self, x: F.silu(x)), "source"),  # noqa: ARG005
