@@ -375,11 +375,13 @@ _BY_SPELLING: dict[str, Activation] = {
 _TORCH_MODULES: list[Any] = [getattr(nn.modules.activation, name) for name in nn.modules.activation.__all__]
 
 
-def module_of(activation: Activation) -> nn.Module:
-    """A new module that computes an activation without learned parameters, as the field has it."""
-    if activation.config_name is None:
-        found: nn.Module = next(cls() for cls in _TORCH_MODULES if cls.__name__.lower() == activation.name)
-        return found
+def module_of(activation: Activation, like: nn.Module) -> nn.Module:
+    """A new module that computes an activation without learned parameters, as the field has it: one of torch's in the
+    place of one of torch's, which others save and load by the class's name."""
+    torchs = next((cls for cls in _TORCH_MODULES if cls.__name__.lower() == activation.name), None)
+    if torchs is not None and (activation.config_name is None or type(like) in _TORCH_MODULES):
+        made: nn.Module = torchs()
+        return made
     from transformers.activations import ACT2FN
 
     module: nn.Module = ACT2FN[activation.config_name]

@@ -25,6 +25,7 @@ __all__ = [
     "Kept",
     "StandIn",
     "bind",
+    "check_nothing_over",
     "class_without",
     "is_patched",
     "kept",
@@ -255,6 +256,24 @@ def stand_in(original: nn.Module, template: nn.Module, change: StandIn, config_c
     _carry_accelerate_hook(original, made)
     vars(made)[_KEPT] = Kept(config_changes, original, frozenset({*vars(made), _KEPT}))
     return made
+
+
+def check_nothing_over(module: nn.Module) -> None:
+    """Refuse to take a module away that stands in for an activation, where another tool has put a forward on it.
+
+    Raises:
+        PatchError: which one.
+    """
+    over = vars(module).get("forward")
+    if over is None or getattr(over, "__func__", None) is type(module).forward:  # accelerate's hooks leave that behind
+        return
+    if "_hf_hook" in vars(module):  # accelerate's, which goes along
+        return
+    named = over if hasattr(over, "__qualname__") else type(over)
+    raise PatchError(
+        f"{named.__module__}.{named.__qualname__} was put over the forward of a {type(module).__name__} that stands "
+        "where an activation was, and is in the way of unpatch: take it off first."
+    )
 
 
 def original_of(module: nn.Module) -> nn.Module | None:

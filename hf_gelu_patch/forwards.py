@@ -31,6 +31,7 @@ from hf_gelu_patch.sources import (
     is_model_code,
     layers,
     local_names,
+    remembered,
     source_of,
     stands_for,
     undecorated,
@@ -145,7 +146,7 @@ def read(function: FunctionType, *, is_method: bool) -> Reading:
     return _read(function, function.__code__, is_method)  # the code, which a reload replaces
 
 
-@functools.lru_cache(maxsize=4096)
+@remembered
 def _read(function: FunctionType, code: CodeType, is_method: bool) -> Reading:
     first = code.co_varnames[0] if code.co_argcount else None
     owner_name = first if is_method or first == "self" else None
@@ -661,7 +662,7 @@ def _formula_of(function: FunctionType) -> Resolved | Unresolved | None:
     return _formula_in(function, function.__code__)
 
 
-@functools.lru_cache(maxsize=4096)
+@remembered
 def _formula_in(function: FunctionType, code: CodeType) -> Resolved | Unresolved | None:
     needed = (
         code.co_argcount
@@ -816,8 +817,8 @@ def _bound_on(owner: nn.Module) -> Iterator[Method]:
             if _mentions_an_activation(function) and _formula_of(function) is None:
                 yield name, None, function, None
             continue
-        method = "forward" if name == "_old_forward" else name
-        if not stands_for(function, getattr(type(owner), method, None), method):
+        method, holder = function.__name__, value.__self__  # kept under another name, or that of a module it wraps
+        if not isinstance(holder, nn.Module) or not stands_for(function, getattr(type(holder), method, None), method):
             yield name, function, function, "it is bound on this module alone"
 
 

@@ -22,6 +22,7 @@ from hf_gelu_patch.activations import get_activation, module_of
 from hf_gelu_patch.binding import (
     StandIn,
     bind,
+    check_nothing_over,
     class_without,
     is_patched,
     kept,
@@ -207,7 +208,7 @@ def _put_stand_ins(plans: list[Plan], config: list[ConfigChange], undo: ExitStac
         assert p.fused is not None
         if (id(original), p.fused) not in made:
             label = f"{p.site.target}, implementation={p.site.implementation}, was {type(original).__name__}"
-            template = module_of(get_activation(p.fused.activation)) if p.swaps else original
+            template = module_of(get_activation(p.fused.activation), original) if p.swaps else original
             made[id(original), p.fused] = stand_in(original, template, StandIn(p.fused, label), config)
         p.edge.owner._modules[p.edge.key] = made[id(original), p.fused]
         undo.callback(p.edge.owner._modules.__setitem__, p.edge.key, original)
@@ -221,13 +222,16 @@ def unpatch(model: nn.Module) -> None:
 
     Raises:
         NotPatchedError: nothing below ``model`` is patched; nothing is changed.
-        PatchError: another tool has put a class of its own over a patched one, and that cannot be made without it.
-            The message names it; nothing is changed.
+        PatchError: another tool has put a class of its own over a patched one, and that cannot be made without it; or
+            a forward over that of a module which stands where an activation was. The message names it; nothing is
+            changed.
     """
     edges = [(edge, child) for edge, child in walk(model) if (found := kept(child)) and found.original is not None]
     owners = [(module, class_without(module)) for module in _owners(model)]
     if not edges and not owners:
         raise NotPatchedError(f"{type(model).__name__} is not patched: there is nothing to undo.")
+    for _, child in edges:
+        check_nothing_over(child)
     records = [found for module in model.modules() if (found := kept(module)) is not None]
     config = {id(change): change for record in records for change in record.config_changes}
     for module, cls in owners:

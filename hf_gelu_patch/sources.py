@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from torch import nn
 
@@ -34,11 +34,15 @@ __all__ = [
     "layers",
     "lines_of",
     "local_names",
+    "remembered",
     "source_of",
     "stands_for",
     "undecorated",
     "why_unfaithful",
 ]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,19 @@ class Source:
             self.offsets[node.lineno - 1] + node.col_offset,
             self.offsets[node.end_lineno - 1] + node.end_col_offset,
         )
+
+
+def remembered(answer: Callable[Concatenate[FunctionType, _P], _R]) -> Callable[Concatenate[FunctionType, _P], _R]:
+    """Cache what is asked of functions, but of those that close over more than their class: one that a module carries
+    may hold the whole model, and a cache would keep that alive."""
+    cached: Callable[..., _R] = functools.lru_cache(maxsize=4096)(answer)
+
+    def ask(function: FunctionType, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        lasting = {*function.__code__.co_freevars} <= {"__class__"}
+        return cached(function, *args, **kwargs) if lasting else answer(function, *args, **kwargs)
+
+    functools.update_wrapper(ask, answer)
+    return ask
 
 
 def source_of(function: FunctionType) -> Source | None:
@@ -80,12 +97,12 @@ def faithful_source_of(function: FunctionType) -> Source | None:
     return source if source is not None and why_unfaithful(function, source) is None else None
 
 
-@functools.lru_cache(maxsize=4096)
+@remembered
 def _source_of(function: FunctionType, _: CodeType) -> Source | None:
     return source_of(function)
 
 
-@functools.lru_cache(maxsize=4096)
+@remembered
 def why_unfaithful(function: FunctionType, source: Source) -> str | None:
     """An objection where a source, compiled, is not the code that runs: a file that was changed since, names that only
     mean something inside the class's body."""

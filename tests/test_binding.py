@@ -149,6 +149,64 @@ def test_weights_are_freed_by_del_alone(family: Family, activation: str | None) 
 # Whoever has taken hold of a rewritten forward
 
 
+def compiled_whole(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")
+
+
+def with_a_forward_of_its_own(model: nn.Module) -> nn.Module:
+    def forward(x: Tensor) -> Tensor:
+        return model.act(F.relu(model.linear(x)))
+
+    model.forward = forward
+    return model
+
+
+def with_a_method_of_its_own(model: nn.Module) -> nn.Module:
+    own = model.forward
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return self.act(own(x))
+
+    model.forward = MethodType(forward, model)
+    return model
+
+
+def with_a_formula_of_its_own(model: nn.Module) -> nn.Module:
+    def act(x: Tensor) -> Tensor:
+        return x * torch.sigmoid(model.slope * x)
+
+    model.slope = 1.702
+    model.squash = act
+    return model
+
+
+@pytest.mark.parametrize(
+    "change", [compiled_whole, with_a_forward_of_its_own, with_a_method_of_its_own, with_a_formula_of_its_own]
+)
+def test_what_was_read_keeps_no_model_alive(change: Callable[[nn.Module], nn.Module]) -> None:
+    """Functions that a module carries close over it; what is known of functions is kept."""
+    model = Owner(nn.ReLU())
+    changed = change(model)
+    with patched(changed, activation="silu"):
+        pass
+    weight = weakref.ref(model.linear.weight)
+    del model, changed
+    gc.collect()  # they refer to themselves
+    assert weight() is None
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [compiled_whole, lambda model: Accelerator(cpu=True, mixed_precision="bf16").prepare(model), checkpoint_wrapper],
+)
+def test_a_method_that_a_wrapper_keeps_is_no_site_of_its_own(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    class Written(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(F.linear(x, self.weight))
+
+    assert len(find_sites(wrap(Written(4, 4))).sites) == 1
+
+
 class Head(nn.Module):
     """Activations by a call, by a module, and by a module made on the spot."""
 
@@ -510,6 +568,65 @@ def test_what_a_swap_puts_in_place_is_saved_under_a_name_that_computes_it(target
     assert type(model.act) is not type(again)
     unpatch(model)
     assert type(model.act) is nn.GELU
+
+
+def marked(module: nn.Module) -> None:
+    module._is_managed = True
+
+
+def rebound(module: nn.Module) -> None:
+    """As nnsight and others do it."""
+    own = module.forward
+
+    def watched(x: Tensor) -> Tensor:
+        return own(x)
+
+    module.forward = watched
+
+
+def compiled_forward(module: nn.Module) -> None:
+    module.forward = torch.compile(module.forward, backend="eager")
+
+
+def partially(module: nn.Module) -> None:
+    module.forward = functools.partial(module.forward)
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(), transformers.activations.NewGELUActivation(), nn.SiLU()])
+def test_marks_that_others_put_on_what_a_swap_put_in_place_are_the_originals_afterwards(act: nn.Module) -> None:
+    own = copy.deepcopy(act)
+    model = Owner(own)
+    before = {*vars(own)}
+    patch(model, activation="gelu")
+    assert model.act is not own
+    marked(model.act)
+    unpatch(model)
+    assert model.act is own
+    assert vars(own).keys() - before == {"_is_managed"}
+    assert type(own) is type(act)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "named"),
+    [(rebound, "rebound.<locals>.watched"), (compiled_forward, "forward"), (partially, "functools.partial")],
+)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, as it traces
+def test_a_forward_over_that_of_what_a_swap_put_in_place_is_named(
+    wrap: Callable[[nn.Module], None], named: str
+) -> None:
+    model, x = Owner(nn.ReLU()), torch.randn(3, 4)
+    own = model(x)
+    patch(model, activation="silu")
+    wrap(model.act)
+    swapped, before = model(x), state(model)
+    with pytest.raises(PatchError, match=f"{named} was put over the forward of a SiLU .*take it off first"):
+        unpatch(model)
+    assert same_state(before, model)
+    assert torch.equal(model(x), swapped)
+    del model.act.forward
+    unpatch(model)
+    assert torch.equal(model(x), own)
+    assert type(model.act) is nn.ReLU
 
 
 def test_an_activation_that_is_replaced_after_the_patch_is_heeded() -> None:
