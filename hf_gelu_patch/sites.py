@@ -290,24 +290,31 @@ class Place:
         return f"{self.path}{'.' if self.path else ''}{self.use.method}:{self.use.expression.line}"
 
 
+class _Activations:
+    """What each module computes, found out once. A function that calls itself would do, and would hold itself, and with
+    it the modules, until the garbage collector runs."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, Resolved | Unresolved | None] = {}
+        self._asked: list[nn.Module] = []  # alive, so that no two modules have one id
+
+    def __call__(self, module: nn.Module) -> Resolved | Unresolved | None:
+        if id(module) not in self._found:
+            self._asked.append(module)
+            self._found[id(module)] = current = resolve(module)
+            if current is None and (called_like_one := looks_like_activation(module)):
+                inside = uses(module, methods_of(type(module), frozenset()), self)
+                self._found[id(module)] = None if any(True for _ in inside) else called_like_one
+        return self._found[id(module)]
+
+
 def places(model: nn.Module) -> Iterator[Place]:
     """Every place below ``model`` that applies an activation, in the order of its modules.
 
     Raises:
         AlreadyPatchedError: one of them is patched.
     """
-    resolved: dict[int, Resolved | Unresolved | None] = {}
-    alive: list[nn.Module] = []  # so that no two modules have one id
-
-    def activation_of(module: nn.Module) -> Resolved | Unresolved | None:
-        if id(module) not in resolved:
-            alive.append(module)
-            resolved[id(module)] = current = resolve(module)
-            if current is None and (called_like_one := looks_like_activation(module)):
-                inside = uses(module, methods_of(type(module), frozenset()), activation_of)
-                resolved[id(module)] = None if any(True for _ in inside) else called_like_one
-        return resolved[id(module)]
-
+    activation_of = _Activations()
     owners = list(model.named_modules())
     for path, module in owners:
         if is_patched(module):
@@ -334,7 +341,7 @@ def places(model: nn.Module) -> Iterator[Place]:
         edges_of.setdefault(id(edge.owner), []).append((edge, child))
     for path, owner in owners:
         for edge, child in edges_of.get(id(owner), ()):
-            current = resolved[id(child)]
+            current = activation_of(child)
             assert current is not None
             found = by_edge.get((id(owner), edge.key))
             if not found:
