@@ -430,6 +430,8 @@ def test_rows_left_out_are_counted_and_named(checkpoint: Path, tmp_path: Path) -
     [model_] = json.loads((tmp_path / "results" / "evaluation.json").read_text())["models"]
     assert [row for row, _ in model_["skipped"]] == [2, 4]
     assert "tiny: 2 left out: row 2" in (tmp_path / "results" / "evaluation.md").read_text()
+    assert "rows left out: 2 " in done.stdout
+    assert "tiny: 2 left out: row 2 has the label 'maybe'" in done.stdout, "whoever looks at the figures alone sees it"
 
 
 def test_a_dry_run_loads_no_weights_and_writes_nothing(checkpoint: Path, data: Path, tmp_path: Path) -> None:

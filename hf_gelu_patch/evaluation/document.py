@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hf_gelu_patch.evaluation.results import Data
 from hf_gelu_patch.evaluation.speed import CONFIDENCE, Ratio, reach
 
-__all__ = ["Code", "Picture", "Section", "Table", "Text", "patched", "sections", "summary", "verdicts"]
+__all__ = ["Code", "Picture", "Section", "Table", "Text", "left_out", "patched", "sections", "summary", "verdicts"]
 
 _LISTED = 10  # changed answers of each variant, and rows left out
 _NAMES = {"forward": "forward", "end_to_end": "end to end", "prefill": "prefill", "decode": "decode"}
@@ -69,7 +69,8 @@ def summary(data: Data) -> Table:
     """A row a model and variant."""
     rows = []
     for model in data["models"]:
-        head = (model["subject"]["name"], f"{model['parameters'] / 1e6:.2f} M parameters")
+        left = [f"rows left out: {len(model['skipped']):,}"] if model["skipped"] else []
+        head = (model["subject"]["name"], f"{model['parameters'] / 1e6:.2f} M parameters", *left)
         for variant in model["variants"]:
             cells = (_quality(variant), _answers(variant["quality"]), _drift(variant["drift"]), _speed(model, variant))
             rows.append((head, _name(variant), *cells, verdicts(variant)))
@@ -89,7 +90,7 @@ def sections(data: Data, pictures: Sequence[str] = ()) -> list[Section]:
         Section("Drift by layer", (*_pictured(data, pictures, "drift"), *_layers(data))),
         Section("Changed answers", _flips(data)),
         Section("What was patched", patched(data)),
-        Section("Rows left out", _skipped(data)),
+        Section("Rows left out", left_out(data)),
         Section("Settings and environment", (_surroundings(data),)),
     ]
     return [section for section in found if section.blocks]
@@ -229,7 +230,7 @@ def _pictured(data: Data, pictures: Sequence[str], name: str) -> tuple[Picture, 
             ratio = variant["speed"]["forward"]["ratio"]
             shown = [] if ratio is None else [_ratio(ratio)]
         else:
-            shown = [f"logits {small(variant['layers'][-1]['change'])}"] if variant["layers"] else []
+            shown = [f"{layer['path']} {small(layer['change'])}" for layer in variant["layers"][-1:]]
         if shown:
             told.append(f"{model['subject']['name']}, {variant['name']}: {', '.join(shown)}")
     about = {
@@ -365,7 +366,8 @@ def patched(data: Data) -> tuple[Code, ...]:
     )
 
 
-def _skipped(data: Data) -> tuple[Text, ...]:
+def left_out(data: Data) -> tuple[Text, ...]:
+    """Of each model whose figures are not of all rows: how many are not among them, and the first ones with why."""
     found = []
     for model in data["models"]:
         rows = model["skipped"]

@@ -90,7 +90,8 @@ class LayerDrift:
     elements, padding included, on one batch.
 
     Attributes:
-        path: the layer's; ``path[0]``, ``path[1]``, … where one forward calls it several times; "logits" at the end.
+        path: the layer's; ``path[0]``, ``path[1]``, … where one forward calls it several times; at the end
+            what the task looks at: "logits", "embeddings" or "features".
         change: patched against unpatched.
         own: unpatched against float64; None where there is no float64 copy.
         exact: patched against float64, likewise.
@@ -376,12 +377,13 @@ def layer_drift(
     forward: Forward,
     *,
     exact: Exact | None = None,
+    output: str = "logits",
 ) -> dict[str, list[LayerDrift]]:
     """The drift of each layer's output (its first floating-point tensor) and of the logits, on one batch.
 
     Layers are the members of the outermost ``nn.ModuleList`` on each branch, as far as they have parts themselves: the
     blocks of encoders and decoders. The outputs of one model at a time are kept; the others are compared with them as
-    they are computed. Arguments as for ``exact_drift``.
+    they are computed. Arguments as for ``exact_drift``; ``output`` is what ``forward`` gives, in a word.
 
     Returns:
         For each variant, an entry a layer in the order of their first call, the logits last.
@@ -395,7 +397,7 @@ def layer_drift(
     return {
         name: [
             LayerDrift(
-                path,
+                path or output,
                 change,
                 errors[_OWN].get(path, math.inf) if errors else None,
                 errors[name].get(path, math.inf) if errors else None,
@@ -439,7 +441,8 @@ def _relative(output: Tensor, reference: Tensor) -> float:
 
 
 def _watch(model: nn.Module, batch: Any, forward: Forward, see: Callable[[str, int, Tensor], None]) -> None:
-    """Show ``see`` each layer's output as it is computed (path, which call of it, the output), then the logits."""
+    """Show ``see`` each layer's output as it is computed (path, which call of it, the output), then what ``forward``
+    makes of the model's own, under the model's own path, which is ""."""
     calls: Counter[str] = Counter()
 
     def hook(path: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -458,7 +461,7 @@ def _watch(model: nn.Module, batch: Any, forward: Forward, see: Callable[[str, i
     finally:
         for handle in handles:
             handle.remove()
-    see("logits", 0, logits)
+    see("", 0, logits)
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -1,4 +1,5 @@
-"""Which rows a model fails on, found by running them one by one; and what can be done where it is none of them."""
+"""Which rows a model fails on, found by running them one by one, or says nothing of; and what can be done where it is
+none of them."""
 
 from __future__ import annotations
 
@@ -6,14 +7,18 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from hf_gelu_patch.evaluation.data import EvaluationError, first_line
+from hf_gelu_patch.evaluation.heads import IGNORED
 from hf_gelu_patch.evaluation.tasks import Batch, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["batch_remedy", "failing"]
+__all__ = ["batch_remedy", "failing", "not_finite"]
+
+_HALF = 1e-4  # ε of half precision is more, of float32 less
 
 
 def failing(task: Task, model: PreTrainedModel, batch: Batch, error: Exception) -> dict[int, str]:
@@ -39,11 +44,8 @@ def failing(task: Task, model: PreTrainedModel, batch: Batch, error: Exception) 
         except Exception as failure:  # each model has its own
             said = f"{type(failure).__name__}: {first_line(failure).rstrip('.')}"
             found[example] = f"({task.describe(example)}) makes {name} fail: {said}"
-    if len(found) == len(batch.ids) > 1:
-        everyone = "; and so does every other row in its batch, which points to the model's files"
-        return {example: f"{said}{everyone}" for example, said in found.items()}
     if found:
-        return found
+        return _all_alike(found, batch)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error):
         raise EvaluationError(
             f"there is no memory for {name} on {len(batch.ids)} rows at once: take a smaller "
@@ -53,6 +55,33 @@ def failing(task: Task, model: PreTrainedModel, batch: Batch, error: Exception) 
         f"{name} runs on one row, and not on {len(batch.ids)} in a batch: {first_line(error).rstrip('.')}. "
         f"{batch_remedy(task)}"
     ) from error
+
+
+def not_finite(task: Task, batch: Batch, logits: Tensor) -> dict[int, str]:
+    """Those examples of a batch of which a model says nothing, because it gives numbers that are not finite where an
+    answer is to be: any figure made of these would mean nothing. −∞ rules a class out, if another one is left.
+
+    Args:
+        logits: the model's, [examples, positions, classes].
+    """
+    size = logits if task.softmax else logits.abs()
+    lost = ~size.amax(-1).isfinite() & (batch.targets != IGNORED)
+    if not lost.any():
+        return {}
+    half = "" if torch.finfo(logits.dtype).eps < _HALF else f" in {str(logits.dtype).removeprefix('torch.')}"
+    said = f"makes {task.subject.name}, unpatched, give {task.output} that are NaN or infinite{half}"
+    if half:
+        said += ", which --dtype float32 may mend"
+    places = zip(batch.ids, lost.any(-1).tolist(), strict=True)
+    return _all_alike({example: f"({task.describe(example)}) {said}" for example, is_lost in places if is_lost}, batch)
+
+
+def _all_alike(found: dict[int, str], batch: Batch) -> dict[int, str]:
+    """``found``, which also says so where it has every row of a batch of several."""
+    if not len(found) == len(batch.ids) > 1:
+        return found
+    everyone = "; and so does every other row in its batch, which points to the model's files"
+    return {example: f"{said}{everyone}" for example, said in found.items()}
 
 
 def batch_remedy(task: Task) -> str:

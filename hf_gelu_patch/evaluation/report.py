@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_gelu_patch.evaluation.data import EvaluationError
-from hf_gelu_patch.evaluation.document import NOTES, Code, Picture, Table, Text, patched, sections, summary
+from hf_gelu_patch.evaluation.document import NOTES, Code, Picture, Table, Text, left_out, patched, sections, summary
 from hf_gelu_patch.evaluation.page import page
 from hf_gelu_patch.evaluation.results import JSON_NAME, Data, merge, read
 
@@ -28,8 +28,8 @@ _STYLES = {"faster": "green", "slower": "red", "answers unchanged": "green", "an
 
 
 def print_results(data: Data, console: Console) -> None:
-    """The summary, and below it what each patch did. Colours are rich's matter: none where there is no terminal, or
-    where NO_COLOR is set."""
+    """The summary, below it the rows that its figures leave out, and what each patch did. Colours are rich's matter:
+    none where there is no terminal, or where NO_COLOR is set."""
     from rich.table import Table as Grid
     from rich.text import Text as Words
 
@@ -47,8 +47,8 @@ def print_results(data: Data, console: Console) -> None:
     console.print(grid)
     console.print(NOTES, markup=False, highlight=False)
     console.print()
-    for code in patched(data):
-        console.print(code.text, markup=False, highlight=False, soft_wrap=True)
+    for text in [*(block.text for block in left_out(data)), *(block.text for block in patched(data))]:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- texts
@@ -108,6 +108,7 @@ def model_card(data: Data) -> str:
         metrics = {"unpatched": model["unpatched"]}
         metrics |= {variant["name"]: variant["quality"]["after"] for variant in model["variants"]}
         of_data = Path(subject["data"]).name
+        left = {"rows_left_out": len(model["skipped"])} if model["skipped"] else {}
         results = [
             EvalResult(
                 task_type=Path(subject["task"]).stem,
@@ -117,7 +118,7 @@ def model_card(data: Data) -> str:
                 metric_type=metric,
                 metric_name=f"{metric.replace('_', ' ')} ({variant})",
                 metric_value=float(value),
-                metric_args={"variant": variant},
+                metric_args={"variant": variant} | left,
             )
             for variant, values in metrics.items()
             for metric, value in values.items()

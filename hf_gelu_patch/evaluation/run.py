@@ -30,7 +30,7 @@ from hf_gelu_patch.evaluation.drift import (
     layer_drift,
     total_drift,
 )
-from hf_gelu_patch.evaluation.failures import failing
+from hf_gelu_patch.evaluation.failures import failing, not_finite
 from hf_gelu_patch.evaluation.limits import Limits
 from hf_gelu_patch.evaluation.loading import EvaluationError, Subject, load_model, load_processor, load_rows
 from hf_gelu_patch.evaluation.padding import check_padding
@@ -110,7 +110,7 @@ class VariantResult:
         quality: before and after.
         drift: of the logits (of a task without logits, of what stands for them), over all examples; ``own`` and
             ``exact`` on one batch.
-        layers: the drift of each layer's output on that batch, the logits last.
+        layers: the drift of each layer's output on that batch, last that of the logits or what stands for them.
         speed: before and after.
         wrong: why its implementation is wrong, in words; None where nothing says so. It is where there are numbers
             that are not finite where the unpatched model's are, or where the sites claim to compute the same function
@@ -502,14 +502,17 @@ def _answers(
 def _said(
     task: Task, before: PreTrainedModel, running: Mapping[str, PreTrainedModel], names: Sequence[str], batch: Batch
 ) -> tuple[list[Row], dict[int, str]]:
-    """What they say of one batch; and of which of its examples nothing, because the unpatched model fails on them. Only
-    two models' logits are held at a time."""
+    """What they say of one batch; and of which of its examples nothing, because the unpatched model fails on them or
+    gives numbers that are not finite. Only two models' logits are held at a time."""
     try:
         old = task.predict(before, batch)
     except EvaluationError:
         raise
     except Exception as error:  # each model has its own
         failed = failing(task, before, batch, error)
+    else:
+        failed = not_finite(task, batch, old.logits)
+    if failed:
         if not (ids := tuple(example for example in batch.ids if example not in failed)):
             return [], failed
         rest = task.collate(ids, [task.examples[example] for example in ids])
@@ -600,7 +603,7 @@ def _drift(
     models = {name: running.get(name, before) for name in names}
     exact = exact_copy(before, batch, task.forward)
     tell("layers", 0.3)
-    layers = layer_drift(before, models, batch, task.forward, exact=exact)
+    layers = layer_drift(before, models, batch, task.forward, exact=exact, output=task.output)
     tell("layers", 0.7)
     counts = batch.targets != -100
     errors = exact_drift(before, models, batch, task.forward, counts=counts, softmax=task.softmax, exact=exact)
@@ -628,7 +631,8 @@ def _judged(
     found = {}
     for name, model in running.items():
         new = task.forward(model, batch)[counts]
-        [found[name]] = drifts({"logits": old}, {"logits": new}, {"logits": reference}, None, epsilon=epsilon)
+        what = task.output
+        [found[name]] = drifts({what: old}, {what: new}, {what: reference}, None, epsilon=epsilon)
     return found
 
 

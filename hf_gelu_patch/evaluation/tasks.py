@@ -97,6 +97,7 @@ class Task(ABC):
         metric: how its outcomes are measured; None where there is no right answer to measure them by.
         generates: whether there is something to generate, with ``generate``.
         softmax: whether the softmax of what ``forward`` gives means something: it does of logits, not of features.
+        output: what ``forward`` gives, in a word.
         limits: what the model takes.
         examples: encoded, in the order of the data, without the rows that were left out.
         skipped: each row that was left out, counted from 1, and why.
@@ -108,6 +109,7 @@ class Task(ABC):
     metric: type[Any] | None = None
     generates: ClassVar[bool] = False
     softmax: bool = True
+    output: str = "logits"
     limits_rows: ClassVar[bool] = True
     """Whether a limit is one of rows, rather than of what they are cut into."""
     names_files: ClassVar[bool] = False
@@ -596,6 +598,7 @@ class SentenceSimilarity(Task):
 
     metric = SimilarityMetric
     softmax = False
+    output = "embeddings"
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         data = _first(data, limit)
@@ -668,6 +671,7 @@ class FeatureDrift(Task):
     token that is no padding. An image's are one position. Of a model with a tower for each, the data say which."""
 
     softmax = False
+    output = "features"
     names_files = True
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
@@ -1030,6 +1034,7 @@ class OwnTask(Task):
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         self._function: Callable[..., Any] = own_task(self.subject.task)
         self.softmax = task_info(self.subject.task).auto_class != "AutoModel"
+        self.output = "logits" if self.softmax else "features"
         data = _first(data, limit)
         examples: list[dict[str, Any]] = []
         for row in self.rows(data):

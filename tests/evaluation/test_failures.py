@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,76 @@ def test_a_variant_that_fails_is_named_and_no_row_is_to_blame(
         match=r"a\.csv: row 9 .*no more than 17 tokens.* the variant 'brittle,include=\*intermediate\*': the unpatched",
     ):
         evaluate_subject(tiny, Settings(**{**vars(settings), "variants": variants}), accelerator)
+
+
+def lost_word(place: Path, value: float, model: transformers.PreTrainedModel) -> Path:
+    """A checkpoint whose embedding of w39, the last word, is not finite."""
+    with torch.no_grad():
+        model.get_input_embeddings().weight[VOCABULARY.index("w39"), 0] = value
+    return shorter(place, model)
+
+
+NOT_FINITE = [
+    ("text-classification", transformers.BertForSequenceClassification, {"num_labels": 2}, "logits"),
+    ("text-classification", transformers.BertForSequenceClassification, {"num_labels": 1}, "logits"),
+    ("sentence-similarity", transformers.BertModel, {}, "embeddings"),
+    ("feature-drift", transformers.BertModel, {}, "features"),
+    ("masked-lm", transformers.BertForMaskedLM, {"tie_word_embeddings": False}, "logits"),
+]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("task", "own", "more", "output"), NOT_FINITE)
+def test_a_row_of_which_the_model_says_nothing_has_no_figure(
+    task: str, own: Any, more: dict[str, Any], output: str, value: float, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    """The likeliest of NaN is the first one, so that there would be an accuracy."""
+    place = lost_word(tmp_path / "model", value, own(transformers.BertConfig(**BERT, **more)))
+    rows = [
+        ("w39 w39 w39 w39" if number in (2, 5) else text, "w1 w2", text, number % 2)
+        for number, text in enumerate(text.replace("w39", "w1") for text in sentences(9))
+    ]
+    header = ["text1", "text2", "text", "score"] if task == "sentence-similarity" else ["text", "x", "y", "label"]
+    data = write_rows(tmp_path / "a.csv", header, rows)
+    rest = write_rows(tmp_path / "rest.csv", header, [row for row in rows if "w39" not in row[0]])
+    expected = unpatched_metrics(subject(str(place), task=task, validation_file=rest), STRICT, accelerator)
+    one = subject(str(place), task=task, validation_file=data)
+    for size in (1, 9):
+        with pytest.raises(EvaluationError, match=rf"a\.csv: row [36] .* makes model, unpatched, give {output} that"):
+            unpatched_metrics(one, Settings(**{**vars(STRICT), "batch_size": size}), accelerator)
+    found = evaluate_subject(one, QUICK, accelerator)
+    assert [row for row, _ in found.skipped] == [3, 6]
+    if task != "masked-lm":  # which words are masked depends on the rows before
+        assert found.unpatched == pytest.approx(expected)
+    assert found.variants[0].layers[-1].path == output
+
+
+@pytest.mark.parametrize(("dtype", "said"), [("float32", "NaN or infinite; and"), ("float16", "in float16, which --d")])
+def test_where_nothing_is_finite_the_models_files_or_its_dtype_are_to_blame(
+    dtype: str, said: str, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2))
+    with torch.no_grad():
+        model.transformer.ln_f.bias[0] = math.nan if dtype == "float32" else 1e6  # more than float16 has
+    place = shorter(tmp_path / "model", model)
+    data = write_rows(tmp_path / "a.csv", ["text"], [(" ".join(["w1", "w2", "w3"] * 20),)])
+    one = subject(str(place), task="causal-lm", validation_file=data)
+    with pytest.raises(EvaluationError, match=rf"a\.csv: block 1 .* makes model, unpatched, give logits .*{said}"):
+        unpatched_metrics(one, Settings(**{**vars(STRICT), "dtype": dtype}), accelerator)
+
+
+@pytest.mark.parametrize("ruled_out", [[0], [0, 2]])
+def test_a_class_may_be_ruled_out(ruled_out: list[int], accelerator: Accelerator, tmp_path: Path) -> None:
+    """As long as one is left to be the answer."""
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**BERT, num_labels=3))
+    with torch.no_grad():
+        model.classifier.bias[ruled_out] = -math.inf
+    place = shorter(tmp_path / "model", model)
+    data = write_rows(tmp_path / "a.csv", ["text", "label"], [(text, 1) for text in sentences(4)])
+    one = subject(str(place), validation_file=data)
+    assert 0 <= unpatched_metrics(one, STRICT, accelerator)["accuracy"] <= 1
+    with torch.no_grad():
+        model.classifier.bias[:] = -math.inf
+    model.save_pretrained(place)
+    with pytest.raises(EvaluationError, match=r"row \d .* give logits that are NaN or infinite"):
+        unpatched_metrics(one, STRICT, accelerator)

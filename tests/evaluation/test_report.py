@@ -233,7 +233,7 @@ def test_the_page_needs_nothing_else(data: Data) -> None:
         assert section.title in text
 
 
-def test_strange_results_are_shown_as_they_are(strange: Data, tmp_path: Path) -> None:
+def test_strange_results_are_shown_as_they_are(data: Data, strange: Data, tmp_path: Path) -> None:
     save(strange, tmp_path)
     assert read(tmp_path) == strange
     found = checked((tmp_path / "evaluation.html").read_text(encoding="utf-8"))
@@ -253,11 +253,14 @@ def test_strange_results_are_shown_as_they_are(strange: Data, tmp_path: Path) ->
     for row in re.findall(r"^\|.*\|$", written, re.MULTILINE):
         assert len(re.split(r"(?<!\\)\|", row)) - 2 in (7, 8, 6), "a column a cell"
     assert "12 left out: row 3 has no" in written.replace("\\", "")
+    assert "M parameters<br>rows left out: 12 |" in written
     assert "nothing to hold it against: no \\<memory\\>" in written
     assert "4 right → wrong<br>" in written
     assert "| −3e−08 | −4.2e−05 to ±0 | yes |" in written
     assert "<br>p \\< 0.0001" in written
     assert "accuracy" in model_card(strange)
+    assert "rows_left_out: 12" in model_card(strange)
+    assert "left_out" not in model_card(data)
 
 
 def test_the_metadata_are_a_model_cards(data: Data) -> None:

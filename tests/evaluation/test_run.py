@@ -283,7 +283,7 @@ def test_text_shorter_than_a_block_is_one_block(tmp_path: Path) -> None:
     assert batch.units == 16
     assert torch.equal(batch.targets, batch.inputs["input_ids"][:, 1:])
     (tmp_path / "short.txt").write_text("C")
-    with pytest.raises(EvaluationError, match="two tokens or more"):
+    with pytest.raises(EvaluationError, match="needs 2 tokens or more"):
         load(one)
     with pytest.raises(EvaluationError, match="at most 64 tokens"):
         load(subject("gpt2", max_length=65))
