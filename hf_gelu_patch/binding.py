@@ -10,13 +10,15 @@ import copyreg
 import functools
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
 
-from hf_gelu_patch.errors import PatchError
+from hf_gelu_patch.errors import PatchError, first_line
 from hf_gelu_patch.implementations import Fused
 from hf_gelu_patch.rewriting import Rewriting
 from hf_gelu_patch.sources import class_attribute, compiled, stands_for, undecorated
@@ -115,12 +117,31 @@ def _subclass(cls: Any, change: object, members: dict[str, Any]) -> type[nn.Modu
     metaclass: Any = type(cls)
     members = {**names, _CHANGE: change, _ORIGINAL: cls, **members}
     make = functools.partial(_metaclass(metaclass), cls.__name__)
-    made: type[nn.Module] = make((nn.Module,), dict(members))
-    try:
-        made.__bases__ = (cls,)  # afterwards: the class's __init_subclass__ may keep a register of its subclasses
-    except TypeError:  # not laid out as nn.Module is: another base stands before it, or there are slots
-        made = make((cls,), members)
+    with _named_where_refused(cls):
+        made: type[nn.Module] = make((nn.Module,), dict(members))
+        try:
+            made.__bases__ = (cls,)  # afterwards: the class's __init_subclass__ may keep a register of its subclasses
+        except TypeError:  # not laid out as nn.Module is: another base stands before it, or there are slots
+            made = make((cls,), members)
     return made
+
+
+@contextmanager
+def _named_where_refused(cls: type) -> Iterator[None]:
+    """Whatever a class's metaclass or base raises while a class is derived from it, as an error that names the class.
+
+    Raises:
+        PatchError: something was raised.
+    """
+    try:
+        yield
+    except PatchError:
+        raise
+    except Exception as error:
+        raise PatchError(
+            f"no class can be derived from {cls.__module__}.{cls.__qualname__} ({first_line(error)}): "
+            f"exclude={cls.__name__!r} leaves it out."
+        ) from error
 
 
 def _rewritten_class(cls: Any, change: tuple[Rewriting, ...]) -> type[nn.Module]:
@@ -163,11 +184,14 @@ def bind(module: nn.Module, change: tuple[Rewriting, ...], config_changes: list[
     """Give a module the class with the rewritten methods.
 
     Raises:
-        PatchError: Python does not let its class be changed.
+        PatchError: Python does not let its class be changed, or its metaclass lets no class be derived.
     """
     own = type(module)
     target = next(cls for cls in own.__mro__ if issubclass(cls, nn.Module) and not _made_by_torch(cls))
-    _set_class(module, _rebuilt(own, {target: _rewritten_class(target, change)}, _ORIGINAL))
+    rewritten_class = _rewritten_class(target, change)
+    with _named_where_refused(own):
+        made = _rebuilt(own, {target: rewritten_class}, _ORIGINAL)
+    _set_class(module, made)
     if config_changes:
         vars(module)[_KEPT] = Kept(config_changes)
 

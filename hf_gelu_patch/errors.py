@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+
+def shortened(texts: Sequence[object], most: int = 5) -> str:
+    """The first of many texts, for a message: ``a; b; and 3 more``."""
+    text = "; ".join(map(str, texts[:most]))
+    return text if len(texts) <= most else f"{text}; and {len(texts) - most} more"
+
+
+def first_line(error: Exception) -> str:
+    """What kind of error it is and the first line of what it says, for a message."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 class PatchError(ValueError):

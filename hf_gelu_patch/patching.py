@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from numbers import Real
 
 from torch import nn
 
@@ -39,9 +40,11 @@ from hf_gelu_patch.errors import (
     NotPatchedError,
     PatchError,
     VerificationError,
+    shortened,
 )
 from hf_gelu_patch.forwards import reaches
 from hf_gelu_patch.implementations import Fused
+from hf_gelu_patch.recognition import resolve
 from hf_gelu_patch.replacements import hooked, substitute
 from hf_gelu_patch.rewriting import Part, rewritten
 from hf_gelu_patch.sites import (
@@ -49,12 +52,13 @@ from hf_gelu_patch.sites import (
     Plan,
     Report,
     Selector,
+    check_module,
     describe_modules,
     plan,
     walk,
 )
 from hf_gelu_patch.sources import lines_of
-from hf_gelu_patch.verification import Drift, Verification
+from hf_gelu_patch.verification import Verification
 
 __all__ = ["explain", "patch", "patched", "unpatch"]
 
@@ -92,7 +96,8 @@ def patch(
             the functions may at most double the model's own error against float64 (the worst number's fourfold). A
             swap, and a patch of a model that no float64 copy could be made of, may move numbers by √ε of their usual
             size (float32 3.5e-4, float16 3.1e-2, bfloat16 8.8e-2), half of their digits. Of integers and booleans it
-            is the share that may change; None: twice as many as differ from the float64 copy's.
+            is the share that may change; None: twice as many as differ from the float64 copy's, and from arithmetic
+            coarser than float32 one of eight or more.
         gradients: with ``verify``: also compare the gradients of the output's ``loss``, and where there is none of a
             random weighted sum of the outputs, with respect to the parameters and inputs that require one.
 
@@ -108,19 +113,23 @@ def patch(
         ImplementationUnavailableError: the implementation named cannot run on the model's device or dtype.
         AlreadyPatchedError: the model or a part of it is patched.
         NothingPatchedError: no site was changed, and ``strict``.
-        VerificationError: an output or gradient moved too far on ``verify``; or there is none to compare.
+        VerificationError: an output or gradient moved too far on ``verify``; or there is none to compare; or the model
+            cannot run on it, or says something else each time.
 
     Whatever is raised, the model is as it was.
     """
     if margin is not None and verify is None:
         raise PatchError("margin says how far outputs may move on a batch: give that batch as verify=.")
+    if margin is not None and not (isinstance(margin, Real) and margin >= 0):
+        raise PatchError(f"margin is a number that is not negative, relative to an output's scale; got {margin!r}.")
     if gradients and verify is None:
         raise PatchError("gradients are compared on a batch: give that batch as verify=.")
     plans = plan(model, implementation, activation, include, exclude)
     if not plans:
+        remedy = "" if resolve(model) is None else " It is an activation itself: patch the model that holds it."
         raise NoSitesError(
             f"{type(model).__name__} applies no activation, neither in a module nor by a call in a forward; seen: "
-            f"{describe_modules(model)}."
+            f"{describe_modules(model)}.{remedy}"
         )
     changing = [p for p in plans if p.fused is not None]
     config: list[ConfigChange] = []
@@ -142,27 +151,40 @@ def patch(
         warnings.warn(message, NothingPatchedWarning, stacklevel=2)
     verification = None if verify is None else Verification.of(model, verify, gradients=gradients)
     _apply(changing, config)
-    if verification is None:
-        return report
-    try:
-        same = all(p.site.equivalence in ("identical", "rounding") for p in changing)
-        drift = verification.drift(model, margin=margin, same=same)
-        report = replace(report, drift=drift, unverified=verification.before.unseen)
-        if exceeded := [one for one in drift if one.exceeded]:
-            raise VerificationError(
-                f"{report.summary}, and undone again: on the batch given, {_worst(exceeded)}. "
-                "Leave sites out with exclude=, or declare a larger margin= where that much is meant to change."
-            )
-    except BaseException:
-        if changing:
+    return report if verification is None else _verified(model, report, verification, margin)
+
+
+def _verified(model: nn.Module, report: Report, verification: Verification, margin: float | None) -> Report:
+    """The report of a patch with the drift on the batch. Where that is too large the patch is undone.
+
+    Raises:
+        VerificationError: it is too large, or the model drifts as far without the patch.
+    """
+
+    def undo() -> None:
+        if report.changed:
             unpatch(model)
+
+    same = all(site.equivalence in ("identical", "rounding") for site in report.changed)
+    try:
+        drift = verification.drift(model, margin=margin, same=same)
+    except BaseException:
+        undo()
         raise
-    return report
-
-
-def _worst(drift: list[Drift], most: int = 5) -> str:
-    text = "; ".join(map(str, drift[:most]))
-    return text if len(drift) <= most else f"{text}; and {len(drift) - most} more"
+    exceeded = [one for one in drift if one.exceeded]
+    if not exceeded:
+        return replace(report, drift=drift, unverified=verification.before.unseen)
+    undo()
+    undone = f"{report.summary}, and undone again: on the batch given, "
+    if own := [one for one in verification.drift(model, margin=margin, same=same) if one.exceeded]:
+        raise VerificationError(
+            f"{undone}{type(model).__name__} says something else each time, unpatched too: {shortened(own)}. Seed the "
+            "generators that it keeps itself, and let no run change its weights; or leave out verify=."
+        )
+    raise VerificationError(
+        f"{undone}{shortened(exceeded)}. Leave sites out with exclude=, or declare a larger margin= where that much is "
+        "meant to change."
+    )
 
 
 def _apply(plans: list[Plan], config: list[ConfigChange]) -> None:
@@ -225,7 +247,9 @@ def unpatch(model: nn.Module) -> None:
         PatchError: another tool has put a class of its own over a patched one, and that cannot be made without it; or
             a forward over that of a module which stands where an activation was. The message names it; nothing is
             changed.
+        PatchError: ``model`` is not a module.
     """
+    check_module(model)
     edges = [(edge, child) for edge, child in walk(model) if (found := kept(child)) and found.original is not None]
     owners = [(module, class_without(module)) for module in _owners(model)]
     if not edges and not owners:
@@ -259,7 +283,9 @@ def explain(model: nn.Module, *, color: bool | None = None) -> str:
 
     Raises:
         NotPatchedError: nothing below ``model`` is patched.
+        PatchError: ``model`` is not a module.
     """
+    check_module(model)
     if not any(is_patched(module) for module in model.modules()):
         raise NotPatchedError(f"{type(model).__name__} is not patched: there is nothing to explain.")
     owners = _owners(model)

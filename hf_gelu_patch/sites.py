@@ -209,6 +209,13 @@ class Plan:
         return None if self.edge is None else self.edge.owner._modules[self.edge.key]
 
 
+def check_module(model: object) -> None:
+    """Raises PatchError for what is no module."""
+    if not isinstance(model, nn.Module):
+        remedy = " Give it the pipeline's .model." if isinstance(getattr(model, "model", None), nn.Module) else ""
+        raise PatchError(f"only a torch.nn.Module can be patched; got {type(model).__name__}.{remedy}")
+
+
 def walk(model: nn.Module) -> Iterator[tuple[Edge, nn.Module]]:
     """Every edge of the module graph with what it leads to, once each, however often its owner is shared."""
     for path, owner in model.named_modules():
@@ -250,9 +257,7 @@ def plan(
     Raises:
         PatchError: see ``patch``.
     """
-    if not isinstance(model, nn.Module):
-        remedy = " Give it the pipeline's .model." if isinstance(getattr(model, "model", None), nn.Module) else ""
-        raise PatchError(f"a torch.nn.Module is patched; got {type(model).__name__}.{remedy}")
+    check_module(model)
     asked = None if implementation == "auto" else get_implementation(implementation)
     target = None if activation is None else get_activation(activation)
     if target is not None and target.learned:
@@ -487,7 +492,9 @@ class _Selection:
     def _listed(argument: str, selector: Selector) -> tuple[str | type[nn.Module], ...] | None:
         if selector is None:
             return None
-        listed = (selector,) if isinstance(selector, (str, type)) else tuple(selector)
+        if isinstance(selector, (str, type)) or not isinstance(selector, Iterable):
+            selector = (selector,)
+        listed = tuple(selector)
         for pattern in listed:
             if not isinstance(pattern, str) and not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
                 raise PatchError(f"{argument} takes glob patterns and module classes; got {pattern!r}.")

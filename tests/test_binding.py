@@ -499,6 +499,66 @@ def test_weight_norm_on_a_layer_beside_it() -> None:
     assert same_state(before, model)
 
 
+def registered() -> type:
+    """A metaclass that makes one class of each name."""
+    seen: set[str] = set()
+
+    class Registered(type):
+        def __new__(cls, name: str, bases: Any, members: Any) -> Any:
+            if name in seen:
+                raise KeyError(f"{name} is taken\nby another class")
+            seen.add(name)
+            return super().__new__(cls, name, bases, members)
+
+    return Registered
+
+
+def with_keywords() -> Callable[..., type]:
+    """A metaclass that each class has to give a keyword."""
+
+    class Tagged(type):
+        def __new__(cls, name: str, bases: Any, members: Any, *, tag: str) -> Any:
+            return super().__new__(cls, name, bases, {**members, "tag": tag})
+
+        def __init__(cls, name: str, bases: Any, members: Any, **_: str) -> None:
+            super().__init__(name, bases, members)
+
+    return functools.partial(Tagged, tag="gelu")
+
+
+def complete() -> type:
+    """A metaclass of which each class has all its methods itself."""
+
+    class Complete(type):
+        def __init__(cls, name: str, bases: Any, members: Any) -> None:
+            if "__init__" not in members:
+                raise RuntimeError(f"{name} has no __init__")
+            super().__init__(name, bases, members)
+
+    return Complete
+
+
+@pytest.mark.parametrize("metaclass", [registered, with_keywords, complete])
+def test_a_metaclass_that_lets_no_class_be_derived_is_named_and_nothing_is_changed(
+    metaclass: Callable[[], Callable[..., Any]],
+) -> None:
+    class Stubborn(nn.Module, metaclass=metaclass()):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.up, self.act = nn.Linear(4, 4), nn.Linear(4, 4), nn.SiLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.gate(x)) * self.up(x)
+
+    model = nn.Sequential(Head(), Stubborn(), nn.ReLU())
+    before = state(model)
+    with pytest.raises(PatchError, match=r"no class can be derived from \S+Stubborn \(\w+: .*\): exclude='Stubborn'"):
+        patch(model, activation="relu6")
+    assert same_state(before, model)
+    report = patch(model, activation="relu6", exclude="Stubborn")
+    assert {site.owner for site in report.changed} == {"Head", "Sequential"}
+
+
 def test_a_class_that_cannot_be_made_again_is_named_and_nothing_is_undone() -> None:
     class Stubborn(type):
         made = False

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +35,7 @@ from hf_gelu_patch import (
     NotPatchedError,
     PatchError,
     UnknownNameError,
+    explain,
     find_sites,
     patch,
     patched,
@@ -603,9 +607,31 @@ def test_unknown_activations_are_listed(gpt2: nn.Module) -> None:
 # Bad input
 
 
-def test_not_a_module() -> None:
-    with pytest.raises(PatchError, match=r"torch\.nn\.Module is patched; got str"):
-        patch("bert-base-uncased")
+@pytest.mark.parametrize("act", [patch, find_sites, unpatch, explain])
+@pytest.mark.parametrize("given", ["bert-base-uncased", None, nn.GELU, [nn.GELU()], {"weight": torch.zeros(2)}])
+def test_not_a_module(act: Callable[[Any], object], given: object) -> None:
+    with pytest.raises(PatchError, match=rf"only a torch\.nn\.Module can be patched; got {type(given).__name__}"):
+        act(given)
+
+
+@pytest.mark.parametrize("margin", [-1, math.nan, "0.1", [0.1]])
+def test_a_margin_that_is_none(gpt2: nn.Module, margin: Any) -> None:
+    with pytest.raises(PatchError, match=r"margin is a number that is not negative.*; got "):
+        patch(gpt2, verify=gpt2.dummy_inputs, margin=margin)
+    assert patch(gpt2).changed
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+@pytest.mark.parametrize("selector", [3, nn.GELU(), [None], [torch.Tensor]], ids=lambda selector: repr(selector)[:8])
+def test_a_selector_that_is_none(gpt2: nn.Module, argument: str, selector: Any) -> None:
+    with pytest.raises(PatchError, match=f"{argument} takes glob patterns and module classes; got "):
+        find_sites(gpt2, **{argument: selector})
+
+
+@pytest.mark.parametrize("act", [nn.GELU(), nn.SiLU(), nn.Mish()])
+def test_an_activation_alone(act: nn.Module) -> None:
+    with pytest.raises(NoSitesError, match="It is an activation itself: patch the model that holds it"):
+        patch(act)
 
 
 def test_no_activation_at_all() -> None:

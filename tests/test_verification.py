@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import namedtuple
@@ -302,6 +303,61 @@ def test_nothing_to_compare_is_not_verified(how: Callable[[Tensor], object], nam
     assert "leave out verify=" in said
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu], ids=str)
+def test_numbers_of_eight_bits(dtype: torch.dtype, gradients: bool) -> None:
+    def how(logits: Tensor) -> Tensor:
+        return logits.abs().to(dtype)
+
+    with patched(Head(how), verify=IDS, gradients=gradients, margin=0.2) as report:
+        assert report.drift[0].output == "output"
+        assert len(report.drift) > 1 or not gradients
+    if not gradients and dtype != torch.float8_e8m0fnu:  # that has no digits
+        assert "output" in refused(Head(lambda logits: (logits.abs() + 1).log().to(dtype)), activation="relu")
+
+
+def test_a_message_names_the_first_of_many() -> None:
+    said = refused(Head(lambda logits: tuple(str(row) for row in logits.flatten()[:40])))
+    assert "output.4" not in said.replace("4: str; and 35 more", "")
+    assert "; and 35 more)" in said
+
+
+@pytest.mark.parametrize(
+    "batch",
+    ["a text", [IDS, IDS, IDS], {"words": IDS}, {1: IDS}, {}, IDS.numpy(), IDS + 10**6, IDS.to("meta")],
+    ids=lambda batch: f"{type(batch).__name__}",
+)
+def test_a_batch_that_the_model_cannot_take(batch: object) -> None:
+    said = refused(Head(lambda logits: logits), batch)
+    assert "Head cannot run on the batch given as verify= (" in said
+    assert "mapping of keyword arguments, a tuple or list of positional ones, or one tensor" in said
+
+
+def by_numpy() -> Callable[[Tensor], Tensor]:
+    generator = np.random.default_rng(1)
+    return lambda logits: logits + float(generator.normal())
+
+
+def by_torch() -> Callable[[Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return lambda logits: logits + torch.rand(logits.shape, generator=generator)
+
+
+def by_counting() -> Callable[[Tensor], Tensor]:
+    runs = itertools.count()
+    return lambda logits: logits + next(runs)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("kind", [by_numpy, by_torch, by_counting])
+def test_a_model_that_says_something_else_each_time_is_told_so(
+    kind: Callable[[], Callable[[Tensor], Tensor]], gradients: bool
+) -> None:
+    said = refused(Head(kind()), gradients=gradients)
+    assert "Head says something else each time, unpatched too: output: max |Δ|" in said
+    assert "unpatched too" not in refused(Head(lambda logits: logits), implementation="scaled", gradients=gradients)
+
+
 def test_what_was_not_compared_is_in_the_report() -> None:
     report = patch(Head(Box), verify=IDS)
     assert report.unverified == ("note: str",)
@@ -318,6 +374,12 @@ def test_ids_may_change_where_they_do_by_rounding_or_as_declared() -> None:
     assert not compared(ids, off, exact=torch.where(ids < 2, 7, ids))
     assert compared(ids, off, exact=torch.where(ids < 2, 7, ids), same=False)
     assert not compared(ids, off, margin=0.03)
+    one = torch.where(ids == 7, 0, ids)
+    for size, epsilon, expected in [(100, 2**-8, False), (8, 2**-11, False), (7, 2**-8, True), (100, 2**-23, True)]:
+        few = slice(7, 7 + size) if size < 100 else slice(None)
+        assert compared(ids[few], one[few], exact=ids[few], epsilon=epsilon) == expected
+    assert compared(ids, torch.where(ids < 3, 0, ids), exact=ids, epsilon=2**-8)
+    assert compared(ids, one, exact=ids, epsilon=2**-8, same=False)
     assert "2.00% of its elements changed (margin 0.00%)" in str(drifts({"y": ids}, {"y": off}, None, None)[0])
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hf_gelu_patch.errors import VerificationError
+from hf_gelu_patch.errors import VerificationError, first_line, shortened
 from hf_gelu_patch.verification.bars import (
     Drift,
     Scale,
@@ -23,7 +23,7 @@ from hf_gelu_patch.verification.bars import (
     scale_of,
 )
 from hf_gelu_patch.verification.runs import GRADIENT, exact_copy, exact_run, free_memory, redraw, run
-from hf_gelu_patch.verification.values import Found, output_tensors
+from hf_gelu_patch.verification.values import Found, finite, output_tensors
 
 __all__ = [
     "Drift",
@@ -84,11 +84,19 @@ class Verification:
         """Run a model that is not patched yet.
 
         Raises:
-            VerificationError: nothing that it says can be compared.
+            VerificationError: it cannot run on the batch; or nothing that it says can be compared.
         """
-        before = run(model, batch, gradients=gradients)
+        try:
+            before = run(model, batch, gradients=gradients)
+        except (VerificationError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise VerificationError(
+                f"{type(model).__name__} cannot run on the batch given as verify= ({first_line(error)}). Give it what "
+                "the model takes: a mapping of keyword arguments, a tuple or list of positional ones, or one tensor."
+            ) from error
         if not any(_says_something(tensor) for tensor in before.tensors.values()):
-            seen = "; ".join(before.unseen or before.tensors) or "nothing"
+            seen = shortened(before.unseen or tuple(before.tensors)) or "nothing"
             raise VerificationError(
                 f"{type(model).__name__} gives no numbers on the batch that could be compared before and after ({seen})"
                 ". Verify a part of it, or a model around it, that returns tensors of numbers which are finite; or "
@@ -139,7 +147,9 @@ class Verification:
 
 
 def _says_something(tensor: Tensor) -> bool:
-    return bool(tensor.numel()) and (not tensor.is_floating_point() or bool(tensor.isfinite().any()))
+    if not tensor.is_floating_point():
+        return bool(tensor.numel())
+    return bool(finite(tensor).any())
 
 
 def _coarsest(model: nn.Module) -> float:

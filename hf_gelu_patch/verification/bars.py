@@ -32,6 +32,7 @@ _MASK_ULPS = 4.0
 
 _FEW = 64  # so few numbers may be right to the last digit by chance
 _DOUBTFUL = 8.0  # times its bar: the most by which an error may exceed it by chance
+_SOME = 8  # of so many ids from coarse arithmetic one may fall the other way by chance
 _USELESS = 0.25  # a float64 copy whose outputs are mostly so far away drew other random numbers
 
 
@@ -231,7 +232,8 @@ def drifts(
         before, after: the outputs by name, unpatched and patched.
         exact: those of a float64 copy of the unpatched model.
         margin: how far an output may move, relative to its scale; None to judge it as this module says. Of integers and
-            booleans: the share that may change; None for twice as many as differ from the float64 copy's.
+            booleans: the share that may change; None for twice as many as differ from the float64 copy's, and where the
+            arithmetic is coarser than float32 for one of ``_SOME`` or more.
         same: whether the patch keeps the functions.
         epsilon: of the coarsest arithmetic inside the model, where that is coarser than an output's own.
         parts: whether they are parts of one thing, as gradients are: those that are mere rounding beside the others,
@@ -265,7 +267,7 @@ def drifts(
             by_little = name in worse and not drift.exceeded
             found.append(replace(drift, exceeded=True, doubtful=True) if by_little else drift)
         elif name in alike:
-            found.append(_discrete(name, before[name], after[name], exact.get(name), margin, same))
+            found.append(_discrete(name, before[name], after[name], exact.get(name), margin, same, epsilon))
         else:
             scale = scale_of(before[name]) if name in before and before[name].is_floating_point() else 0.0
             found.append(Drift(name, math.inf, scale, margin, None, None, True))
@@ -289,7 +291,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def _discrete(
-    name: str, before: Tensor, after: Tensor, exact: Tensor | None, margin: float | None, same: bool
+    name: str, before: Tensor, after: Tensor, exact: Tensor | None, margin: float | None, same: bool, epsilon: float
 ) -> Drift:
     def share(a: Tensor, b: Tensor) -> float:
         return float((a != b.to(a.device)).double().mean()) if a.numel() else 0.0
@@ -300,6 +302,8 @@ def _discrete(
         own, its = share(before, exact), share(after, exact)
     if margin is None:
         margin = 2 * own if own is not None and same else 0.0
+        if same and own is not None and epsilon > torch.finfo(torch.float32).eps and before.numel() >= _SOME:
+            margin = max(margin, 1 / before.numel())
     return Drift(name, changed, 1.0, margin, own, its, changed > margin, discrete=True)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from hf_gelu_patch.errors import VerificationError
-from hf_gelu_patch.verification.values import Found, attributes, numbers
+from hf_gelu_patch.verification.values import Found, attributes, finite, numbers
 
 __all__ = ["GRADIENT", "exact_copy", "exact_run", "free_memory", "redraw", "run"]
 
@@ -139,9 +139,9 @@ def _gradients(model: nn.Module, arguments: object, output: object, found: Found
     ends, weights = _loss(output, found)
     if not leaves or not ends:
         raise VerificationError(
-            f"no gradient to compare: {'no output of the model depends on' if leaves else 'there is no'} parameter or "
-            "input that requires one. Call requires_grad_(True) on parameters, hand in inputs that require a gradient, "
-            "or leave out gradients=True."
+            f"no gradient to compare: {'no output of the model depends on a' if leaves else 'there is no'} parameter "
+            "or input that requires one. Call requires_grad_(True) on parameters, hand in inputs that require a "
+            "gradient, or leave out gradients=True."
         )
     kept = {name: leaf.grad for name, leaf in leaves.items()}
     try:
@@ -164,7 +164,7 @@ def _loss(output: Any, found: Found) -> tuple[list[Tensor], list[Tensor]]:
     weights = []
     for end in ends:
         weight = torch.randn(end.shape, generator=generator, dtype=torch.float64) / math.sqrt(end.numel())
-        weights.append(torch.where(end.isfinite(), weight.to(end), 0.0))
+        weights.append(torch.where(finite(end), weight.to(end), 0.0))
     return ends, weights
 
 

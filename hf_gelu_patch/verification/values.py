@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Found", "attributes", "numbers", "output_tensors"]
+__all__ = ["Found", "attributes", "finite", "numbers", "output_tensors"]
 
 _OPAQUE = (nn.Module, ModuleType, type, torch.dtype, torch.device, torch.Size, torch.Generator)
 
@@ -110,6 +110,11 @@ def _plain(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     if value.is_quantized:
         value = value.dequantize()
     yield name, torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+
+
+def finite(tensor: Tensor) -> Tensor:
+    """Which numbers are finite; torch does not say so of numbers of eight bits."""
+    return (tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite()
 
 
 def _tensor_of(value: Any) -> Tensor:
