@@ -229,9 +229,17 @@ def _parser() -> argparse.ArgumentParser:
         help="csv, json, jsonl, parquet, arrow or txt, a folder of images or of a saved dataset, or an id on the hub "
         "(default: the model's)",
     )
-    what.add_argument("--split", metavar="NAME", help="of the data, where they have several")
+    what.add_argument(
+        "--split",
+        metavar="NAME",
+        help="of the data, where they have several (default: validation, else test)",
+    )
     what.add_argument("--config_name", metavar="NAME", help="of data on the hub, where they have several")
-    what.add_argument("--input_column", metavar="NAME", help="what the model is given (default: text, image or source)")
+    what.add_argument(
+        "--input_column",
+        metavar="NAME",
+        help="what the model is given (default: text, image or source; text1 for similarity)",
+    )
     what.add_argument("--second_column", metavar="NAME", help="a second text (default: text2, for similarity)")
     what.add_argument("--target_column", metavar="NAME", help="the right answer (default: label, target or score)")
     what.add_argument(

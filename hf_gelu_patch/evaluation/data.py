@@ -49,11 +49,14 @@ _USUAL_SPLITS = ("validation", "valid", "val", "dev", "test")
 _REMEDY = "Mend the row or remove it, or leave such rows out with --skip_bad_rows."
 
 
+_ADDRESS = r" ?<[\w.]+ object at 0x[0-9a-f]+>"  # says nothing, and something else in each run
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line of at most 300 characters."""
     said = f"no {error}" if isinstance(error, KeyError) else str(error)  # the key alone says nothing
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    return (re.sub(_ADDRESS, "", lines[0]) if lines else type(error).__name__)[:300]
 
 
 def ask_hub() -> None:
@@ -210,14 +213,25 @@ def load_data(
     if len(found) == 0 and not (missing and found.column_names):
         raise EvaluationError(f"{data} has no rows: there is nothing to evaluate on.")
     if missing:
+        there = [name for name in found.column_names if name != PROBLEM]
         raise EvaluationError(
-            f"{data} has no column {' and no column '.join(map(repr, missing))}; "
-            f"it has: {', '.join(name for name in found.column_names if name != PROBLEM)}. "
-            "Name the right ones with --input_column, --second_column and --target_column."
+            f"{data} has no column {' and no column '.join(map(repr, missing))}; it has: {', '.join(there)}. "
+            f"{_column_remedy(missing, there)}"
         )
     if isinstance(data, str) or FORMATS.get(data.suffix.lower()) in (None, "parquet", "arrow"):
         found = _undecodable(found, data, columns, skip_bad_rows=skip_bad_rows)
     return found
+
+
+def _column_remedy(missing: Sequence[str], there: Sequence[str]) -> str:
+    """What can be done where columns are missing, by the names of those that are there."""
+    if any(name != name.strip() and name.strip() in missing for name in there):
+        return "Take out the spaces around the names in its header."
+    marks = {";": "';'", "\t": "tabs", "|": "'|'"}
+    found = [said for mark, said in marks.items() if len(there) == 1 and mark in there[0]]
+    if found:
+        return f"Its cells are separated by {found[0]}: separate them by commas."
+    return "Name the right ones with --input_column, --second_column and --target_column."
 
 
 def _choose(splits: Iterable[str], asked: str | None, name: object) -> str:
@@ -358,6 +372,7 @@ def _lines(path: Path) -> Iterator[str | None]:
             encoding = "utf-8"
 
 
+_UNDECODED = re.compile("[\udc80-\udcff]")  # what such a byte becomes
 _TOO_LONG = f"is a line of more than {_LINE_LIMIT >> 20} MiB"
 
 
@@ -389,6 +404,8 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any] | str]:
             if header is None:
                 if trouble or len(set(cells)) < len(cells):
                     raise EvaluationError(f"{path}: the header {trouble or 'names a column twice'}. Mend the file.")
+                if any(map(_UNDECODED.search, cells)):
+                    raise EvaluationError(f"{path}: the header is not UTF-8: convert the file with iconv -t UTF-8.")
                 header = cells
             elif trouble:
                 yield trouble
@@ -452,7 +469,9 @@ def _assembled(
         needed = name in columns
         bad = _bad_values(values) if needed else {}
         if needed:
-            bad.update({i: "lacks it" for i, row in enumerate(found) if name not in row and i not in problems})
+            bad.update(
+                {i: "has no value there" for i, row in enumerate(found) if name not in row and i not in problems}
+            )
         for number, reason in bad.items():
             problems.setdefault(number, f"is bad in the column {name!r}: it {reason}")
             values[number] = None

@@ -18,7 +18,8 @@ _NAMES = {"forward": "forward", "end_to_end": "end to end", "prefill": "prefill"
 
 NOTES = (
     "Before → after the patch, on the same examples; of a difference its 95 % interval, from the paired bootstrap over "
-    "examples. Right → wrong and wrong → right are held against each other by the exact McNemar test (p). Drift is "
+    "examples. Where none of n examples changed it is ±0, though up to 3 in n others may. Right → wrong and wrong → "
+    "right are held against each other by the exact McNemar test (p). Drift is "
     "that of the logits (of features, where a task looks at these), over all examples; own is the unpatched model's "
     "error against a float64 copy of itself, on one batch. Speed is that of the forward pass, the median over rounds "
     f"in which each variant ran the same batch, with the {CONFIDENCE:.0%} bootstrap interval of the ratio; the noise "

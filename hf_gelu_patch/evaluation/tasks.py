@@ -285,13 +285,19 @@ class Task(ABC):
         return EvaluationError(f"{self.subject.name}: {self.subject.data}: no row can be used; row {row} {reason}.")
 
     def _check_known(self) -> None:
-        """See that the tokenizer knows some word of the data."""
-        unknown = getattr(self.processor, "unk_token_id", None)
-        texts = [example.get("shown_ids", example.get("input_ids", ())) for example in self.examples]
-        if unknown is None or not any(unknown in ids for ids in texts):
+        """See that there is some word in the data that the tokenizer knows."""
+        texts = [example.get("shown_ids", example["input_ids"]) for example in self.examples if "input_ids" in example]
+        if not texts:
             return
-        special = set(self.processor.all_special_ids)
-        if all(token in special for ids in texts for token in ids):
+        special, unknown = set(self.processor.all_special_ids), getattr(self.processor, "unk_token_id", None)
+        if not all(token in special for ids in texts for token in ids):
+            return
+        if not any(unknown in ids for ids in texts):
+            raise EvaluationError(
+                f"{self.subject.name}: {self.subject.data}: no row has a word in the column "
+                f"{self.subject.input_column!r}: name the right one with --input_column."
+            )
+        if unknown is not None:
             raise EvaluationError(
                 f"every word of {self.subject.data} is unknown to the tokenizer of {self.subject.name} "
                 f"({self.processor.unk_token}): save the model's own tokenizer to its folder, or name the right column "

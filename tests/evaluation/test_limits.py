@@ -188,6 +188,21 @@ def test_data_of_which_no_word_is_known_are_refused(task: str, tmp_path: Path) -
     assert task_of(place, data, task=task).examples
 
 
+@pytest.mark.parametrize("task", ["text-classification", "masked-lm", "feature-drift", "seq2seq"])
+@pytest.mark.parametrize("text", ["", "   ", "\t"])
+def test_data_without_a_word_are_refused(task: str, text: str, tmp_path: Path) -> None:
+    """The tokenizer's own tokens would be classified."""
+    place = models(tmp_path, task)
+    rows = [(text, text, "w1", "0"), (text, text, "w2", "1")]
+    header = ["text", "source", "target", "label"]
+    data = write_rows(tmp_path / "a.csv", header, rows)
+    with pytest.raises(EvaluationError, match=rf"{task}: .*a\.csv: (no row has a word|row 1 has no tokens)"):
+        task_of(place, data, task=task)
+    if task != "masked-lm":  # which has nothing to mask there
+        data = write_rows(tmp_path / "b.csv", header, [*rows, ("w3", "w3", "w3", "0")])
+        assert len(task_of(place, data, task=task).examples) == 3
+
+
 def test_a_longer_text_is_cut_to_what_there_are_positions_for(tmp_path: Path) -> None:
     model = transformers.RobertaForSequenceClassification(build("Roberta", pad_token_id=0).config)
     place = checkpoint(tmp_path, "roberta", model, model_max_length=10**30)
