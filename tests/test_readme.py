@@ -66,6 +66,12 @@ def test_the_coverage_shown_is_that_of_the_table() -> None:
         assert line in " ".join(README_TEXT.split())
 
 
+def test_what_is_said_of_other_tools_is_that_of_the_table() -> None:
+    totals = (ROOT / "scripts" / "tools.md").read_text(encoding="utf-8").split("\n\n")[2]
+    assert "tools, " in totals
+    assert f"`scripts/tools.md` is the table: {totals}" in " ".join(README_TEXT.split())
+
+
 def test_the_verdicts_shown_are_those_recorded() -> None:
     recorded = json.loads((ROOT / "scripts" / "benchmark.json").read_text(encoding="utf-8"))["noise"]
     runs = recorded["runs"]
