@@ -150,6 +150,8 @@ def patch(
             raise NothingPatchedError(message)
         warnings.warn(message, NothingPatchedWarning, stacklevel=2)
     verification = None if verify is None else Verification.of(model, verify, gradients=gradients)
+    if verification is not None and margin is None and verification.far_from_exact:
+        verification.check_repeats(model, margin)
     _apply(changing, config)
     return report if verification is None else _verified(model, report, verification, margin)
 
@@ -158,7 +160,7 @@ def _verified(model: nn.Module, report: Report, verification: Verification, marg
     """The report of a patch with the drift on the batch. Where that is too large the patch is undone.
 
     Raises:
-        VerificationError: it is too large, or the model drifts as far without the patch.
+        VerificationError: it is too large, or the model does not repeat itself without the patch.
     """
 
     def undo() -> None:
@@ -175,15 +177,10 @@ def _verified(model: nn.Module, report: Report, verification: Verification, marg
     if not exceeded:
         return replace(report, drift=drift, unverified=verification.before.unseen)
     undo()
-    undone = f"{report.summary}, and undone again: on the batch given, "
-    if own := [one for one in verification.drift(model, margin=margin, same=same) if one.exceeded]:
-        raise VerificationError(
-            f"{undone}{type(model).__name__} says something else each time, unpatched too: {shortened(own)}. Seed the "
-            "generators that it keeps itself, and let no run change its weights; or leave out verify=."
-        )
+    verification.check_repeats(model, margin)
     raise VerificationError(
-        f"{undone}{shortened(exceeded)}. Leave sites out with exclude=, or declare a larger margin= where that much is "
-        "meant to change."
+        f"{report.summary}, and undone again: on the batch given, {shortened(exceeded)}. "
+        "Leave sites out with exclude=, or declare a larger margin= where that much is meant to change."
     )
 
 

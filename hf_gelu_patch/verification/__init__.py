@@ -107,6 +107,28 @@ class Verification:
         epsilon = _coarsest(model)
         return cls(batch, gradients, before, exact, exact_model if epsilon <= _FINE else None, epsilon)
 
+    @property
+    def far_from_exact(self) -> bool:
+        """Whether the model is so far from its float64 copy that the two may have drawn other random numbers."""
+        own = self._drift(self.before.tensors, None, True, [])
+        digits = half_the_digits(self.epsilon)
+        return any(one.error_before is not None and one.error_before > digits * one.scale for one in own)
+
+    def check_repeats(self, model: nn.Module, margin: float | None) -> None:
+        """Run the model again, unpatched.
+
+        Raises:
+            VerificationError: it says something else than before.
+        """
+        again = run(model, self.batch, gradients=self.gradients).tensors
+        own = drifts(self.before.tensors, again, None, margin, epsilon=self.epsilon)
+        if exceeded := [one for one in own if one.exceeded]:
+            raise VerificationError(
+                f"{type(model).__name__} says something else each time it is run on the batch given, unpatched too: "
+                f"{shortened(exceeded)}. Seed the generators that it keeps itself, and let no run change its weights; "
+                "or leave out verify=."
+            )
+
     def drift(self, model: nn.Module, *, margin: float | None, same: bool) -> tuple[Drift, ...]:
         """How far the patched model is from that; arguments as for ``drifts``.
 
