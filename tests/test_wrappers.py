@@ -1197,7 +1197,7 @@ def test_a_margin_without_a_batch_is_refused(gpt2: nn.Module) -> None:
 
 def test_a_model_that_fails_on_the_batch_is_left_as_it_was(gpt2: nn.Module) -> None:
     before = state(gpt2)
-    with pytest.raises(VerificationError, match=r"cannot run on the batch given as verify= \(IndexError: index out of range"):
+    with pytest.raises(VerificationError, match=r"cannot run on the batch given as verify= \(IndexError: index out"):
         patch(gpt2, activation="silu", verify={"input_ids": torch.tensor([[1000]])})  # before the patch
     assert same_state(before, gpt2)
     assert gpt2.config.activation_function == "gelu_new"
