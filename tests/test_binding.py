@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import compile_regions
 from conftest import FAMILIES, Family
 from test_models import same_state, state
@@ -197,7 +198,7 @@ def test_what_was_read_keeps_no_model_alive(change: Callable[[nn.Module], nn.Mod
 
 @pytest.mark.parametrize(
     "wrap",
-    [compiled_whole, lambda model: Accelerator(cpu=True, mixed_precision="bf16").prepare(model), checkpoint_wrapper],
+    [compiled_whole, lambda model: in_bf16().prepare(model), checkpoint_wrapper],
 )
 def test_a_method_that_a_wrapper_keeps_is_no_site_of_its_own(wrap: Callable[[nn.Module], nn.Module]) -> None:
     class Written(nn.Linear):
@@ -233,8 +234,13 @@ def compiled(model: nn.Module) -> None:
     model.forward = torch.compile(model.forward, backend="eager")
 
 
+def in_bf16() -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)  # the settings of another test
+    return Accelerator(cpu=True, mixed_precision="bf16")
+
+
 def prepared(model: nn.Module) -> None:
-    Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
+    in_bf16().prepare(model)
 
 
 def bound_again(model: nn.Module) -> None:
@@ -290,7 +296,7 @@ def test_a_forward_that_comes_back_from_a_wrapper_is_the_classs_own() -> None:
     never, x = Head(), torch.randn(3, 4)
     model = copy.deepcopy(never)
     patch(model, activation="relu6")
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    accelerator = in_bf16()
     wrapped = accelerator.prepare(model)
     unpatch(wrapped)
     model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
