@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -293,7 +293,7 @@ def check_nothing_over(module: nn.Module) -> None:
         return
     if "_hf_hook" in vars(module):  # accelerate's, which goes along
         return
-    named = over if hasattr(over, "__qualname__") else type(over)
+    named = over if isinstance(over, (FunctionType, MethodType)) else type(over)
     raise PatchError(
         f"{named.__module__}.{named.__qualname__} was put over the forward of a {type(module).__name__} that stands "
         "where an activation was, and is in the way of unpatch: take it off first."

@@ -654,6 +654,21 @@ def compiled_forward(module: nn.Module) -> None:
     module.forward = torch.compile(module.forward, backend="eager")
 
 
+class Controller:
+    """A callable that passes for what it calls, as nnsight's does."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def controlled(module: nn.Module) -> None:
+    module.forward = Controller(module.forward)
+
+
 def partially(module: nn.Module) -> None:
     module.forward = functools.partial(module.forward)
 
@@ -674,7 +689,12 @@ def test_marks_that_others_put_on_what_a_swap_put_in_place_are_the_originals_aft
 
 @pytest.mark.parametrize(
     ("wrap", "named"),
-    [(rebound, "rebound.<locals>.watched"), (compiled_forward, "forward"), (partially, "functools.partial")],
+    [
+        (rebound, "rebound.<locals>.watched"),
+        (compiled_forward, "forward"),
+        (partially, "functools.partial"),
+        (controlled, "test_binding.Controller"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, as it traces
 def test_a_forward_over_that_of_what_a_swap_put_in_place_is_named(
