@@ -304,7 +304,10 @@ def test_sites_are_printed_without_loading_weights(checkpoint: Path, tmp_path: P
     assert "gelu_new → gelu_tanh" in done.stdout
     assert "+++" not in done.stdout
     done = run(*COMMAND, "sites", tmp_path, "--diff", cwd=tmp_path)
-    assert "+    hidden_states = linear_act(self.intermediate_act_fn, self.dense, hidden_states)" in done.stdout
+    assert (
+        "+    hidden_states = linear_act(patched_gelu_tanh(self.intermediate_act_fn), self.dense, hidden_states)"
+        in done.stdout
+    )
     done = run(*COMMAND, "sites", "./nowhere", cwd=tmp_path)
     refused(done, 1, "no model folder")
 
