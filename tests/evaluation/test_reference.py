@@ -95,10 +95,10 @@ def test_the_five_are_there_with_their_quality() -> None:
     assert list(REFERENCES) == ["bert", "gpt2", "t5", "vit", "llama"]
     assert {name: set(reference.quality) for name, reference in REFERENCES.items()} == {
         "bert": {"accuracy", "macro_f1"},
-        "gpt2": {"perplexity", "token_accuracy"},
+        "gpt2": {"perplexity", "token_accuracy", "bits_per_byte"},
         "t5": {"exact_match", "edit_error_rate", "loss"},
         "vit": {"accuracy", "macro_f1"},
-        "llama": {"perplexity", "token_accuracy"},
+        "llama": {"perplexity", "token_accuracy", "bits_per_byte"},
     }
 
 
