@@ -135,8 +135,6 @@ def _named_where_refused(cls: type) -> Iterator[None]:
     """
     try:
         yield
-    except PatchError:
-        raise
     except Exception as error:
         raise PatchError(
             f"no class can be derived from {cls.__module__}.{cls.__qualname__} ({first_line(error)}): "
@@ -229,7 +227,7 @@ def class_without(module: nn.Module) -> type:
     except Exception as error:  # another tool's metaclass: whatever it raises
         raise PatchError(
             f"{cls.__module__}.{cls.__qualname__} was put over a patched {next(iter(made)).__name__} and is in the way "
-            f"of unpatch: take it off first ({type(error).__name__}: {error})."
+            f"of unpatch: take it off first ({first_line(error)})."
         ) from error
 
 

@@ -38,7 +38,7 @@ from hf_gelu_patch.sources import (
     why_unfaithful,
 )
 
-__all__ = ["Expression", "Reading", "Use", "alone", "holds_activation", "methods_of", "reaches", "read", "uses"]
+__all__ = ["Expression", "Reading", "Use", "by_itself", "holds_activation", "methods_of", "reaches", "read", "uses"]
 
 Resolve = Callable[[nn.Module], "Resolved | Unresolved | None"]
 """``recognition.resolve``, or a lookup of what it has said."""
@@ -111,7 +111,7 @@ class Expression:
 
 
 @functools.lru_cache(maxsize=4096)
-def alone(expression: Expression) -> Expression:
+def by_itself(expression: Expression) -> Expression:
     """The same activation without what stands around it."""
     return replace(expression, product=None, factors=None, linear=None, moved=None, alone=None)
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_gelu_patch.errors import PatchError
-from hf_gelu_patch.forwards import Expression, Reading, Use, alone
+from hf_gelu_patch.forwards import Expression, Reading, Use, by_itself
 from hf_gelu_patch.implementations import Fused
 from hf_gelu_patch.replacements import Substitute, gated, linear_act, steps
 from hf_gelu_patch.sources import (
@@ -157,7 +157,7 @@ def _chosen(part: Part) -> _Chosen:
     if expression.callee.how == "chain":
         assert part.use.edge is not None
         return expression, part.use.edge[1], part.by
-    return (expression if part.fused else alone(expression)), None, part.by
+    return (expression if part.fused else by_itself(expression)), None, part.by
 
 
 @functools.lru_cache(maxsize=1024)

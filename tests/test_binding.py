@@ -8,8 +8,6 @@ import copy
 import functools
 import gc
 import importlib
-import io
-import pickle
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -26,6 +24,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import compile_regions
 from conftest import FAMILIES, Family
 from test_models import same_state, state
+from test_wrappers import pickled, saved_and_loaded
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, parametrize
@@ -87,23 +86,12 @@ def test_a_shallow_copy_computes_with_the_layers_it_holds() -> None:
             assert not torch.allclose(twin(x), mlp(x))
 
 
-def through_pickle(model: nn.Module) -> nn.Module:
-    return pickle.loads(pickle.dumps(model))
-
-
-def through_torch(model: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 def through_dill(model: nn.Module) -> nn.Module:
     return dill.loads(dill.dumps(model))
 
 
 @pytest.mark.parametrize("activation", [None, "relu6"])
-@pytest.mark.parametrize("through", [through_pickle, through_torch, through_dill, copy.deepcopy])
+@pytest.mark.parametrize("through", [pickled, saved_and_loaded, through_dill, copy.deepcopy])
 def test_a_copy_is_undone_alone(through: Callable[[nn.Module], nn.Module], activation: str | None) -> None:
     config = transformers.DistilBertConfig(dim=8, hidden_dim=16, n_layers=1, n_heads=2, vocab_size=20)
     torch.manual_seed(0)
@@ -127,7 +115,7 @@ def test_a_copy_is_undone_alone(through: Callable[[nn.Module], nn.Module], activ
 def test_the_layers_of_an_unpickled_model_share_their_class() -> None:  # or torch.compile would compile each anew
     model = FAMILIES["llama"].build()
     patch(model)
-    twin = through_pickle(model)
+    twin = pickled(model)
     assert type(twin.model.layers[0].mlp) is type(twin.model.layers[1].mlp)
 
 

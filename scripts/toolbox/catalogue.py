@@ -700,15 +700,16 @@ def _linear_of(model: nn.Module, subject: Subject) -> nn.Module:
     return owner.get_submodule(names[subject.name])
 
 
-def _parametrized(parametrize: Callable[[nn.Module], object], model: nn.Module, subject: Subject) -> Used:
+def _parametrized(
+    parametrize: Callable[[nn.Module], object], model: nn.Module, module: nn.Module, name: str = "weight"
+) -> Used:
     from torch.nn.utils.parametrize import remove_parametrizations
 
-    linear = _linear_of(model, subject)
     torch.manual_seed(1)
-    parametrize(linear)
+    parametrize(module)
 
     def off() -> nn.Module:
-        remove_parametrizations(linear, "weight")
+        remove_parametrizations(module, name)
         return model
 
     return Used(model, off=off)
@@ -716,7 +717,7 @@ def _parametrized(parametrize: Callable[[nn.Module], object], model: nn.Module, 
 
 @tool("parametrizations.weight_norm", "parametrizes")
 def _(model: nn.Module, subject: Subject) -> Used:
-    return _parametrized(nn.utils.parametrizations.weight_norm, model, subject)
+    return _parametrized(nn.utils.parametrizations.weight_norm, model, _linear_of(model, subject))
 
 
 @tool("nn.utils.weight_norm, the older one", "parametrizes")
@@ -728,7 +729,7 @@ def _(model: nn.Module, subject: Subject) -> Used:
 
 @tool("parametrizations.spectral_norm", "parametrizes")
 def _(model: nn.Module, subject: Subject) -> Used:
-    return _parametrized(nn.utils.parametrizations.spectral_norm, model, subject)
+    return _parametrized(nn.utils.parametrizations.spectral_norm, model, _linear_of(model, subject))
 
 
 class _Symmetric(nn.Module):
@@ -738,17 +739,11 @@ class _Symmetric(nn.Module):
 
 @tool("parametrize.register_parametrization, on the owner", "parametrizes", subjects=("gpt2", "bert", "llama", "t5"))
 def _(model: nn.Module, subject: Subject) -> Used:
-    from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
+    from torch.nn.utils.parametrize import register_parametrization
 
     owner = model.get_submodule(subject.owner)
     owner.scale = nn.Parameter(torch.ones(()))
-    register_parametrization(owner, "scale", _Symmetric())
-
-    def off() -> nn.Module:
-        remove_parametrizations(owner, "scale")
-        return model
-
-    return Used(model, off=off)
+    return _parametrized(lambda module: register_parametrization(module, "scale", _Symmetric()), model, owner, "scale")
 
 
 @tool("prune.random_unstructured", "parametrizes")
