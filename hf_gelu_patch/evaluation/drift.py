@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from hf_gelu_patch import NoSitesError, NothingPatchedWarning, NotPatchedError, patch, unpatch
 from hf_gelu_patch.activations import ACTIVATIONS, Resolved
+from hf_gelu_patch.errors import first_line
 from hf_gelu_patch.evaluation.speed import CudaClock
 from hf_gelu_patch.implementations import IMPLEMENTATIONS, Implementation, register_implementation
 from hf_gelu_patch.sites import places
@@ -308,8 +309,7 @@ def exact_copy(model: nn.Module, batch: Any, forward: Forward) -> Exact:
             exact = copy.deepcopy(model).double()
             return Exact(exact, doubled, forward(exact, doubled), "")
     except Exception as error:  # whatever a model raises in float64
-        first, *_ = [*str(error).splitlines(), ""]
-        return Exact(None, None, None, f"the model does not run in float64: {type(error).__name__}: {first}")
+        return Exact(None, None, None, f"the model does not run in float64: {first_line(error)}")
 
 
 def in_double(value: Any) -> Any:
