@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         UnknownNameError,
         VerificationError,
     )
-    from hf_gelu_patch.implementations import IMPLEMENTATIONS, Implementation, register_implementation
+    from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, register_implementation
     from hf_gelu_patch.patching import explain, patch, patched, unpatch
     from hf_gelu_patch.sites import Report, Site, find_sites
 

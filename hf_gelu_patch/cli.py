@@ -431,7 +431,7 @@ def _variants(options: argparse.Namespace) -> tuple[Variant, ...]:
 def _check_names(variants: Sequence[Variant]) -> None:
     """Names of activations and implementations, before anything is loaded."""
     from hf_gelu_patch.activations import get_activation
-    from hf_gelu_patch.implementations import get_implementation
+    from hf_gelu_patch.implementations.registry import get_implementation
 
     for variant in variants:
         if variant.implementation != "auto":
@@ -739,8 +739,8 @@ def _implementations(options: argparse.Namespace) -> int:
     del options
     import torch
 
-    from hf_gelu_patch import measured
-    from hf_gelu_patch.implementations import AUTO, IMPLEMENTATIONS
+    from hf_gelu_patch.implementations import measured
+    from hf_gelu_patch.implementations.registry import AUTO, IMPLEMENTATIONS
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"auto: at each site {' or '.join(AUTO)}, the first that computes the activation and gains something;")

@@ -20,7 +20,17 @@ from numbers import Real
 from torch import nn
 
 from hf_gelu_patch.activations import get_activation, module_of
-from hf_gelu_patch.binding import (
+from hf_gelu_patch.configs import config_changes
+from hf_gelu_patch.errors import (
+    NoSitesError,
+    NothingPatchedError,
+    NothingPatchedWarning,
+    NotPatchedError,
+    PatchError,
+    VerificationError,
+    shortened,
+)
+from hf_gelu_patch.forwards.binding import (
     StandIn,
     bind,
     check_nothing_over,
@@ -32,21 +42,11 @@ from hf_gelu_patch.binding import (
     stand_in,
     unbind,
 )
-from hf_gelu_patch.configs import config_changes
-from hf_gelu_patch.errors import (
-    NoSitesError,
-    NothingPatchedError,
-    NothingPatchedWarning,
-    NotPatchedError,
-    PatchError,
-    VerificationError,
-    shortened,
-)
-from hf_gelu_patch.forwards import reaches
-from hf_gelu_patch.implementations import Fused
+from hf_gelu_patch.forwards.replacements import hooked, substitute
+from hf_gelu_patch.forwards.rewriting import Part, rewritten
+from hf_gelu_patch.forwards.uses import reaches
+from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.recognition import resolve
-from hf_gelu_patch.replacements import hooked, substitute
-from hf_gelu_patch.rewriting import Part, rewritten
 from hf_gelu_patch.sites import (
     ConfigChange,
     Plan,

@@ -13,18 +13,18 @@ import torch
 from torch import nn
 
 from hf_gelu_patch.activations import Activation, Resolved, Unresolved, get_activation, max_difference
-from hf_gelu_patch.binding import is_patched
 from hf_gelu_patch.errors import (
     AlreadyPatchedError,
     ImplementationUnavailableError,
     NothingMatchedError,
     PatchError,
 )
-from hf_gelu_patch.forwards import Use, holds_activation, methods_of, uses
-from hf_gelu_patch.implementations import IMPLEMENTATIONS, Fused, Implementation, choose, get_implementation
-from hf_gelu_patch.measured import measured_on
+from hf_gelu_patch.forwards.binding import is_patched
+from hf_gelu_patch.forwards.replacements import hooked, plain
+from hf_gelu_patch.forwards.uses import Use, holds_activation, methods_of, uses
+from hf_gelu_patch.implementations.measured import measured_on
+from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Fused, Implementation, choose, get_implementation
 from hf_gelu_patch.recognition import looks_like_activation, resolve
-from hf_gelu_patch.replacements import hooked, plain
 from hf_gelu_patch.verification import Drift
 
 __all__ = [

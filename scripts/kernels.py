@@ -1,9 +1,9 @@
 """What is known of the Triton kernels without a GPU.
 
-    python scripts/kernels.py fit       # the coefficients of kernels.MILLS, and how far off they are
+    python scripts/kernels.py fit       # the coefficients of triton_kernels.MILLS, and how far off they are
     python scripts/kernels.py errors    # every kernel, interpreted, over all values of fp16 and bf16, against float64
     python scripts/kernels.py static    # every kernel, compiled for four GPUs: instructions, registers, accesses
-    python scripts/kernels.py all       # all of it, written to scripts/kernels.md
+    python scripts/kernels.py all       # all of it, written to scripts/triton_kernels.md
 
 ``--json`` prints the figures instead. Compiling and interpreting need a process each: ``all`` starts them.
 """
@@ -38,7 +38,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_gelu_patch import ACTIVATIONS, ops
+from hf_gelu_patch import ACTIVATIONS
+from hf_gelu_patch.implementations import triton_ops
 
 # ------------------------------------------------------------------------------------------------------- coefficients
 
@@ -98,12 +99,12 @@ def bounds(dtype: str, coefficients: list[float]) -> dict[str, float]:
 
 
 def fit() -> dict[str, Any]:
-    from hf_gelu_patch import kernels
+    from hf_gelu_patch.implementations import triton_kernels
 
     found = {}
     for dtype in FITS:
         error, coefficients = fitted(dtype)
-        shift, kept = kernels.MILLS[dtype]
+        shift, kept = triton_kernels.MILLS[dtype]
         found[dtype] = {
             "weighted_error": error,
             "shift": shift,
@@ -115,7 +116,7 @@ def fit() -> dict[str, Any]:
 
 
 def to_paste(found: dict[str, Any]) -> str:
-    """What ``fit`` found, as it stands in kernels.py, and how far off each is."""
+    """What ``fit`` found, as it stands in triton_kernels.py, and how far off each is."""
     lines = ["MILLS = {"]
     for dtype, row in found.items():
         lines += [
@@ -124,7 +125,7 @@ def to_paste(found: dict[str, Any]) -> str:
             f'    "{dtype}": ({row["shift"]}, ({", ".join(f"{c:.9g}" for c in row["coefficients"])})),',
         ]
     same = all(row["coefficients"] == row["kept"] for row in found.values())
-    return "\n".join([*lines, "}", f"# {'the same as' if same else 'NOT the same as'} kernels.MILLS", ""])
+    return "\n".join([*lines, "}", f"# {'the same as' if same else 'NOT the same as'} triton_kernels.MILLS", ""])
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
@@ -161,7 +162,7 @@ def in_ulp(y: Tensor, exact: Tensor) -> Tensor:
 def computed(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
     """Value and derivative by our kernels."""
     leaf = x.clone().requires_grad_()
-    y = ops.pointwise(leaf, name)
+    y = triton_ops.pointwise(leaf, name)
     return y.detach(), torch.autograd.grad(y, leaf, torch.ones_like(y))[0]
 
 
@@ -176,7 +177,7 @@ def errors() -> dict[str, Any]:
     """Largest errors in ulp, by activation and dtype: [value for x ≥ −5, value, derivative], ours and torch's."""
     warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of ∞ in the interpreter: meant, where not discarded
     table: dict[str, Any] = {}
-    for name in ops.POINTWISE:
+    for name in triton_ops.POINTWISE:
         record = ACTIVATIONS[name]
         for label, dtype in DTYPES.items():
             x = values(dtype)
@@ -211,7 +212,7 @@ def special(dtype: torch.dtype) -> dict[str, list[list[str]]]:
         return ", ".join(f"{value.item():.6g}" for value in pair)
 
     points = special_points(dtype).split(1)
-    return {name: [[told(computed(name, x)), told(by_torch(name, x))] for x in points] for name in ops.POINTWISE}
+    return {name: [[told(computed(name, x)), told(by_torch(name, x))] for x in points] for name in triton_ops.POINTWISE}
 
 
 def other_kind() -> list[str]:
@@ -223,7 +224,7 @@ def other_kind() -> list[str]:
 
     return [
         f"{name}, {label}: {what} at {point}"
-        for name in ops.POINTWISE
+        for name in triton_ops.POINTWISE
         for label in ("bfloat16", "float16")
         for what, single, half in zip(
             ("value", "derivative"), kinds(name, torch.float32), kinds(name, DTYPES[label]), strict=True
@@ -244,7 +245,11 @@ def rounding() -> dict[str, Any]:
         for label in ("bfloat16", "float16"):
             g, u = gate.to(DTYPES[label]), up.to(DTYPES[label])
             exact, eager = record.reference(g.double()) * u.double(), record.eager(g) * u
-            ways = {"once": ops.gated(g, u, name), "as eager": ops.gated(g, u, name, rounded=True), "torch": eager}
+            ways = {
+                "once": triton_ops.gated(g, u, name),
+                "as eager": triton_ops.gated(g, u, name, rounded=True),
+                "torch": eager,
+            }
             normal = exact.abs() >= torch.finfo(g.dtype).tiny
             for way, y in ways.items():
                 units, relative = in_ulp(y, exact), ((y.double() - exact) / exact).abs()[normal]
@@ -260,7 +265,7 @@ def on_hardware() -> dict[str, dict[str, list[float]]]:
     """Exact GELU with the errors a GPU adds: e^… and the quotient off by a factor 1 ± 2⁻²², in all four combinations
     (PTX: ex2.approx and div.approx within 2 ulp), and 0 where e^… is subnormal (.ftz). The worst, over ``values``, of
     value and derivative in ulp for x ≥ −5, in ulp, and absolutely for |x| ≤ 14."""
-    from hf_gelu_patch import kernels
+    from hf_gelu_patch.implementations import triton_kernels
 
     found = {}
     record = ACTIVATIONS["gelu"]
@@ -269,7 +274,7 @@ def on_hardware() -> dict[str, dict[str, list[float]]]:
         exact = record.reference(x.double()), record.derivative(x.double())
         single = x.float()
         t = single.abs().clamp(max=_END)
-        shift, coefficients = kernels.MILLS[label]
+        shift, coefficients = triton_kernels.MILLS[label]
         near, within = x >= -5, x.abs() <= 14
         worst = [0.0] * 6
         for wrong_e in (-1, 1):
@@ -324,12 +329,12 @@ ROWS_TAKE = 2
 
 
 def geometry(layout: str, form: str, block: int) -> Any:
-    """How the kernel's tensors lie, as its launch would find them: ``kernels.Layout``."""
-    from hf_gelu_patch import kernels
+    """How the kernel's tensors lie, as its launch would find them: ``triton_kernels.Layout``."""
+    from hf_gelu_patch.implementations import triton_kernels
 
     rows = 2**18 if layout.endswith("far") else 4096
     if layout.startswith("dense"):
-        return kernels.dense_layout(rows * _HALF, block)
+        return triton_kernels.dense_layout(rows * _HALF, block)
     strides: list[tuple[int, ...] | None] = [None] * 6
     for place in _PLACES[form]:
         strides[place] = (_PITCH, 1) if layout.startswith("rows") else (_HALF, 1)
@@ -337,7 +342,7 @@ def geometry(layout: str, form: str, block: int) -> Any:
             strides[place] = (_PITCH, 2)
     if layout == "across":
         strides[max(place for place in _PLACES[form] if place < 3)] = (1, rows)
-    found = kernels.strided_layout((rows, _HALF), tuple(strides), 3 if "forward" in form else 4, block)
+    found = triton_kernels.strided_layout((rows, _HALF), tuple(strides), 3 if "forward" in form else 4, block)
     assert found is not None
     return found
 
@@ -376,17 +381,17 @@ def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense
 
     Args:
         layout: one of ``LAYOUTS``.
-        variant: one of ``kernels.VARIANTS``; None for the one that is chosen.
+        variant: one of ``triton_kernels.VARIANTS``; None for the one that is chosen.
     """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from hf_gelu_patch import kernels
+    from hf_gelu_patch.implementations import triton_kernels
 
-    if kernels.INTERPRETED.value:
+    if triton_kernels.INTERPRETED.value:
         sys.exit("Interpreted kernels cannot be compiled: unset TRITON_INTERPRET.")
-    asked = kernels.VARIANTS[variant or kernels.CHOSEN[form.replace(" ", "_")]]
+    asked = triton_kernels.VARIANTS[variant or triton_kernels.CHOSEN[form.replace(" ", "_")]]
     lie, turns = geometry(layout, form, asked.block), layout == "interleaved"
     specialised = Specialised()
     tensors = tuple(f"*{dtype}" if place in _PLACES[form] else None for place in range(6))
@@ -394,21 +399,21 @@ def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense
     types = [specialised.type_of(argument, place) for place, argument in enumerate(arguments)]
     specialised.divisible.pop((2,), None)  # the kernel has columns not specialised so
     constants = {
-        "ACT": kernels.FUNCTIONS[name],
-        "UP": kernels.UP_FUNCTIONS[name],
+        "ACT": triton_kernels.FUNCTIONS[name],
+        "UP": triton_kernels.UP_FUNCTIONS[name],
         "P": _CONSTANTS.get(name, ()),
         "ROUNDED": False,
-        "HOW": kernels.how(lie, asked, turns, turns),
+        "HOW": triton_kernels.how(lie, asked, turns, turns),
     }
     backend, arch = ("hip", target) if target.startswith("gfx") else ("cuda", int(target.removeprefix("sm_")))
     source = ASTSource(
-        fn=kernels.fused_kernel,
+        fn=triton_kernels.fused_kernel,
         signature=dict(zip(("tensors", "strides", "columns", "sizes"), types, strict=True))
         | dict.fromkeys(constants, "constexpr"),
         constexprs=specialised.constants | constants,
         attrs=specialised.divisible,
     )
-    options = kernels.options_of(asked, lie.tile, hip=backend == "hip")
+    options = triton_kernels.options_of(asked, lie.tile, hip=backend == "hip")
     return triton.compile(source, target=GPUTarget(backend, arch, 64 if backend == "hip" else 32), options=options)
 
 
@@ -468,10 +473,10 @@ KEYS = ("activation", "form", "dtype", "target", "layout", "variant")
 
 def checked_kernels() -> Iterator[tuple[str, str, str, str, str, str]]:
     """What is held to its budget, by ``KEYS``: what is chosen, for every target and layout, and what is to be timed."""
-    from hf_gelu_patch import kernels
+    from hf_gelu_patch.implementations import triton_kernels
 
     def chosen(form: str) -> str:
-        return kernels.CHOSEN[form.replace(" ", "_")]
+        return triton_kernels.CHOSEN[form.replace(" ", "_")]
 
     for target in TARGETS:
         for name, form in BUDGETS:
@@ -485,23 +490,23 @@ def checked_kernels() -> Iterator[tuple[str, str, str, str, str, str]]:
     for form in ("forward", "backward"):
         for dtype in ("fp16", "fp32"):
             yield "gelu", form, dtype, "sm_90", "dense", chosen(form)
-    for variant, how in kernels.VARIANTS.items():
+    for variant, how in triton_kernels.VARIANTS.items():
         for form in how.forms:
             yield "gelu", form.replace("_", " "), "bf16", "sm_90", "dense", variant
 
 
 def static(everything: bool) -> list[dict[str, Any]]:
-    from hf_gelu_patch import kernels
+    from hf_gelu_patch.implementations import triton_kernels
 
     wanted = list(checked_kernels())
     if everything:
-        for name in kernels.FUNCTIONS:
+        for name in triton_kernels.FUNCTIONS:
             forms = FORMS if name != "swiglu_oai" else FORMS[2:]
             for form, dtype in itertools.product(forms, ("bf16", "fp16", "fp32")):
-                wanted.append((name, form, dtype, "sm_90", "dense", kernels.CHOSEN[form.replace(" ", "_")]))
+                wanted.append((name, form, dtype, "sm_90", "dense", triton_kernels.CHOSEN[form.replace(" ", "_")]))
     found = []
     for key in dict.fromkeys(wanted):
-        how = kernels.VARIANTS[key[-1]]
+        how = triton_kernels.VARIANTS[key[-1]]
         each = how.block // (how.warps * 32)
         found.append(dict(zip(KEYS, key, strict=True)) | inspect(compiled(*key), key[1], key[2], each))
     return found
@@ -524,7 +529,7 @@ def _rounded(way: dict[str, Any]) -> str:
 
 
 def document(found: dict[str, Any]) -> str:
-    from hf_gelu_patch import kernels
+    from hf_gelu_patch.implementations import triton_kernels
 
     fits, numbers, built = found["fit"], found["errors"], found["static"]
     lines = [
@@ -636,7 +641,7 @@ def document(found: dict[str, Any]) -> str:
         "",
     ]
     checked = set(checked_kernels())
-    usual = [row for row in built if row["variant"] == kernels.CHOSEN[row["form"].replace(" ", "_")]]
+    usual = [row for row in built if row["variant"] == triton_kernels.CHOSEN[row["form"].replace(" ", "_")]]
     dense = {
         (r["activation"], r["form"], r["dtype"]): r for r in usual if r["target"] == "sm_90" and r["layout"] == "dense"
     }

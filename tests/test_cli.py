@@ -18,7 +18,7 @@ import pytest
 from tiny_classifier import write_checkpoint, write_data
 
 from hf_gelu_patch.cli import main
-from hf_gelu_patch.implementations import IMPLEMENTATIONS
+from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "evaluate.py"

@@ -20,12 +20,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_gelu_patch import ACTIVATIONS, kernels
-from hf_gelu_patch.ops import POINTWISE, gated, gated_halves, pointwise
+from hf_gelu_patch import ACTIVATIONS
+from hf_gelu_patch.implementations import triton_kernels
+from hf_gelu_patch.implementations.triton_ops import POINTWISE, gated, gated_halves, pointwise
 
 pytestmark = pytest.mark.gpu
 
-COMPILED = torch.cuda.is_available() and not kernels.INTERPRETED.value
+COMPILED = torch.cuda.is_available() and not triton_kernels.INTERPRETED.value
 MAIN = ("gelu", "gelu_tanh", "silu")
 HALF = (torch.bfloat16, torch.float16)
 
@@ -135,7 +136,7 @@ def test_what_lies_behind_a_tensor_past_2_31_elements_is_not_touched(machine: Ma
     machine.room(10 * 2**30)
     elements = machine.huge + 5
     x, y = (torch.full((elements + 4096,), -77.0, dtype=torch.bfloat16, device=machine.device) for _ in range(2))
-    kernels.launch("forward", (x[:elements], y[:elements]), "relu", ())
+    triton_kernels.launch("forward", (x[:elements], y[:elements]), "relu", ())
     assert bool((y[:elements] == 0).all())
     assert bool((y[elements:] == -77).all())
 
@@ -288,7 +289,7 @@ def test_gated_allocates_its_output_only(machine: Machine) -> None:
 
 ACCESSES = """
 import sys, torch
-from hf_gelu_patch.ops import gated, gated_halves, pointwise
+from hf_gelu_patch.implementations.triton_ops import gated, gated_halves, pointwise
 device = sys.argv[1]
 for dtype in (torch.float32, torch.bfloat16):
     for shape in ((1,), (255,), (1023,), (1025,), (3, 100), (5, 1026)):

@@ -20,10 +20,10 @@ from hf_gelu_patch import (
     Implementation,
     PatchError,
     UnknownNameError,
-    implementations,
     register_implementation,
 )
-from hf_gelu_patch.implementations import Fused, get_implementation
+from hf_gelu_patch.implementations import registry
+from hf_gelu_patch.implementations.registry import Fused, get_implementation
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 COMPUTED = [(name, activation) for name, it in IMPLEMENTATIONS.items() for activation in it.functions]
@@ -434,7 +434,7 @@ def test_without_a_backward_gradients_are_refused_of_fused_forms_too() -> None: 
 
 
 def test_only_a_large_output_of_a_linear_layer_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(implementations, "LARGE", 4 * 8 * 64)
+    monkeypatch.setattr(registry, "LARGE", 4 * 8 * 64)
     linear = nn.Linear(16, 64)
     kept: list[torch.Tensor] = []
     linear.register_forward_hook(lambda _module, _args, y: kept.append(y))

@@ -16,14 +16,8 @@ LAYERS = [
     "sources",
     "formulas",
     "recognition",
-    "measured",
-    "kernels",
-    "ops",
     "implementations",
-    "replacements",
     "forwards",
-    "rewriting",
-    "binding",
     "verification",
     "sites",
     "configs",
@@ -48,7 +42,7 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name} has a relative import"
             module = node.module or ""
-            # `from hf_gelu_patch import kernels` names a module, `from hf_gelu_patch import patch` the package
+            # `from hf_gelu_patch import activations` names a module, `from hf_gelu_patch import patch` the package
             found.update(f"{module}.{alias.name}" if module == "hf_gelu_patch" and alias.name in LAYERS else module
                          for alias in node.names)  # fmt: skip
     return {layer_of(module) for module in found if module.split(".")[0] == "hf_gelu_patch"}

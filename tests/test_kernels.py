@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from conftest import load_script
 
-from hf_gelu_patch import ACTIVATIONS, kernels, ops
+from hf_gelu_patch import ACTIVATIONS
+from hf_gelu_patch.implementations import triton_kernels, triton_ops
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "kernels.py"
 TABLE = SCRIPT.with_suffix(".md")
@@ -43,7 +44,7 @@ BOUNDS = {
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("activation", ops.POINTWISE)
+@pytest.mark.parametrize("activation", triton_ops.POINTWISE)
 def test_every_value_of_16_bits(activation: str, dtype: str) -> None:
     record, x = ACTIVATIONS[activation], script.values(script.DTYPES[dtype])
     exact, slope = record.bind(record.reference)(x.double()), record.bind(record.derivative)(x.double())
@@ -76,7 +77,7 @@ def test_exact_gelu_in_float32() -> None:
     assert float(((own.double() - exact) / exact)[(x >= -12) & (x < -5.5)].abs().max()) > 0.99
 
 
-@pytest.mark.parametrize("activation", ops.POINTWISE)
+@pytest.mark.parametrize("activation", triton_ops.POINTWISE)
 def test_derivatives_in_float32_are_no_worse_than_torchs(activation: str) -> None:
     """In ulp over all finite values; and near zero by a bound of their own, in absolute terms."""
     x, record = script.values(torch.float32), ACTIVATIONS[activation]
@@ -130,7 +131,7 @@ def special() -> dict[str, list[list[str]]]:
     return script.special(torch.float32)
 
 
-@pytest.mark.parametrize("activation", ops.POINTWISE)
+@pytest.mark.parametrize("activation", triton_ops.POINTWISE)
 def test_special_values(special: dict[str, list[list[str]]], activation: str) -> None:
     for point, (ours, _), expected in zip(script.SPECIAL, special[activation], SPECIAL[activation], strict=True):
         found, wanted = ([float(value) for value in pair.split(", ")] for pair in (ours, expected))
@@ -158,7 +159,7 @@ def test_one_rounding_is_nearer_and_two_are_as_eager() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("activation", ops.POINTWISE)
+@pytest.mark.parametrize("activation", triton_ops.POINTWISE)
 def test_what_is_not_finite_in_16_bits(activation: str, dtype: torch.dtype) -> None:
     record = ACTIVATIONS[activation]
     x = torch.tensor([math.inf, -math.inf, math.nan], dtype=dtype)
@@ -174,7 +175,7 @@ def test_rounding_to_bfloat16_is_to_the_nearest_even() -> None:
     ties = (torch.arange(-32768, 32768) << 16) + 0x8000
     x = torch.cat([bits, ties, ties - 1, ties + 1]).to(torch.int32).view(torch.float32).abs()
     y = torch.empty_like(x, dtype=torch.bfloat16)
-    kernels.launch("forward", (x, y), "relu", ())
+    triton_kernels.launch("forward", (x, y), "relu", ())
     expected = x.to(torch.bfloat16)
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y[~y.isnan()].view(torch.int16), expected[~y.isnan()].view(torch.int16))
@@ -188,16 +189,16 @@ def test_offsets_past_two_to_the_31st_element() -> None:
         pytest.skip(f"no room for the addresses: {error}")
     x = storage.as_strided((2, 1024), (far, 1))
     x.copy_(torch.randn(2, 1024, generator=torch.Generator().manual_seed(0)))
-    y = ops.pointwise(x, "silu")
-    assert torch.equal(y, ops.pointwise(x.contiguous(), "silu"))
+    y = triton_ops.pointwise(x, "silu")
+    assert torch.equal(y, triton_ops.pointwise(x.contiguous(), "silu"))
     grad = storage.as_strided((2, 1024), (far, 1), 1024)
-    kernels.launch("backward", (x, torch.ones_like(y), grad), "silu", ())
+    triton_kernels.launch("backward", (x, torch.ones_like(y), grad), "silu", ())
     assert torch.equal(grad, script.computed("silu", x.contiguous())[1])
 
 
 @triton.jit
 def last_block(x, y, columns, first, ACT: tl.constexpr, HOW: tl.constexpr):  # noqa: N803
-    kernels._block(
+    triton_kernels._block(
         (x, None, None, y, None, None),
         (None, None, None, None, None, None),
         columns,
@@ -222,16 +223,18 @@ def test_nothing_behind_a_tensor_past_two_to_the_31st_element_is_touched() -> No
         pytest.skip(f"no room for the addresses: {error}")
     end = storage[columns - 5 :]
     end.fill_(-77.0)
-    how = kernels.how(kernels.dense_layout(columns, 1024), kernels.VARIANTS["1024/4"], False, False)
+    how = triton_kernels.how(
+        triton_kernels.dense_layout(columns, 1024), triton_kernels.VARIANTS["1024/4"], False, False
+    )
     how = how._replace(BLOCK=1024)
-    last_block[(1,)](storage, storage, columns, columns // 1024, ACT=kernels.relu, HOW=how)
+    last_block[(1,)](storage, storage, columns, columns // 1024, ACT=triton_kernels.relu, HOW=how)
     assert end[:5].tolist() == [0.0] * 5
     assert bool((end[5:] == -77.0).all())
 
 
 def test_there_is_a_kernel_for_every_activation_the_ops_declare() -> None:
-    assert set(ops.GATED) == kernels.FUNCTIONS.keys() == kernels.UP_FUNCTIONS.keys()
-    assert set(ops.POINTWISE) < set(ops.GATED)
+    assert set(triton_ops.GATED) == triton_kernels.FUNCTIONS.keys() == triton_kernels.UP_FUNCTIONS.keys()
+    assert set(triton_ops.POINTWISE) < set(triton_ops.GATED)
 
 
 # Coefficients
@@ -239,7 +242,7 @@ def test_there_is_a_kernel_for_every_activation_the_ops_declare() -> None:
 
 @pytest.mark.parametrize("dtype", script.FITS)
 def test_the_coefficients_are_those_of_the_fit(dtype: str) -> None:
-    shift, kept = kernels.MILLS[dtype]
+    shift, kept = triton_kernels.MILLS[dtype]
     assert shift == script.FITS[dtype][1]
     error, found = script.fitted(dtype)
     t = np.linspace(0.0, 14.2, 20_001)
@@ -282,7 +285,7 @@ def test_what_the_compilers_make_of_the_kernels(compiled: list[dict[str, Any]]) 
 def instructions(compiled: list[dict[str, Any]], kernel: tuple[str, str], layout: str) -> float:
     """An element's, bf16 on sm_90, of the variant that is chosen."""
     activation, form = kernel
-    key = (activation, form, "bf16", "sm_90", layout, kernels.CHOSEN[form.replace(" ", "_")])
+    key = (activation, form, "bf16", "sm_90", layout, triton_kernels.CHOSEN[form.replace(" ", "_")])
     (row,) = [row for row in compiled if tuple(row[name] for name in script.KEYS) == key]
     return float(row["instructions"])
 
@@ -299,7 +302,7 @@ def test_rows_take_hardly_more_instructions(compiled: list[dict[str, Any]], form
 
 
 def test_what_is_to_be_timed_does_not_spill(compiled: list[dict[str, Any]]) -> None:
-    asked = {(name, form) for name, how in kernels.VARIANTS.items() for form in how.forms}
+    asked = {(name, form) for name, how in triton_kernels.VARIANTS.items() for form in how.forms}
     found = [row for row in compiled if (row["target"], row["layout"], row["dtype"]) == ("sm_90", "dense", "bf16")]
     assert {(row["variant"], row["form"].replace(" ", "_")) for row in found if row["spills"] == 0} == asked
     assert not any(row["spills"] for row in found)
@@ -313,7 +316,7 @@ def test_the_table_is_that_of_the_command(compiled: list[dict[str, Any]]) -> Non
     if version != triton.__version__:
         pytest.skip(f"the table was made with triton {version}, and this is {triton.__version__}")
     for row in compiled:
-        if row["variant"] != kernels.CHOSEN[row["form"].replace(" ", "_")]:
+        if row["variant"] != triton_kernels.CHOSEN[row["form"].replace(" ", "_")]:
             (line,) = _lines(text, f"| {row['variant']} | {row['form']} | {row['registers']} | ")
             assert line.split(" | ")[4] == f"{row['instructions']:.1f}"
             continue

@@ -32,7 +32,7 @@ sys.path.append({scripts!r})
 import torch
 
 from benchmarking import stub
-from hf_gelu_patch import ops
+from hf_gelu_patch.implementations import triton_ops
 
 stub = stub.activate(Path({folder!r}))
 told = {{}}
@@ -48,30 +48,30 @@ def normal(*shape):
 
 for name, size in (("whole", 2**20), ("whole again", 2**20), ("with a tail", 2**20 + 7)):
     x, before = normal(size), stub.launches()
-    y = ops.pointwise(x, "gelu")
+    y = triton_ops.pointwise(x, "gelu")
     record(name, [x.data_ptr(), y.data_ptr()], before)
 
 x, grad_y = normal(1000).requires_grad_(), normal(1000)
-y, before = ops.pointwise(x, "gelu"), stub.launches()
+y, before = triton_ops.pointwise(x, "gelu"), stub.launches()
 (grad_x,) = torch.autograd.grad(y, x, grad_y)
 record("pointwise backward", [grad_y.data_ptr(), x.data_ptr(), grad_x.data_ptr()], before)
 
 gate, up, before = normal(1000), normal(1000), stub.launches()
-y = ops.gated(gate, up, "silu")
+y = triton_ops.gated(gate, up, "silu")
 record("gated", [gate.data_ptr(), up.data_ptr(), y.data_ptr()], before)
 
 gate.requires_grad_(), up.requires_grad_()
-y, before = ops.gated(gate, up, "silu"), stub.launches()
+y, before = triton_ops.gated(gate, up, "silu"), stub.launches()
 grads = torch.autograd.grad(y, (gate, up), grad_y)
 record("gated backward", [tensor.data_ptr() for tensor in (grad_y, gate, up, *grads)], before)
 
 both, before = normal(24, 2048), stub.launches()
-y = ops.gated_halves(both, "silu")
+y = triton_ops.gated_halves(both, "silu")
 record("halves", [both.data_ptr(), both[:, 1024:].data_ptr(), y.data_ptr()], before)
 
 told["last"] = asdict(stub.last())
 for _ in range(70):
-    ops.pointwise(x.detach(), "gelu")
+    triton_ops.pointwise(x.detach(), "gelu")
 told["kept"] = len(stub.since(stub.launches() - 64))
 try:
     stub.since(stub.launches() - 65)
@@ -94,12 +94,12 @@ def calls():
     heard = []
     hook = lambda *_: heard.append(1)
     runtime.launch_exit_hook.add(hook)
-    ops.pointwise(x, "gelu")
+    triton_ops.pointwise(x, "gelu")
     runtime.launch_exit_hook.remove(hook)
     chain, runtime.launch_enter_hook = runtime.launch_enter_hook, hook
-    ops.pointwise(x, "gelu")
+    triton_ops.pointwise(x, "gelu")
     runtime.launch_enter_hook = chain
-    ops.pointwise(x, "gelu")
+    triton_ops.pointwise(x, "gelu")
     return len(heard)
 
 
@@ -119,7 +119,7 @@ sys.path.append({scripts!r})
 import torch
 
 from benchmarking import stub
-from hf_gelu_patch import kernels, ops
+from hf_gelu_patch.implementations import triton_kernels, triton_ops
 
 stub = stub.activate(Path({folder!r}))
 draw = random.Random(0)
@@ -144,9 +144,9 @@ def launches(case):
     gate, up, out, rounded, variant = case
     gate, up, out = tensor(*gate), tensor(*up), tensor(*out)
     before = stub.launches()
-    kernels.launch("forward", (gate, out), "relu", (), variant=variant)
-    kernels.launch("gated_forward", (gate, up, out), "relu", (), rounded, variant)
-    kernels.launch("gated_backward", (gate, up, up, out, out), "relu", (), rounded)
+    triton_kernels.launch("forward", (gate, out), "relu", (), variant=variant)
+    triton_kernels.launch("gated_forward", (gate, up, out), "relu", (), rounded, variant)
+    triton_kernels.launch("gated_backward", (gate, up, up, out, out), "relu", (), rounded)
     return [asdict(launch) for launch in stub.since(before)]
 
 
@@ -156,20 +156,20 @@ for _ in range(30):
     layouts = ["dense", "dense", "dense", "longer rows", "across", "every other", "expanded"]
     gate, up = [(which, shape, draw.choice(layouts), draw.choice([0, 0, 8, 1, 3])) for which in range(2)]
     out = 2, shape, draw.choice(layouts[:5]), draw.choice([0, 8, 1])
-    variants = [None, kernels.VARIANTS["2048/8"], kernels.VARIANTS["1024/4 persistent"]]
+    variants = [None, triton_kernels.VARIANTS["2048/8"], triton_kernels.VARIANTS["1024/4 persistent"]]
     cases.append((gate, up, out, draw.choice([False, True]), draw.choice(variants)))
 for up in ((0, (64, 512), "every other", 9), (1, (64, 512), "every other", 9)):  # taking turns with the gate, or not
     cases.append(((0, (64, 512), "every other", 8), up, (2, (64, 512), "dense", 0), False, None))
 
 for case in cases:
     launches(case)
-kept = len(kernels._READY)
+kept = len(triton_kernels._READY)
 draw.shuffle(cases)
 found = [launches(case) for case in cases]
-assert len(kernels._READY) == kept, "looked for again"
+assert len(triton_kernels._READY) == kept, "looked for again"
 expected = []
 for case in cases:
-    kernels._READY.clear()
+    triton_kernels._READY.clear()
     expected.append(launches(case))
 print(json.dumps([found, expected]))
 """

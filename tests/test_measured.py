@@ -17,11 +17,12 @@ import torch
 from conftest import FAMILIES, load_script, printed_by
 from torch import nn
 
-from hf_gelu_patch import ACTIVATIONS, PatchError, find_sites, measured, patched, sites
+from hf_gelu_patch import ACTIVATIONS, PatchError, find_sites, patched, sites
 from hf_gelu_patch.activations import Resolved
 from hf_gelu_patch.cli import main
-from hf_gelu_patch.implementations import choose
-from hf_gelu_patch.measured import Table
+from hf_gelu_patch.implementations import measured
+from hf_gelu_patch.implementations.measured import Table
+from hf_gelu_patch.implementations.registry import choose
 from hf_gelu_patch.recognition import resolve
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
@@ -429,7 +430,7 @@ def test_reading_tables_loads_nothing_heavy(written: tuple[Path, str]) -> None:
 import sys, torch
 from pathlib import Path
 before = set(sys.modules)  # torch itself may bring triton
-from hf_gelu_patch import measured
+from hf_gelu_patch.implementations import measured
 assert measured.table_of({CARD!r}, Path({str(written[0])!r})).choices
 heavy = ["triton", "transformers", "scipy", "datasets", "evaluate"]
 print([name for name in heavy if name in set(sys.modules) - before])

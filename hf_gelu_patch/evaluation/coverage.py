@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hf_gelu_patch.activations import ACTIVATIONS, Resolved
-from hf_gelu_patch.binding import is_patched, kept
 from hf_gelu_patch.errors import NothingPatchedWarning
 from hf_gelu_patch.evaluation.tiny import TinyModel, TinyModelError, tiny_model
-from hf_gelu_patch.implementations import Fused
+from hf_gelu_patch.forwards.binding import is_patched, kept
+from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.patching import patch, unpatch
 from hf_gelu_patch.recognition import resolve
 from hf_gelu_patch.sites import Report, Site, find_sites

@@ -24,7 +24,7 @@ from hf_gelu_patch import NoSitesError, NothingPatchedWarning, NotPatchedError, 
 from hf_gelu_patch.activations import ACTIVATIONS, Resolved
 from hf_gelu_patch.errors import first_line
 from hf_gelu_patch.evaluation.speed import CudaClock
-from hf_gelu_patch.implementations import IMPLEMENTATIONS, Implementation, register_implementation
+from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, register_implementation
 from hf_gelu_patch.sites import places
 from hf_gelu_patch.verification import Scale, free_memory, output_tensors, relative
 

@@ -14,9 +14,10 @@ from typing import Any
 from benchmarking import record
 from benchmarking.goals import MAIN
 from benchmarking.record import RecordError
-from hf_gelu_patch import ACTIVATIONS, measured
+from hf_gelu_patch import ACTIVATIONS
 from hf_gelu_patch.evaluation.speed import Ratio, ratio
-from hf_gelu_patch.implementations import AUTO, get_implementation
+from hf_gelu_patch.implementations import measured
+from hf_gelu_patch.implementations.registry import AUTO, get_implementation
 
 MARGIN = 1.02
 """So many times as fast at least, the whole interval: below, it is not worth other bits than the model had."""
@@ -73,7 +74,7 @@ def _rounded(found: Ratio) -> dict[str, float]:
 
 
 def table(folders: Sequence[Path]) -> dict[str, Any]:
-    """What a file of ``hf_gelu_patch.measured`` holds, from the records in these folders, put together.
+    """What a file of ``hf_gelu_patch.implementations.measured`` holds, from the records in these folders, put together.
 
     Raises:
         RecordError: there is no record, or not of a GPU; or it has no kernels at the main size.

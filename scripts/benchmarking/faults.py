@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarking.specimens import SPECIMENS
 from hf_gelu_patch import ACTIVATIONS, Implementation, register_implementation
-from hf_gelu_patch.implementations import IMPLEMENTATIONS
+from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS
 
 Function = Callable[[Tensor], Tensor]
 Change = Callable[[Tensor, Tensor], Tensor]

@@ -35,8 +35,8 @@ from benchmarking.timing import (
 )
 from hf_gelu_patch import ACTIVATIONS, UnknownNameError
 from hf_gelu_patch.evaluation.speed import ratio
-from hf_gelu_patch.implementations import get_implementation
-from hf_gelu_patch.ops import GATED, gated
+from hf_gelu_patch.implementations.registry import get_implementation
+from hf_gelu_patch.implementations.triton_ops import GATED, gated
 
 MOVED = {"forward": 2, "backward": 3, "gated_forward": 3, "gated_backward": 5}
 """Form → the tensors that one fused kernel reads or writes."""

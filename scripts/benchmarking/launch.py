@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from benchmarking import stub
 from benchmarking.timing import environment, line, versions_of
-from hf_gelu_patch import ops
+from hf_gelu_patch.implementations import triton_ops
 
 YARDSTICK = "F.gelu"
 """One op of aten on 8 elements: what the machine takes for the least there is."""
@@ -25,7 +25,7 @@ YARDSTICK = "F.gelu"
 
 def calls(device: str, elements: int) -> dict[str, Callable[[], Any]]:
     """The calls that are timed, by what the table says of them. All tensors exist beforehand, but the results."""
-    from hf_gelu_patch import kernels
+    from hf_gelu_patch.implementations import triton_kernels
 
     def normal(*shape: int, learned: bool = False) -> torch.Tensor:
         return torch.randn(shape, dtype=torch.bfloat16, device=device, requires_grad=learned)
@@ -39,18 +39,18 @@ def calls(device: str, elements: int) -> dict[str, Callable[[], Any]]:
     return {
         YARDSTICK: lambda: F.gelu(few),
         "F.gelu, forward and backward": lambda: gradients(F.gelu(few_learned), few_learned, few_grad),
-        "kernels.launch": lambda: kernels.launch("forward", (x, y), "gelu", ()),
-        "ops.pointwise": lambda: ops.pointwise(x, "gelu"),
-        "ops.pointwise, to be differentiated": lambda: ops.pointwise(learned, "gelu"),
-        "ops.pointwise, forward and backward": lambda: gradients(ops.pointwise(learned, "gelu"), learned, grad),
-        "ops.gated": lambda: ops.gated(x, up, "silu"),
-        "ops.gated, to be differentiated": lambda: ops.gated(learned, up_learned, "silu"),
+        "kernels.launch": lambda: triton_kernels.launch("forward", (x, y), "gelu", ()),
+        "ops.pointwise": lambda: triton_ops.pointwise(x, "gelu"),
+        "ops.pointwise, to be differentiated": lambda: triton_ops.pointwise(learned, "gelu"),
+        "ops.pointwise, forward and backward": lambda: gradients(triton_ops.pointwise(learned, "gelu"), learned, grad),
+        "ops.gated": lambda: triton_ops.gated(x, up, "silu"),
+        "ops.gated, to be differentiated": lambda: triton_ops.gated(learned, up_learned, "silu"),
         "ops.gated, forward and backward": lambda: gradients(
-            ops.gated(learned, up_learned, "silu"), (learned, up_learned), grad
+            triton_ops.gated(learned, up_learned, "silu"), (learned, up_learned), grad
         ),
-        "ops.gated_halves": lambda: ops.gated_halves(halves, "silu"),
+        "ops.gated_halves": lambda: triton_ops.gated_halves(halves, "silu"),
         "ops.gated_halves, forward and backward": lambda: gradients(
-            ops.gated_halves(halves_learned, "silu"), halves_learned, half_grad
+            triton_ops.gated_halves(halves_learned, "silu"), halves_learned, half_grad
         ),
     }
 
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
         sys.exit(f"--device stub: {error}")
     if not stubbed and not torch.cuda.is_available():
         sys.exit("--device cuda: torch sees no CUDA device. Use --device stub, or a build of torch with CUDA.")
-    if not stubbed and ops._INTERPRETED:
+    if not stubbed and triton_ops._INTERPRETED:
         sys.exit("--device cuda: unset TRITON_INTERPRET, with which Triton's kernels run on the CPU.")
     device = "cpu" if stubbed else options.device
     timed = calls(device, options.elements)

@@ -28,7 +28,7 @@ SAME, SLOWED = "eager", "slowed"
 def planted_delay(seconds: float) -> Iterator[None]:
     """An implementation that computes what the model does, and then waits, busily, at each activation."""
     from hf_gelu_patch import Implementation, register_implementation
-    from hf_gelu_patch.implementations import IMPLEMENTATIONS
+    from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS
 
     def late(function: Function) -> Function:
         def run(*tensors: Tensor, **parameters: Any) -> Tensor:

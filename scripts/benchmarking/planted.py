@@ -22,7 +22,7 @@ from benchmarking.faults import FAULTS, Fault
 from benchmarking.right import RIGHT, Right
 from benchmarking.specimens import SPECIMENS, Batch, Specimen
 from benchmarking.timing import environment, line, say, versions_of
-from hf_gelu_patch.implementations import get_implementation
+from hf_gelu_patch.implementations.registry import get_implementation
 
 if TYPE_CHECKING:
     from hf_gelu_patch.evaluation.run import Variant

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarking.specimens import SPECIMENS, Batch, Specimen
 from hf_gelu_patch import ACTIVATIONS, Implementation, register_implementation
-from hf_gelu_patch.implementations import IMPLEMENTATIONS
+from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS
 
 ONCE, FORMULA = "rounded once", "written out"
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hf_gelu_patch.evaluation.loading import EvaluationError, Subject, subject
 from hf_gelu_patch.evaluation.run import Settings, Variant, evaluate_subject, unpatched_metrics
-from hf_gelu_patch.implementations import IMPLEMENTATIONS, Implementation, register_implementation
+from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, register_implementation
 
 QUICK = Settings(min_rounds=3, min_seconds=0.01, max_seconds=0.1, skip_bad_rows=True)
 STRICT = Settings(min_rounds=3, min_seconds=0.01, max_seconds=0.1)

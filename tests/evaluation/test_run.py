@@ -35,7 +35,7 @@ from hf_gelu_patch.evaluation.report import markdown
 from hf_gelu_patch.evaluation.results import plain
 from hf_gelu_patch.evaluation.run import Result, Settings, Variant, VariantResult, evaluate, evaluate_subject
 from hf_gelu_patch.evaluation.tasks import Task, make_task
-from hf_gelu_patch.implementations import IMPLEMENTATIONS, Implementation, register_implementation
+from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, register_implementation
 
 QUICK = Settings(min_rounds=3, min_seconds=0.01, max_seconds=0.1)
 

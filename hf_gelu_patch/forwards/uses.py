@@ -21,8 +21,8 @@ from torch import nn
 
 from hf_gelu_patch.activations import Resolved, Unresolved
 from hf_gelu_patch.formulas import NotAFormulaError, formula_in, is_elementwise, is_elementwise_method, is_of_numbers
+from hf_gelu_patch.forwards.replacements import is_linear
 from hf_gelu_patch.recognition import METHODS, is_function, recognise, resolve_call, resolve_function
-from hf_gelu_patch.replacements import is_linear
 from hf_gelu_patch.sources import (
     OUT_OF_REACH,
     Source,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.fx import _symbolic_trace as fx
 from torch.nn.modules import module as torch_module
 
-from hf_gelu_patch.implementations import Fused
-from hf_gelu_patch.ops import ordinary
+from hf_gelu_patch.implementations.registry import Fused
+from hf_gelu_patch.implementations.triton_ops import ordinary
 
 if TYPE_CHECKING:
     from collections.abc import Callable

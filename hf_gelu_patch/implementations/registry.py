@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_gelu_patch import ops
 from hf_gelu_patch.activations import ACTIVATIONS, Activation, Resolved
 from hf_gelu_patch.errors import GradientRefusedError, PatchError, UnknownNameError
-from hf_gelu_patch.measured import Table
+from hf_gelu_patch.implementations import triton_ops
+from hf_gelu_patch.implementations.measured import Table
 
 __all__ = ["IMPLEMENTATIONS", "Fused", "Implementation", "choose", "get_implementation", "register_implementation"]
 
@@ -45,7 +45,7 @@ class Fused:
     linear: Callable[[nn.Module, Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.pointwise(x) if ops.ordinary(x) else self.eager(x)
+        return self.pointwise(x) if triton_ops.ordinary(x) else self.eager(x)
 
     def __deepcopy__(self, memo: object) -> Fused:
         return self  # it has no state
@@ -269,7 +269,7 @@ each tensor of that size or more; below it, in place was measured to be no faste
 def _after_linear(linear: nn.Module, x: Tensor, *, activation: str, **parameters: float) -> Tensor:
     """The activation written over the linear layer's output, which nobody else holds, where that is large."""
     y: Tensor = linear(x)
-    over = ops.ordinary(y) and y.nbytes >= LARGE and not _stays(y)
+    over = triton_ops.ordinary(y) and y.nbytes >= LARGE and not _stays(y)
     result: Tensor = (_IN_PLACE if over else _ATEN)[activation](y, **parameters)
     return result
 
@@ -298,10 +298,10 @@ def _no_triton() -> str | None:
 def _triton(name: str, *, rounded: bool) -> Implementation:
     return Implementation(
         name,
-        _each(ops.pointwise, ops.POINTWISE),
-        gated=_each(functools.partial(ops.gated, rounded=rounded), ops.POINTWISE),
-        devices=ops.DEVICES,
-        dtypes=ops.DTYPES - {torch.float64},  # which would be aten's, under another name
+        _each(triton_ops.pointwise, triton_ops.POINTWISE),
+        gated=_each(functools.partial(triton_ops.gated, rounded=rounded), triton_ops.POINTWISE),
+        devices=triton_ops.DEVICES,
+        dtypes=triton_ops.DTYPES - {torch.float64},  # which would be aten's, under another name
         missing=_no_triton,
     )
 
@@ -332,8 +332,8 @@ for _implementation in (
 
 AUTO = ("aten", "eager")
 """What ``auto`` takes on every device: the first that computes the activation. On a GPU that was measured, Triton's
-kernels come before them where they won there (``hf_gelu_patch.measured``). The epilogue, and Triton's kernels anywhere
-else, are taken only where they are asked for."""
+kernels come before them where they won there (``hf_gelu_patch.implementations.measured``).
+The epilogue, and Triton's kernels anywhere else, are taken only where they are asked for."""
 
 
 def choose(

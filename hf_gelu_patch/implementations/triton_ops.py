@@ -29,7 +29,7 @@ POINTWISE = (
     *("gelu", "gelu_tanh", "quick_gelu", "gelu_clipped", "silu", "relu"),
     *("relu_squared", "mish", "laplace", "sqrt_softplus"),
 )
-"""The activations the kernels compute (kept beside kernels.FUNCTIONS without importing triton; a test compares)."""
+"""The activations the kernels compute (triton_kernels.FUNCTIONS, without importing triton; a test compares)."""
 
 GATED = (*POINTWISE, "swiglu_oai")
 """The gated forms: act(gate) · up, and swiglu_oai."""
@@ -293,9 +293,9 @@ def _halves(gate_up: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _kernels() -> ModuleType:
-    from hf_gelu_patch import kernels
+    from hf_gelu_patch.implementations import triton_kernels
 
-    return kernels
+    return triton_kernels
 
 
 def _forward(x: Tensor, activation: str, constants: Sequence[float]) -> Tensor:

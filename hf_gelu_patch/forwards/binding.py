@@ -19,8 +19,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_gelu_patch.errors import PatchError, first_line
-from hf_gelu_patch.implementations import Fused
-from hf_gelu_patch.rewriting import Rewriting
+from hf_gelu_patch.forwards.rewriting import Rewriting
+from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.sources import class_attribute, compiled, stands_for, undecorated
 
 __all__ = [

@@ -17,9 +17,9 @@ from typing import Any
 from torch import Tensor
 
 from hf_gelu_patch.errors import PatchError
-from hf_gelu_patch.forwards import Expression, Reading, Use, by_itself
-from hf_gelu_patch.implementations import Fused
-from hf_gelu_patch.replacements import Substitute, gated, linear_act, steps
+from hf_gelu_patch.forwards.replacements import Substitute, gated, linear_act, steps
+from hf_gelu_patch.forwards.uses import Expression, Reading, Use, by_itself
+from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.sources import (
     Source,
     identifiers,

@@ -1,0 +1,1 @@
+"""Where in source an activation is applied: forwards read, rewritten, and bound."""
