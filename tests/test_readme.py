@@ -60,7 +60,7 @@ def test_the_qualities_shown_are_those_recorded(name: str) -> None:
 
 
 def test_the_coverage_shown_is_that_of_the_table() -> None:
-    totals = (ROOT / "scripts" / "coverage.md").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    totals = (ROOT / "scripts" / "covering" / "coverage.md").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     assert len(totals) == 5
     for line in totals:
         assert line in " ".join(README_TEXT.split())

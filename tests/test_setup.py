@@ -248,11 +248,11 @@ def test_all_checks_run_whichever_fails(ready: Tree, script: str) -> None:
         "3: -m pytest --ignore=tests/evaluation",
     ]
     assert ready.run(script, CI="true") == (0, "", "")
-    assert apart(ready.calls(), settings) == (checks, on_the_oldest(ready, settings, 13))
+    assert apart(ready.calls(), settings) == (checks, on_the_oldest(ready, settings, 14))
     settings = "offline=1 threads=4"
     (ready.root / "failing").write_text("mypy")
     assert ready.run(script, OMP_NUM_THREADS="4") == (1, "", "scripts/test: failed: mypy\n")
-    assert apart(ready.calls(), settings) == (checks, on_the_oldest(ready, settings, 13))
+    assert apart(ready.calls(), settings) == (checks, on_the_oldest(ready, settings, 14))
     (ready.root / "failing").write_text("pytest")
     failed = "pytest, pytest tests/evaluation, scripts/test --oldest"
     assert ready.run(script) == (1, "", f"scripts/test: failed: {failed}\n")
@@ -277,7 +277,7 @@ def on_the_oldest(tree: Tree, settings: str, count: int, *arguments: str, path: 
     """What scripts/test --oldest runs: the check of the version, then pytest."""
     path = f"path={tree.root}/.venv/oldest{path}"
     names = "cli", "readme", "setup", "kernels", "gpu", "benchmark", "gpu_command", "launch", "planted", "tools"
-    ignored = "tests/evaluation", *(f"tests/test_{name}.py" for name in names)
+    ignored = "tests/covering", "tests/evaluation", *(f"tests/test_{name}.py" for name in names)
     options = (*(f"--ignore={name}" for name in ignored), *arguments)
     return [
         f"{path} expects {pins(ENVIRONMENTS[0], OLDEST)['transformers']}",
@@ -288,10 +288,10 @@ def on_the_oldest(tree: Tree, settings: str, count: int, *arguments: str, path: 
 def test_the_oldest_transformers_is_the_one_that_is_tested(ready: Tree) -> None:
     settings = "offline=1 threads=1"
     assert ready.run("scripts/test", "--oldest", "-k", "two words", PYTHONPATH="/mine") == (0, "", "")
-    assert ready.calls() == on_the_oldest(ready, settings, 15, "-k", "two words", path=":/mine")
+    assert ready.calls() == on_the_oldest(ready, settings, 16, "-k", "two words", path=":/mine")
     (ready.root / "another-transformers").touch()
     assert ready.run("scripts/test", "--oldest")[0] == 1
-    assert ready.calls() == on_the_oldest(ready, settings, 13)[:1]
+    assert ready.calls() == on_the_oldest(ready, settings, 14)[:1]
     assert ready.run("scripts/test") == (1, "", "scripts/test: failed: scripts/test --oldest\n")
 
 

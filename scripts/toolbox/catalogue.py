@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from toolbox.judging import Tool, Used
 from toolbox.subjects import SUBJECTS, Subject, SwappedPlain
+from torch import Tensor, nn
 
 TOOLS: dict[str, Tool] = {}
 

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from toolbox.subjects import Subject
 from torch import Tensor, nn
 
 from hf_gelu_patch import (
@@ -30,7 +31,6 @@ from hf_gelu_patch import (
     patch,
     unpatch,
 )
-from toolbox.subjects import Subject
 
 GROWTH = 1.125
 """What all weights are multiplied by, to see whose weights an output comes from."""

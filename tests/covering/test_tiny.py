@@ -13,9 +13,9 @@ import transformers
 from torch import Tensor, nn
 from transformers.activations import ACT2CLS
 
-from hf_gelu_patch.evaluation import tiny
-from hf_gelu_patch.evaluation.tiny import TinyModel, TinyModelError, model_types, tiny_model
 from hf_gelu_patch.verification import output_tensors
+from scripts.covering import tiny
+from scripts.covering.tiny import TinyModel, TinyModelError, model_types, tiny_model
 
 # One of each kind, and the towers whose activations the inputs have to reach.
 TOWERS = {

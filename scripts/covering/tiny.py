@@ -1,6 +1,6 @@
 """A tiny random model of almost every type that transformers knows, from its configuration alone, with inputs for it.
 
-    from hf_gelu_patch.evaluation.tiny import model_types, tiny_model
+    from scripts.covering.tiny import model_types, tiny_model
 
     tiny = tiny_model("llava")
     tiny.run().last_hidden_state

@@ -22,15 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+import hf_gelu_patch
 from hf_gelu_patch.activations import ACTIVATIONS, Resolved
 from hf_gelu_patch.errors import NothingPatchedWarning
-from hf_gelu_patch.evaluation.tiny import TinyModel, TinyModelError, tiny_model
 from hf_gelu_patch.forwards.binding import is_patched, kept
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.patching import patch, unpatch
 from hf_gelu_patch.recognition import resolve
 from hf_gelu_patch.sites import Report, Site, find_sites
 from hf_gelu_patch.verification import largest_difference, output_tensors, scale_of
+from scripts.covering.tiny import TinyModel, TinyModelError, tiny_model
 
 __all__ = ["LARGEST_DRIFT", "Coverage", "Execution", "cover", "table", "totals", "trace"]
 
@@ -122,9 +123,9 @@ _WRITTEN_OUT = {"sigmoid": ("silu", "quick_gelu", "gelu_tanh"), "tanh": ("gelu_t
 _ELEMENTWISE = {"mul", "multiply", "div", "true_divide", "add", "sub", "rsub", "pow", "square", "neg", "softplus"}
 _PRODUCTS = {"mul", "multiply"}
 
-_HERE = os.path.abspath(__file__)  # noqa: PTH100
-_EVALUATION = os.path.join(os.path.dirname(_HERE), "")  # noqa: PTH118, PTH120
-_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(_HERE)), "")  # noqa: PTH118, PTH120
+# Where code stands: files that begin so.
+_PACKAGE = os.path.join(os.path.dirname(os.path.abspath(hf_gelu_patch.__file__)), "")  # noqa: PTH100, PTH118, PTH120
+_OWN = os.path.abspath(__file__)  # noqa: PTH100
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")  # noqa: PTH118, PTH120
 _MODULE_CALL = nn.Module._call_impl.__code__
 _FUSIONS = {"gated": "gated", "linear_act": "linear"}  # the functions of replacements.py
@@ -374,9 +375,8 @@ class _Tracer(TorchFunctionMode):
             if frame.f_code is _MODULE_CALL:
                 break
             if file.startswith(_PACKAGE):
-                if not file.startswith(_EVALUATION):
-                    ours.append(frame)
-            elif not file.startswith(_TORCH):
+                ours.append(frame)
+            elif not file.startswith((_OWN, _TORCH)):
                 owner = self.paths.get(id(_self(frame)))
                 if owner is not None:
                     break
@@ -384,7 +384,7 @@ class _Tracer(TorchFunctionMode):
             frame = frame.f_back
         if owner is None:  # torch's own code, such as Sequential's, or that of a module which is not the model's
             owner = next((self.paths[id(module)] for module in reversed(above) if id(module) in self.paths), "")
-            while frame is not None and frame.f_code.co_filename.startswith((_TORCH, _PACKAGE)):
+            while frame is not None and frame.f_code.co_filename.startswith((_OWN, _TORCH, _PACKAGE)):
                 frame = frame.f_back
         return _Place(
             owner=owner,

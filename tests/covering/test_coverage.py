@@ -23,9 +23,9 @@ from transformers.activations import gelu as library_gelu
 from transformers.pytorch_utils import Conv1D
 
 from hf_gelu_patch import IMPLEMENTATIONS, Implementation, find_sites, patch, unpatch
-from hf_gelu_patch.evaluation import coverage
-from hf_gelu_patch.evaluation.coverage import LARGEST_DRIFT, Coverage, Execution, cover, table, totals, trace
-from hf_gelu_patch.evaluation.tiny import TinyModel, model_types
+from scripts.covering import coverage
+from scripts.covering.coverage import LARGEST_DRIFT, Coverage, Execution, cover, table, totals, trace
+from scripts.covering.tiny import TinyModel, model_types
 
 X = torch.linspace(-3.0, 3.0, 32).reshape(4, 8)
 
@@ -770,13 +770,12 @@ def test_rows_as_data_and_as_tables() -> None:
 
 
 def test_the_script_writes_rows_and_a_table_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "scripts" / "coverage.py"
     rows, written = tmp_path / "rows.jsonl", tmp_path / "table.md"
     rows.write_text(json.dumps(Coverage("bert", "BertModel", error="on purpose").to_dict()) + '\n{"model_type": "g')
 
     def run(*types: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(script), *types, "--output", str(rows), "--table", str(written)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "scripts.covering", *types, "--output", str(rows), "--table", str(written)]
+        return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
 
     done = run("gpt2")
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,91 @@
+"""What a patch reaches, and what it moves, in a tiny random model of every type that transformers knows.
+
+    python -m scripts.covering --output coverage.jsonl --table scripts/covering/coverage.md
+    python -m scripts.covering gpt2 llama --output two.jsonl --no-resume
+
+One line of JSON a type, written as soon as it is known: a run that was cut short goes on where it stopped. A type
+that crashes or hangs costs its own row only. Exit status 1 if anything that must hold does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from scripts.covering.coverage import Coverage, table, totals
+from scripts.covering.processes import cover_all
+from scripts.covering.tiny import model_types
+
+
+def read(path: Path) -> dict[str, Coverage]:
+    """The rows of an earlier run; a line cut short is left out."""
+    rows: dict[str, Coverage] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            row = Coverage.from_dict(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+        rows[row.model_type] = row
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.covering",
+        description=(__doc__ or "").partition("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("types", nargs="*", metavar="TYPE", help="model types such as bert; none means all")
+    parser.add_argument("--output", type=Path, default=Path("coverage.jsonl"), help="the rows, one line each")
+    parser.add_argument("--table", type=Path, help="Markdown file for the totals and the table")
+    parser.add_argument("--processes", type=int, default=1, help="how many run side by side")
+    parser.add_argument("--timeout", type=float, default=180.0, help="seconds for one type")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="skip the types that the output has; --no-resume writes it anew",
+    )
+    options = parser.parse_args(arguments)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # of the processes, which import the libraries anew
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    known = model_types()
+    if unknown := sorted({*options.types} - {*known}):
+        parser.error(f"no model type {', '.join(unknown)}; there are {len(known)}, such as {', '.join(known[:3])}")
+    if options.processes < 1:
+        parser.error("--processes takes 1 or more")
+    types = options.types or known
+    rows = read(options.output) if options.resume else {}
+    todo = [one for one in dict.fromkeys(types) if one not in rows]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        options.output.open("a" if options.resume else "w", encoding="utf-8") as file,
+        tqdm(total=len(todo), unit="type", disable=None) as bar,
+    ):
+        if rows and not options.output.read_text(encoding="utf-8").endswith("\n"):
+            file.write("\n")  # after a line that was cut short
+        for done, row in enumerate(cover_all(todo, processes=options.processes, timeout=options.timeout), start=1):
+            rows[row.model_type] = row
+            file.write(json.dumps(row.to_dict(), allow_nan=False) + "\n")
+            file.flush()
+            bar.update()
+            for problem in row.problems:
+                tqdm.write(f"{row.model_type}: {problem}", file=sys.stderr)
+            if bar.disable and (done % 50 == 0 or done == len(todo)):
+                print(f"{done} of {len(todo)}", file=sys.stderr, flush=True)
+    asked = sorted((rows[one] for one in types), key=lambda row: row.model_type)
+    summary = totals(asked)
+    print(summary)
+    if options.table is not None:
+        options.table.parent.mkdir(parents=True, exist_ok=True)
+        options.table.write_text(f"{summary}\n\n{table(asked)}", encoding="utf-8")
+    return 1 if any(row.problems for row in asked) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
