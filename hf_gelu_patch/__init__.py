@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     )
     from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, register_implementation
     from hf_gelu_patch.patching import explain, patch, patched, unpatch
-    from hf_gelu_patch.sites import Report, Site, find_sites
+    from hf_gelu_patch.planning import find_sites
+    from hf_gelu_patch.report import Report
+    from hf_gelu_patch.sites import Site
 
 __all__ = [
     "ACTIVATIONS",
@@ -56,7 +58,9 @@ _HOMES = {
     "activations": ("ACTIVATIONS", "Activation"),
     "implementations": ("IMPLEMENTATIONS", "Implementation", "register_implementation"),
     "patching": ("explain", "patch", "patched", "unpatch"),
-    "sites": ("Report", "Site", "find_sites"),
+    "planning": ("find_sites",),
+    "report": ("Report",),
+    "sites": ("Site",),
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,12 +17,25 @@ from torch import nn
 
 from hf_gelu_patch.activations import Activation, Resolved, get_activation
 from hf_gelu_patch.errors import UnknownNameError
-from hf_gelu_patch.sites import ConfigChange, Plan, places
+from hf_gelu_patch.planning import Plan
+from hf_gelu_patch.sites import places
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["config_changes"]
+__all__ = ["ConfigChange", "config_changes"]
+
+
+@dataclass(frozen=True)
+class ConfigChange:
+    """One entry of a model's config that follows a swap: ``owner`` is the config object itself."""
+
+    label: str
+    owner: Any = field(repr=False)
+    key: str
+    old: object
+    new: object
+
 
 _Entry = tuple[tuple[str, ...], str]  # the way to the (sub)config, the key in it
 

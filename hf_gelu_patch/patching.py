@@ -20,7 +20,7 @@ from numbers import Real
 from torch import nn
 
 from hf_gelu_patch.activations import get_activation, module_of
-from hf_gelu_patch.configs import config_changes
+from hf_gelu_patch.configs import ConfigChange, config_changes
 from hf_gelu_patch.errors import (
     NoSitesError,
     NothingPatchedError,
@@ -46,17 +46,11 @@ from hf_gelu_patch.forwards.replacements import hooked, substitute
 from hf_gelu_patch.forwards.rewriting import Part, rewritten
 from hf_gelu_patch.forwards.uses import reaches
 from hf_gelu_patch.implementations.registry import Fused
+from hf_gelu_patch.planning import Plan, plan
 from hf_gelu_patch.recognition import resolve
-from hf_gelu_patch.sites import (
-    ConfigChange,
-    Plan,
-    Report,
-    Selector,
-    check_module,
-    describe_modules,
-    plan,
-    walk,
-)
+from hf_gelu_patch.report import Report
+from hf_gelu_patch.selection import Selector
+from hf_gelu_patch.sites import check_module, describe_modules, walk
 from hf_gelu_patch.sources import lines_of
 from hf_gelu_patch.verification import Verification
 

@@ -20,6 +20,9 @@ LAYERS = [
     "forwards",
     "verification",
     "sites",
+    "selection",
+    "report",
+    "planning",
     "configs",
     "patching",
     "",  # the package itself: the public names

@@ -28,8 +28,10 @@ from hf_gelu_patch.errors import NothingPatchedWarning
 from hf_gelu_patch.forwards.binding import is_patched, kept
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.patching import patch, unpatch
+from hf_gelu_patch.planning import find_sites
 from hf_gelu_patch.recognition import resolve
-from hf_gelu_patch.sites import Report, Site, find_sites
+from hf_gelu_patch.report import Report
+from hf_gelu_patch.sites import Site
 from hf_gelu_patch.verification import largest_difference, output_tensors, scale_of
 from scripts.covering.tiny import TinyModel, TinyModelError, tiny_model
 

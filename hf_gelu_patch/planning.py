@@ -1,0 +1,189 @@
+"""What a patch would do at each site, and every reason to leave one alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from hf_gelu_patch.activations import Activation, Unresolved, get_activation, max_difference
+from hf_gelu_patch.errors import ImplementationUnavailableError, PatchError
+from hf_gelu_patch.forwards.replacements import hooked, plain
+from hf_gelu_patch.forwards.uses import Use
+from hf_gelu_patch.implementations.measured import measured_on
+from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Fused, Implementation, choose, get_implementation
+from hf_gelu_patch.report import Report
+from hf_gelu_patch.selection import Selection, Selector
+from hf_gelu_patch.sites import Edge, Place, Site, check_module, describe_modules, device_and_dtype, places
+
+__all__ = ["Plan", "find_sites", "plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A site with the live objects a patch needs.
+
+    Attributes:
+        site: the report's entry.
+        edge: the attribute that holds the activation module; None for a call.
+        use: where the owner's source applies it; None where it does not say.
+        fused: what takes its place; None where it is left alone.
+    """
+
+    site: Site
+    edge: Edge | None
+    use: Use | None
+    fused: Fused | None
+
+    @property
+    def swaps(self) -> bool:
+        """Whether another function takes the place of the site's own."""
+        return self.site.equivalence in ("approximate", "different")
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The activation module; None for a call."""
+        return None if self.edge is None else self.edge.owner._modules[self.edge.key]
+
+
+def find_sites(
+    model: nn.Module,
+    *,
+    implementation: str = "auto",
+    activation: str | None = None,
+    include: Selector = None,
+    exclude: Selector = None,
+) -> Report:
+    """What ``patch`` with the same arguments would do, without doing it: every site, and every reason to leave one
+    alone. An empty report says what the model is made of instead.
+
+    Raises:
+        As ``patch`` does, but for a model without sites.
+    """
+    plans = plan(model, implementation, activation, include, exclude)
+    return Report(type(model).__name__, tuple(p.site for p in plans), applied=False, seen=describe_modules(model))
+
+
+def plan(
+    model: nn.Module, implementation: str, activation: str | None, include: Selector, exclude: Selector
+) -> tuple[Plan, ...]:
+    """One ``Plan`` for each place below ``model`` that applies an activation, in the order of its modules.
+
+    Raises:
+        PatchError: see ``patch``.
+    """
+    check_module(model)
+    asked = None if implementation == "auto" else get_implementation(implementation)
+    target = None if activation is None else get_activation(activation)
+    if target is not None and target.learned:
+        raise PatchError(f"{activation} has learned parameters, which a swap cannot invent: choose another activation.")
+    selection = Selection(include, exclude)
+    wanted = _Wanted(asked, target, selection)
+    plans = tuple(_plan_place(place, wanted, device_and_dtype(model, place.path)) for place in places(model))
+    selection.check_used(p.site.path for p in plans)
+    return plans
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    implementation: Implementation | None  # None: auto
+    target: Activation | None  # None: what each site computes
+    selection: Selection
+
+
+def _plan_place(place: Place, wanted: _Wanted, where: tuple[torch.device, torch.dtype]) -> Plan:
+    edge, use, current = place.edge, place.use, place.current
+    module = None if edge is None else edge.owner._modules[edge.key]
+    device, dtype = where
+    site = Site(
+        path=place.name,
+        owner_path=place.path,
+        owner=type(place.owner).__name__,
+        module=use.text if module is None and use is not None else type(module).__name__,
+        written=module is None,
+        file="" if use is None else use.file,
+        line=0 if use is None else use.expression.line,
+        end_line=0 if use is None else use.expression.end_line,
+        kind="pointwise" if use is None else use.kind,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        activation=current.spelling,
+        target=None,
+        implementation=None,
+        fused=False,
+        equivalence=None,
+        bound=None,
+        reason="",
+    )
+
+    def left(reason: str) -> Plan:
+        return Plan(replace(site, reason=reason), edge, use, None)
+
+    unselected = wanted.selection.why_not(site, module, place.owner, current)
+    if isinstance(current, Unresolved):
+        return left(current.reason)
+    if unselected:
+        return left(unselected)
+    source = current.activation
+    target = source if wanted.target is None else wanted.target
+    if source.learned:
+        return left(f"{source.name} has learned parameters")
+    if isinstance(place.owner, nn.TransformerEncoderLayer):
+        return left("torch's TransformerEncoderLayer goes around its activation module in inference")
+    if target != source and not source.hidden and wanted.selection.include is None:
+        return left(f"{source.name} is no hidden-layer activation: name it in include to swap it")
+    if current.in_place:
+        return left("it works in place, and what stands behind it may count on that")
+    if use is not None and use.overruled:
+        return left(f"another {use.method} is bound on this {site.owner}")
+    asked = wanted.implementation
+    if asked is not None and (obstacle := asked.obstacle(device, dtype)):
+        able = [name for name, other in IMPLEMENTATIONS.items() if other.obstacle(device, dtype) is None]
+        raise ImplementationUnavailableError(
+            f"implementation {asked.name!r} cannot run at {site.path}: {obstacle}. "
+            f"What can, on {device.type} in {site.dtype}: {', '.join(able)}."
+        )
+    name = "auto" if asked is None else asked.name
+    unfused = _why_not_fused(site.kind, module, use)
+    kind = "pointwise" if unfused else site.kind
+    chosen, reason = choose(name, kind, current, target, dtype, measured_on(device) if name == "auto" else None)
+    if unfused:
+        reason += f"; not fused: {unfused}"
+    if chosen is None or (edge is None and use is not None and use.obstacle):
+        return left(reason)
+    taken = IMPLEMENTATIONS[chosen]
+    identical = target.name in taken.identical and current.as_eager
+    equivalence, bound = _equivalence(source, target, identical=identical)
+    site = replace(
+        site,
+        target=target.label,
+        implementation=chosen,
+        fused=not unfused and taken.fuses(site.kind, target),
+        equivalence=equivalence,
+        bound=bound,
+        reason=reason,
+    )
+    return Plan(site, edge, use, taken.build(target, current.formula if target == source else None))
+
+
+def _why_not_fused(kind: str, module: nn.Module | None, use: Use | None) -> str | None:
+    """Why what surrounds an activation stays apart from it, or None where it can be fused."""
+    if use is None or (kind == "pointwise" and use.edge is not None):
+        return None
+    if use.obstacle:
+        return use.obstacle
+    if kind == "gated" and use.exposed:
+        return "what stands between it and its product may write over its input"
+    if module is not None and hooked(module):
+        return "its hooks must run"
+    if kind == "linear" and (linear := use.linear) is not None and not plain(linear):
+        return "its linear layer is hooked, wrapped or holds no plain weights"
+    return None
+
+
+def _equivalence(source: Activation, target: Activation, *, identical: bool) -> tuple[str, float]:
+    if source == target:
+        return ("identical" if identical else "rounding"), 0.0
+    kin = {source.name, source.approximates} & {target.name, target.approximates} - {None}
+    return ("approximate" if kin else "different"), max_difference(source, target)
