@@ -469,7 +469,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     named = options.model_name_or_path or list(REFERENCES)
     own = {name: _subject(name, options) for name in named if name not in REFERENCES}
     from hf_gelu_patch.evaluation import report
-    from hf_gelu_patch.evaluation.results import environment, plain
+    from hf_gelu_patch.evaluation.environment import environment
+    from hf_gelu_patch.evaluation.report.results import plain
 
     if not options.dry_run:
         report.writable(options.output_dir)

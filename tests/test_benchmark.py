@@ -21,7 +21,7 @@ import torch._functorch.config
 from conftest import load_script
 from torch import Tensor
 
-from hf_gelu_patch.evaluation import results
+from hf_gelu_patch.evaluation import environment
 from hf_gelu_patch.evaluation.speed import Ratio, judge
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
@@ -413,11 +413,11 @@ def test_peak_memory(timing: ModuleType, gpu: Gpu) -> None:
 
 def test_clocks_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert results._nvidia_smi() is None
+    assert environment._nvidia_smi() is None
     program = tmp_path / "nvidia-smi"
     program.write_text('#!/bin/sh\necho "$1"\n')
     program.chmod(0o755)
-    (line,) = results._nvidia_smi()
+    (line,) = environment._nvidia_smi()
     assert line.startswith("--query-gpu=")
     assert {"driver_version", "clocks.sm", "clocks.mem"} <= set(line.partition("=")[2].split(","))
 

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_gelu_patch.evaluation import results
+import hf_gelu_patch
+from hf_gelu_patch.evaluation import environment as surroundings
 from hf_gelu_patch.evaluation.speed import Ratio, judge, measure, ratio
 
 Calls = Mapping[str, Callable[[], Any]]
@@ -107,14 +108,14 @@ def compared(before: Sequence[float], after: Sequence[float], floor: Ratio, seed
 
 def environment(device: str) -> dict[str, Any]:
     """Where and with what; the digest tells the package's code apart where there is no checkout."""
-    about: dict[str, Any] = results.environment(processes=1, device=device, command=sys.argv)
+    about: dict[str, Any] = surroundings.environment(processes=1, device=device, command=sys.argv)
     return {**about, "sources": _sources()}
 
 
 @functools.cache
 def _sources() -> str:
     digest = hashlib.sha256()
-    for path in sorted(Path(results.__file__).parents[1].rglob("*.py")):
+    for path in sorted(Path(hf_gelu_patch.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

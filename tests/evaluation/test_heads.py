@@ -20,11 +20,11 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, mean_squared_error
 from tiny_classifier import WORDS, write_checkpoint
 
-from hf_gelu_patch.evaluation.document import sections, summary
 from hf_gelu_patch.evaluation.loading import EvaluationError, load_model, load_processor, load_rows, subject
 from hf_gelu_patch.evaluation.quality import exact_mcnemar
 from hf_gelu_patch.evaluation.report import markdown
-from hf_gelu_patch.evaluation.results import plain
+from hf_gelu_patch.evaluation.report.document import sections, summary
+from hf_gelu_patch.evaluation.report.results import plain
 from hf_gelu_patch.evaluation.run import Result, Settings, Variant, evaluate_subject
 from hf_gelu_patch.evaluation.tasks import Task, make_task
 

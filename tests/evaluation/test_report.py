@@ -21,12 +21,13 @@ from rich.console import Console
 from tiny_classifier import write_checkpoint, write_data
 
 from hf_gelu_patch.evaluation.data import EvaluationError
-from hf_gelu_patch.evaluation.document import sections, summary, verdicts
+from hf_gelu_patch.evaluation.environment import environment
 from hf_gelu_patch.evaluation.loading import subject
-from hf_gelu_patch.evaluation.page import page
-from hf_gelu_patch.evaluation.plots import draw
 from hf_gelu_patch.evaluation.report import NAMES, markdown, model_card, print_results, rebuild, save
-from hf_gelu_patch.evaluation.results import JSON_NAME, SCHEMA, Data, environment, merge, plain, read
+from hf_gelu_patch.evaluation.report.document import sections, summary, verdicts
+from hf_gelu_patch.evaluation.report.page import page
+from hf_gelu_patch.evaluation.report.plots import draw
+from hf_gelu_patch.evaluation.report.results import JSON_NAME, SCHEMA, Data, merge, plain, read
 from hf_gelu_patch.evaluation.run import Settings, Variant, evaluate_subject
 
 VARIANTS = ("aten", "activation=relu_squared", "eager")

@@ -32,7 +32,7 @@ from hf_gelu_patch.evaluation.loading import (
 from hf_gelu_patch.evaluation.quality import edit_distance, judge
 from hf_gelu_patch.evaluation.reference import REFERENCES
 from hf_gelu_patch.evaluation.report import markdown
-from hf_gelu_patch.evaluation.results import plain
+from hf_gelu_patch.evaluation.report.results import plain
 from hf_gelu_patch.evaluation.run import Result, Settings, Variant, VariantResult, evaluate, evaluate_subject
 from hf_gelu_patch.evaluation.tasks import Task, make_task
 from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, register_implementation

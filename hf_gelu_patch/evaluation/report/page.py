@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from html import escape
 
-from hf_gelu_patch.evaluation.document import NOTES, Code, Picture, Section, Table, Text, sections, summary
-from hf_gelu_patch.evaluation.results import Data
+from hf_gelu_patch.evaluation.report.document import NOTES, Code, Picture, Section, Table, Text, sections, summary
+from hf_gelu_patch.evaluation.report.results import Data
 
 __all__ = ["page"]
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hf_gelu_patch.evaluation.results import Data
+from hf_gelu_patch.evaluation.report.results import Data
 from hf_gelu_patch.evaluation.speed import CONFIDENCE, Ratio, reach
 
 __all__ = ["Code", "Picture", "Section", "Table", "Text", "left_out", "patched", "sections", "summary", "verdicts"]

@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_gelu_patch.evaluation.data import EvaluationError
-from hf_gelu_patch.evaluation.document import NOTES, Code, Picture, Table, Text, left_out, patched, sections, summary
-from hf_gelu_patch.evaluation.page import page
-from hf_gelu_patch.evaluation.results import JSON_NAME, Data, merge, read
+from hf_gelu_patch.evaluation.report.document import (
+    NOTES,
+    Code,
+    Picture,
+    Table,
+    Text,
+    left_out,
+    patched,
+    sections,
+    summary,
+)
+from hf_gelu_patch.evaluation.report.page import page
+from hf_gelu_patch.evaluation.report.results import JSON_NAME, Data, merge, read
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -164,7 +174,7 @@ def save(data: Data, folder: Path) -> list[Path]:
     """
     writable(folder)
     try:
-        from hf_gelu_patch.evaluation.plots import draw
+        from hf_gelu_patch.evaluation.report.plots import draw
 
         pictures = draw(data)
     except ModuleNotFoundError as error:

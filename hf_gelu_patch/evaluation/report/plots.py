@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from hf_gelu_patch.evaluation.document import noise
-from hf_gelu_patch.evaluation.results import Data
+from hf_gelu_patch.evaluation.report.document import noise
+from hf_gelu_patch.evaluation.report.results import Data
 from hf_gelu_patch.evaluation.speed import CONFIDENCE
 
 __all__ = ["draw"]
