@@ -42,9 +42,9 @@ from hf_gelu_patch.forwards.binding import (
     stand_in,
     unbind,
 )
+from hf_gelu_patch.forwards.carried import reaches
 from hf_gelu_patch.forwards.replacements import hooked, substitute
 from hf_gelu_patch.forwards.rewriting import Part, rewritten
-from hf_gelu_patch.forwards.uses import reaches
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.planning import Plan, plan
 from hf_gelu_patch.recognition import resolve

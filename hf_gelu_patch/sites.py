@@ -12,7 +12,8 @@ from torch import nn
 from hf_gelu_patch.activations import Resolved, Unresolved
 from hf_gelu_patch.errors import AlreadyPatchedError, PatchError
 from hf_gelu_patch.forwards.binding import is_patched
-from hf_gelu_patch.forwards.uses import Use, holds_activation, methods_of, uses
+from hf_gelu_patch.forwards.methods import holds_activation, methods_of
+from hf_gelu_patch.forwards.uses import Use, uses
 from hf_gelu_patch.recognition import looks_like_activation, resolve
 
 __all__ = [

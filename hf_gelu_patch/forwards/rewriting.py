@@ -1,6 +1,6 @@
 """Methods rewritten to compute an activation together with what stands around it.
 
-A rewriting replaces just the expressions that forwards.py has found in the method's text. It is compiled with the
+A rewriting replaces just the expressions that ``expressions`` has found in the method's text. It is compiled with the
 method's own globals and closure, below its decorators.
 """
 
@@ -17,8 +17,9 @@ from typing import Any
 from torch import Tensor
 
 from hf_gelu_patch.errors import PatchError
+from hf_gelu_patch.forwards.expressions import Expression, Reading, by_itself
 from hf_gelu_patch.forwards.replacements import Substitute, gated, linear_act, steps
-from hf_gelu_patch.forwards.uses import Expression, Reading, Use, by_itself
+from hf_gelu_patch.forwards.uses import Use
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.sources import (
     Source,

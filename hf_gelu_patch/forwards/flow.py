@@ -1,0 +1,158 @@
+"""Which value a name has where it is read: names that are assigned once and read once, followed through a function."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from hf_gelu_patch.forwards.names import Names
+from hf_gelu_patch.forwards.writes import writes
+from hf_gelu_patch.sources import Source
+
+__all__ = ["Flow", "assigned_name"]
+
+_FUNCTIONS = (ast.FunctionDef, ast.Lambda, ast.AsyncFunctionDef)
+_SOMETIMES = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.IfExp, ast.BoolOp)  # or several times
+
+
+class Flow:
+    """The statements of one function and what flows between them."""
+
+    def __init__(self, source: Source, names: Names) -> None:
+        self.names = names
+        self.tree = source.tree
+        self.nodes = [node for statement in self.tree.body for node in ast.walk(statement)]
+        self.parents = {child: node for node in (self.tree, *self.nodes) for child in ast.iter_child_nodes(node)}
+
+    # -- the value of a name
+
+    def only_value(self, name: str) -> ast.expr | None:
+        """The value of a local name that one plain assignment gives it, and nothing else."""
+        if name in self.names.many:
+            return None
+        stores = [n for n in self.nodes if isinstance(n, ast.Name) and n.id == name and not isinstance(n.ctx, ast.Load)]
+        if any(self._in_nested_function(store, self.tree.body[0]) for store in stores):
+            return None
+        parents = [self.parents.get(store) for store in stores]
+        if len(stores) == 1 and isinstance(parents[0], ast.Assign) and parents[0].targets == [stores[0]]:
+            return parents[0].value
+        return None
+
+    def definition(self, name: str, statement: ast.stmt) -> ast.Assign | None:
+        """The assignment, in the same block, whose value ``name`` has when ``statement`` starts."""
+        if name in self.names.shared:
+            return None
+        block = self.block_of(statement)
+        for earlier in reversed(block[: block.index(statement)]):
+            if _binds(earlier, name):
+                return earlier if isinstance(earlier, ast.Assign) and assigned_name(earlier) == name else None
+        return None
+
+    def only_use(self, definition: ast.Assign) -> ast.Name | None:
+        """The one place that reads what an assignment gives its name: in a statement of the same block with nothing but
+        plain assignments between, which cannot change it."""
+        name = assigned_name(definition)
+        if name is None or name in self.names.shared:
+            return None
+        if any(isinstance(above, ast.Try) for above in self._above(definition)):
+            return None
+        reads = [n for n in self.nodes if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load)]
+        if any(self._in_nested_function(read, definition) for read in reads):
+            return None
+        block = self.block_of(definition)
+        rest = block[block.index(definition) + 1 :]
+        for index, statement in enumerate(rest):
+            inside = set(ast.walk(statement))
+            here = [read for read in reads if read in inside]
+            if here:
+                only = self._only_read(name, here, statement)
+                if only is None:
+                    return None
+                last = assigned_name(statement) == name
+                return only if last or not self._read_later(name, reads, only, definition, rest[index + 1 :]) else None
+            if not isinstance(statement, ast.Assign) or _binds(statement, name) or writes(statement):
+                return None
+        return None
+
+    def _only_read(self, name: str, reads: list[ast.Name], statement: ast.stmt) -> ast.Name | None:
+        """The one read of a name in a statement that reads it once, whatever happens, before it gives it a value."""
+        if len(reads) != 1 or not isinstance(statement, (ast.Assign, ast.Return, ast.AugAssign, ast.Expr)):
+            return None
+        rebound = assigned_name(statement) == name
+        if _binds(statement.value if rebound and isinstance(statement, ast.Assign) else statement, name):
+            return None
+        return None if self._sometimes(reads[0], statement) else reads[0]
+
+    def _read_later(
+        self, name: str, reads: list[ast.Name], use: ast.Name, definition: ast.Assign, rest: list[ast.stmt]
+    ) -> bool:
+        """Whether anything else may read this value after its use: ``rest`` is what follows in the same block."""
+        for statement in rest:
+            if any(read in set(ast.walk(statement)) for read in reads):
+                return True
+            if assigned_name(statement) == name:
+                return False
+        loops = [above for above in self._above(definition) if isinstance(above, (ast.For, ast.While))]
+        if loops:  # the next round may read it, before it is assigned anew
+            inside = set(ast.walk(loops[-1]))
+            if any(read in inside and read is not use for read in reads):
+                return True
+        after = (use.lineno, use.col_offset)
+        return any((read.lineno, read.col_offset) > after for read in reads if read is not use)
+
+    # -- what stands where
+
+    def statement_of(self, node: ast.AST) -> ast.stmt:
+        """The statement that a node is part of."""
+        while not isinstance(node, ast.stmt):
+            node = self.parents[node]
+        return node
+
+    def block_of(self, statement: ast.stmt) -> list[ast.stmt]:
+        """The statements that a statement stands among."""
+        parent = self.parents[statement]
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(parent, name, None)
+            if isinstance(block, list) and any(one is statement for one in block):
+                return block
+        return [statement]
+
+    def until(self, start: ast.stmt, end: ast.AST) -> list[ast.stmt]:
+        """The statements behind ``start`` up to the one that ``end`` is part of, which is in the same block."""
+        block = self.block_of(start)
+        last = self.statement_of(end)
+        return [*block[block.index(start) + 1 : block.index(last)], last]
+
+    def _above(self, node: ast.AST) -> Iterator[ast.AST]:
+        while node in self.parents:
+            node = self.parents[node]
+            yield node
+
+    def _in_nested_function(self, node: ast.AST, definition: ast.AST) -> bool:
+        mine = [above for above in self._above(definition) if isinstance(above, _FUNCTIONS)]
+        theirs = [above for above in self._above(node) if isinstance(above, _FUNCTIONS)]
+        return mine != theirs
+
+    def _sometimes(self, node: ast.AST, statement: ast.stmt) -> bool:
+        """Whether a node may be evaluated never or several times in a statement."""
+        for above in self._above(node):
+            if above is statement:
+                return False
+            if isinstance(above, _SOMETIMES):
+                return True
+        return True
+
+
+def _binds(statement: ast.AST, name: str) -> bool:
+    return any(
+        isinstance(node, ast.Name) and node.id == name and not isinstance(node.ctx, ast.Load)
+        for node in ast.walk(statement)
+    )
+
+
+def assigned_name(statement: ast.stmt) -> str | None:
+    """The name in ``name = …``; None of any other statement."""
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        target = statement.targets[0]
+        return target.id if isinstance(target, ast.Name) else None
+    return None
