@@ -35,6 +35,7 @@ from hf_gelu_patch.evaluation.loading import (
     task_info,
 )
 from hf_gelu_patch.evaluation.reference import REFERENCES, ReferenceUnavailableError
+from hf_gelu_patch.evaluation.report.formats import FORMATS
 from hf_gelu_patch.evaluation.variants import Variant, check_variants
 
 if TYPE_CHECKING:
@@ -331,7 +332,7 @@ def _parser() -> argparse.ArgumentParser:
         "report",
         help="the reports of an evaluation once more, or of several together",
         description="Build table, plots and page again from what evaluations wrote, and merge several into one.",
-        epilog=_REPORT_EXAMPLES,
+        epilog=f"{_REPORT_EXAMPLES}\nfiles:\n" + "".join(f"  {one.file:<17} {one.holds}\n" for one in FORMATS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -468,12 +469,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         find_metric(options.metric, allow_download=options.allow_download)
     named = options.model_name_or_path or list(REFERENCES)
     own = {name: _subject(name, options) for name in named if name not in REFERENCES}
-    from hf_gelu_patch.evaluation import report
     from hf_gelu_patch.evaluation.environment import environment
+    from hf_gelu_patch.evaluation.report import files
     from hf_gelu_patch.evaluation.report.results import plain
+    from hf_gelu_patch.evaluation.report.terminal import print_results
 
     if not options.dry_run:
-        report.writable(options.output_dir)
+        files.writable(options.output_dir)
     _check_names(variants)
     subjects = _told_apart([own.get(name) or _subject(name, options) for name in named])
     if options.dry_run:
@@ -518,8 +520,8 @@ def _evaluate(options: argparse.Namespace) -> int:
                 processes=accelerator.num_processes, device=str(accelerator.device), command=sys.argv
             )
             data = plain(results, settings, surroundings)
-            report.print_results(data, Console())
-            paths = report.save(data, options.output_dir)
+            print_results(data, Console())
+            paths = files.save(data, options.output_dir)
             print(f"\n{time.perf_counter() - start:.0f} s; {_written(paths)}")
             for line in wrong:
                 print(f"hf-gelu-patch: wrong implementation: {line}", file=sys.stderr)
@@ -570,9 +572,9 @@ def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:
 
 def _dry_run(subjects: Sequence[Subject], variants: Sequence[Variant], options: argparse.Namespace) -> int:
     from hf_gelu_patch import find_sites
-    from hf_gelu_patch.evaluation import report
     from hf_gelu_patch.evaluation.loading import skeleton
     from hf_gelu_patch.evaluation.records import folder_name
+    from hf_gelu_patch.evaluation.report.formats import names
 
     for one in subjects:
         columns = ", ".join(one.columns)
@@ -587,7 +589,7 @@ def _dry_run(subjects: Sequence[Subject], variants: Sequence[Variant], options: 
     some = "all" if options.limit is None else f"the first {options.limit}"
     print(f"measured: quality and drift on {some} examples; layers on one batch; speed, each variant for")
     print(f"  {options.timing_seconds:g} s or more, all together for {_most_seconds(options, variants):g} s at most")
-    written = [*report.NAMES, *(f"records/{folder_name(one.name)}/" for one in subjects)]
+    written = [*names(), *(f"records/{folder_name(one.name)}/" for one in subjects)]
     print(f"written to {options.output_dir}: {', '.join(written)}")
     return 0
 
@@ -702,13 +704,13 @@ def _progress(main: bool, models: int, stages: Sequence[str]) -> Iterator[Callab
 
 
 def _report(options: argparse.Namespace) -> int:
-    from hf_gelu_patch.evaluation import report
+    from hf_gelu_patch.evaluation.report import files
 
     if options.output_dir is None and len(options.results) > 1:
         raise EvaluationError("several runs make a report of their own: name a folder for it with --output_dir.")
     [first, *_] = options.results
     folder = options.output_dir or (first if first.is_dir() else first.parent)
-    print(_written(report.rebuild(options.results, folder)))
+    print(_written(files.rebuild(options.results, folder)))
     return 0
 
 

@@ -22,8 +22,8 @@ from tiny_classifier import WORDS, write_checkpoint
 
 from hf_gelu_patch.evaluation.loading import EvaluationError, load_model, load_processor, load_rows, subject
 from hf_gelu_patch.evaluation.quality import exact_mcnemar
-from hf_gelu_patch.evaluation.report import markdown
 from hf_gelu_patch.evaluation.report.document import sections, summary
+from hf_gelu_patch.evaluation.report.markdown import markdown
 from hf_gelu_patch.evaluation.report.results import plain
 from hf_gelu_patch.evaluation.run import Result, Settings, Variant, evaluate_subject
 from hf_gelu_patch.evaluation.tasks import Task, make_task

@@ -23,11 +23,15 @@ from tiny_classifier import write_checkpoint, write_data
 from hf_gelu_patch.evaluation.data import EvaluationError
 from hf_gelu_patch.evaluation.environment import environment
 from hf_gelu_patch.evaluation.loading import subject
-from hf_gelu_patch.evaluation.report import NAMES, markdown, model_card, print_results, rebuild, save
+from hf_gelu_patch.evaluation.report.card import model_card
 from hf_gelu_patch.evaluation.report.document import sections, summary, verdicts
+from hf_gelu_patch.evaluation.report.files import rebuild, save
+from hf_gelu_patch.evaluation.report.formats import names
+from hf_gelu_patch.evaluation.report.markdown import markdown
 from hf_gelu_patch.evaluation.report.page import page
 from hf_gelu_patch.evaluation.report.plots import draw
 from hf_gelu_patch.evaluation.report.results import JSON_NAME, SCHEMA, Data, merge, plain, read
+from hf_gelu_patch.evaluation.report.terminal import print_results
 from hf_gelu_patch.evaluation.run import Settings, Variant, evaluate_subject
 
 VARIANTS = ("aten", "activation=relu_squared", "eager")
@@ -179,14 +183,14 @@ def test_every_figure_of_the_table_is_one_of_the_json(data: Data) -> None:
 
 def test_what_is_made_again_is_the_same(data: Data, tmp_path: Path) -> None:
     first = save(data, tmp_path / "first")
-    assert sorted(path.name for path in first) == sorted(NAMES)
+    assert sorted(path.name for path in first) == sorted(names())
     second = rebuild([tmp_path / "first"], tmp_path / "second")
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
         assert (one.suffix == ".png") == one.read_bytes().startswith(PNG)
     third = rebuild([tmp_path / "first" / JSON_NAME], tmp_path / "first")
     assert [path.read_bytes() for path in third] == [path.read_bytes() for path in second]
-    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == sorted(NAMES)
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == sorted(names())
 
 
 def test_who_reads_sees_the_old_file_or_the_new_one(data: Data, strange: Data, tmp_path: Path) -> None:

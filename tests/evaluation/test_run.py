@@ -31,7 +31,7 @@ from hf_gelu_patch.evaluation.loading import (
 )
 from hf_gelu_patch.evaluation.quality import edit_distance, judge
 from hf_gelu_patch.evaluation.reference import REFERENCES
-from hf_gelu_patch.evaluation.report import markdown
+from hf_gelu_patch.evaluation.report.markdown import markdown
 from hf_gelu_patch.evaluation.report.results import plain
 from hf_gelu_patch.evaluation.run import Result, Settings, Variant, VariantResult, evaluate, evaluate_subject
 from hf_gelu_patch.evaluation.tasks import Task, make_task

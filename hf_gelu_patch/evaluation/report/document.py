@@ -11,9 +11,25 @@ from dataclasses import dataclass
 from hf_gelu_patch.evaluation.report.results import Data
 from hf_gelu_patch.evaluation.speed import CONFIDENCE, Ratio, reach
 
-__all__ = ["Code", "Picture", "Section", "Table", "Text", "left_out", "patched", "sections", "summary", "verdicts"]
+__all__ = [
+    "NOTES",
+    "PICTURES",
+    "Code",
+    "Picture",
+    "Section",
+    "Table",
+    "Text",
+    "left_out",
+    "patched",
+    "sections",
+    "summary",
+    "tone",
+    "verdicts",
+]
 
 _LISTED = 10  # changed answers of each variant, and rows left out
+_GOOD = ("faster", "answers unchanged", "answers better", "equivalent within")
+_BAD = ("slower", "WRONG IMPLEMENTATION")
 _NAMES = {"forward": "forward", "end_to_end": "end to end", "prefill": "prefill", "decode": "decode"}
 
 NOTES = (
@@ -26,6 +42,14 @@ NOTES = (
     "is what the unpatched model shows against itself in the same rounds; what activations allow at most follows from "
     "the share of the time that they take."
 )
+
+
+PICTURES = {
+    "quality": "How far each metric moved, with its interval",
+    "speed": "How many times as fast each variant is, with its interval and the noise",
+    "drift": "How far each layer's output moved, relative to its size",
+}
+"""The plots there may be, and what each shows. Each is written as a PNG of its name."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +231,13 @@ def verdicts(variant: Data) -> tuple[str, ...]:
     return speed, variant["answers"]
 
 
+def tone(verdict: str) -> str:
+    """Whether a verdict is "good" or "bad" news; "" where it is neither."""
+    if verdict.startswith(_GOOD):
+        return "good"
+    return "bad" if verdict.startswith(_BAD) or verdict.endswith(" worse") else ""
+
+
 def _nothing(patch: Data) -> str:
     """Why a patch changed nothing."""
     reasons = Counter(site["reason"] for site in patch["sites"])
@@ -234,12 +265,7 @@ def _pictured(data: Data, pictures: Sequence[str], name: str) -> tuple[Picture, 
             shown = [f"{layer['path']} {small(layer['change'])}" for layer in variant["layers"][-1:]]
         if shown:
             told.append(f"{model['subject']['name']}, {variant['name']}: {', '.join(shown)}")
-    about = {
-        "quality": "How far each metric moved, with its interval",
-        "speed": "How many times as fast each variant is, with its interval and the noise",
-        "drift": "How far each layer's output moved, relative to its size",
-    }
-    return (Picture(name, f"{about[name]}. {'; '.join(told)}."),)
+    return (Picture(name, f"{PICTURES[name]}. {'; '.join(told)}."),)
 
 
 def _pairs(data: Data) -> list[tuple[Data, Data]]:

@@ -31,7 +31,7 @@ PARTS = ("forward", "end_to_end", "prefill", "decode")
 """What is timed."""
 
 Data = dict[str, Any]
-"""``{"schema", "created", "settings", "models": [...]}``, as ``plain`` makes it."""
+"""``{"schema", "created", "settings", "environment", "models": [...]}``, as ``plain`` makes it."""
 
 _SAME = ("weights", "config", "rows", "data", "order", "dtype", "attn_implementation")
 """What two runs of one model have to have in common for their variants to stand side by side."""

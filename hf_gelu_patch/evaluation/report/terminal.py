@@ -1,0 +1,38 @@
+"""Results on the screen."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from hf_gelu_patch.evaluation.report.document import NOTES, left_out, patched, summary, tone
+from hf_gelu_patch.evaluation.report.results import Data
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["print_results"]
+
+_STYLES = {"good": "green", "bad": "red", "": ""}
+
+
+def print_results(data: Data, console: Console) -> None:
+    """The summary, below it the rows that its figures leave out, and what each patch did. Colours are rich's matter:
+    none where there is no terminal, or where NO_COLOR is set."""
+    from rich.table import Table as Grid
+    from rich.text import Text as Words
+
+    # Piped, there is no width to be had: wide enough for every cell on its own line.
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 180
+    table = summary(data)
+    grid = Grid(*table.headings, show_lines=True)
+    for row in table.rows:
+        cells = [Words("\n".join(lines)) for lines in row[:-1]]
+        told = [Words(line, style=_STYLES[tone(line)]) for line in row[-1]]
+        grid.add_row(*cells, Words("\n").join(told))
+    console.print(grid)
+    console.print(NOTES, markup=False, highlight=False)
+    console.print()
+    for text in [*(block.text for block in left_out(data)), *(block.text for block in patched(data))]:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
