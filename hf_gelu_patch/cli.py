@@ -22,20 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 from hf_gelu_patch import __version__
 from hf_gelu_patch.errors import PatchError
-from hf_gelu_patch.evaluation.data import first_line
-from hf_gelu_patch.evaluation.labels import READINGS
-from hf_gelu_patch.evaluation.loading import (
-    TASKS,
-    EvaluationError,
-    Subject,
-    data_file,
-    find_metric,
-    locate,
-    subject,
-    task_info,
-)
+from hf_gelu_patch.evaluation.data.places import data_file
+from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
+from hf_gelu_patch.evaluation.loading.checkpoints import locate
+from hf_gelu_patch.evaluation.loading.subjects import subject
+from hf_gelu_patch.evaluation.metrics.plugged import find_metric
 from hf_gelu_patch.evaluation.reference import REFERENCES, ReferenceUnavailableError
 from hf_gelu_patch.evaluation.report.formats import FORMATS
+from hf_gelu_patch.evaluation.subject import Subject
+from hf_gelu_patch.evaluation.tasks.labels import READINGS
+from hf_gelu_patch.evaluation.tasks.registry import TASKS, task_info
 from hf_gelu_patch.evaluation.variants import Variant, check_variants
 
 if TYPE_CHECKING:
@@ -572,7 +568,7 @@ def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:
 
 def _dry_run(subjects: Sequence[Subject], variants: Sequence[Variant], options: argparse.Namespace) -> int:
     from hf_gelu_patch import find_sites
-    from hf_gelu_patch.evaluation.loading import skeleton
+    from hf_gelu_patch.evaluation.loading.models import skeleton
     from hf_gelu_patch.evaluation.records import folder_name
     from hf_gelu_patch.evaluation.report.formats import names
 
@@ -729,7 +725,7 @@ def _tasks(options: argparse.Namespace) -> int:
         print(f"{name}: {task.summary}")
         print(f"  models: {task.auto_class}; columns: {columns}")
         print(f"  metrics: {', '.join(task.metrics) or 'none, only drift and speed'}")
-    print("path/to/file.py: a task of your own; see hf_gelu_patch.evaluation.loading.own_task")
+    print("path/to/file.py: a task of your own; see hf_gelu_patch.evaluation.tasks.own_file.own_task")
     missing = [
         name for name in ("accelerate", "datasets", "evaluate", "rich") if importlib.util.find_spec(name) is None
     ]
@@ -774,7 +770,7 @@ def _sites(options: argparse.Namespace) -> int:
     variant = _variant(options)
     _check_names([variant])
     from hf_gelu_patch import explain, find_sites, patched
-    from hf_gelu_patch.evaluation.loading import skeleton
+    from hf_gelu_patch.evaluation.loading.models import skeleton
 
     model = skeleton(place, trust_remote_code=options.trust_remote_code)
     report = find_sites(model, **variant.options)

@@ -729,7 +729,7 @@ def _measure(reference: Reference) -> dict[str, float]:
     """On all of its data, in float32 on the CPU, as ``hf-gelu-patch evaluate`` does."""
     from accelerate import Accelerator
 
-    from hf_gelu_patch.evaluation.loading import reference_subject
+    from hf_gelu_patch.evaluation.loading.subjects import reference_subject
     from hf_gelu_patch.evaluation.run import Settings, unpatched_metrics
 
     return unpatched_metrics(reference_subject(reference), Settings(dtype="float32"), Accelerator(cpu=True))

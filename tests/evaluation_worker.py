@@ -71,7 +71,7 @@ def work(
     import torch
     from accelerate import Accelerator
 
-    from hf_gelu_patch.evaluation.loading import subject
+    from hf_gelu_patch.evaluation.loading.subjects import subject
     from hf_gelu_patch.evaluation.run import evaluate_subject
 
     torch.set_num_threads(1)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hf_gelu_patch.evaluation.data import EvaluationError, first_line
-from hf_gelu_patch.evaluation.heads import IGNORED
-from hf_gelu_patch.evaluation.tasks import Batch, Task
+from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
+from hf_gelu_patch.evaluation.tasks.base import Batch, Task
+from hf_gelu_patch.evaluation.tasks.heads import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from hf_gelu_patch.evaluation.data import EvaluationError
 from hf_gelu_patch.evaluation.drift import batch_drift, exact_copy, in_double
+from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.failures import batch_remedy, failing
-from hf_gelu_patch.evaluation.tasks import Batch, Task
+from hf_gelu_patch.evaluation.tasks.base import Batch, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,7 +18,7 @@ import transformers
 from accelerate.utils import gather_object
 
 from hf_gelu_patch import NothingPatchedWarning, Report, __version__, patch
-from hf_gelu_patch.evaluation import records
+from hf_gelu_patch.evaluation import digests, records
 from hf_gelu_patch.evaluation.drift import (
     Exact,
     LayerDrift,
@@ -30,14 +30,20 @@ from hf_gelu_patch.evaluation.drift import (
     layer_drift,
     total_drift,
 )
+from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.failures import failing, not_finite
-from hf_gelu_patch.evaluation.limits import Limits
-from hf_gelu_patch.evaluation.loading import EvaluationError, Subject, load_model, load_processor, load_rows
+from hf_gelu_patch.evaluation.loading.models import load_model
+from hf_gelu_patch.evaluation.loading.processors import load_processor
+from hf_gelu_patch.evaluation.loading.subjects import load_rows
+from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.padding import check_padding
-from hf_gelu_patch.evaluation.quality import Outcome, Quality, compare
+from hf_gelu_patch.evaluation.quality import Quality, compare
 from hf_gelu_patch.evaluation.records import Fingerprint, Row
 from hf_gelu_patch.evaluation.speed import CudaClock, Speed, measure, measure_generation, peak_memory, summarise
-from hf_gelu_patch.evaluation.tasks import Batch, Prediction, Task, make_task
+from hf_gelu_patch.evaluation.subject import Subject
+from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task
+from hf_gelu_patch.evaluation.tasks.limits import Limits
+from hf_gelu_patch.evaluation.tasks.making import make_task
 from hf_gelu_patch.evaluation.variants import BEFORE, Variant, check_variants
 from hf_gelu_patch.verification import Drift, drifts, half_the_digits
 
@@ -405,8 +411,8 @@ def _fingerprint(
     cuda = model.device.type == "cuda"
     return {
         "model": type(model).__name__,
-        "weights": records.content_digest(model.state_dict().items()),
-        "config": records.text_digest(configs),
+        "weights": digests.content_digest(model.state_dict().items()),
+        "config": digests.text_digest(configs),
         "task": task.subject.task,
         "examples": len(task.examples),
         "limit": settings.limit,
@@ -416,10 +422,10 @@ def _fingerprint(
         "threshold": task.subject.threshold,
         "batch_size": size,
         "rows": task.asked,
-        "data": records.content_digest(
+        "data": digests.content_digest(
             (name, tensor) for batch in batches for name, tensor in {**batch.inputs, "targets": batch.targets}.items()
         ),
-        "order": records.text_digest([batch.ids for batch in batches]),
+        "order": digests.text_digest([batch.ids for batch in batches]),
         "variants": [vars(variant) for variant in settings.variants],
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn_implementation": getattr(model.config, "_attn_implementation", None),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from hf_gelu_patch.evaluation.data import EvaluationError
+from hf_gelu_patch.evaluation.errors import EvaluationError
 
 __all__ = ["BEFORE", "Variant", "check_variants"]
 

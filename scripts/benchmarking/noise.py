@@ -53,7 +53,8 @@ def run(options: argparse.Namespace) -> None:
     from accelerate import Accelerator
 
     from hf_gelu_patch import find_sites
-    from hf_gelu_patch.evaluation.loading import load_model, subject
+    from hf_gelu_patch.evaluation.loading.models import load_model
+    from hf_gelu_patch.evaluation.loading.subjects import subject
     from hf_gelu_patch.evaluation.run import Settings, Variant, evaluate_subject
 
     torch.set_num_threads(1)

@@ -26,7 +26,7 @@ from hf_gelu_patch.implementations.registry import get_implementation
 
 if TYPE_CHECKING:
     from hf_gelu_patch.evaluation.run import Variant
-    from hf_gelu_patch.evaluation.tasks import Task
+    from hf_gelu_patch.evaluation.tasks.base import Task
 
 Record = Mapping[str, Any]
 
@@ -124,11 +124,11 @@ def logits_task(specimen: Specimen, model: nn.Module, batch: Batch) -> Task:
     """A task of which each example is a row of the batch, and of which there are no right answers."""
     import datasets
 
-    from hf_gelu_patch.evaluation.limits import Limits
-    from hf_gelu_patch.evaluation.loading import Subject
-    from hf_gelu_patch.evaluation.quality import Outcome
-    from hf_gelu_patch.evaluation.tasks import Batch as Rows
-    from hf_gelu_patch.evaluation.tasks import Prediction, Task
+    from hf_gelu_patch.evaluation.outcomes import Outcome
+    from hf_gelu_patch.evaluation.subject import Subject
+    from hf_gelu_patch.evaluation.tasks.base import Batch as Rows
+    from hf_gelu_patch.evaluation.tasks.base import Prediction, Task
+    from hf_gelu_patch.evaluation.tasks.limits import Limits
 
     tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
 

@@ -26,10 +26,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from hf_gelu_patch.evaluation.loading import EvaluationError, load_model, load_processor, load_rows, subject
+from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.loading.models import load_model
+from hf_gelu_patch.evaluation.loading.processors import load_processor
+from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
+from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.padding import check_padding
-from hf_gelu_patch.evaluation.quality import Outcome
-from hf_gelu_patch.evaluation.tasks import Task, make_task
+from hf_gelu_patch.evaluation.tasks.base import Task
+from hf_gelu_patch.evaluation.tasks.making import make_task
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [f"w{number}" for number in range(40)]

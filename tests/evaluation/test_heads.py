@@ -20,13 +20,17 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, mean_squared_error
 from tiny_classifier import WORDS, write_checkpoint
 
-from hf_gelu_patch.evaluation.loading import EvaluationError, load_model, load_processor, load_rows, subject
-from hf_gelu_patch.evaluation.quality import exact_mcnemar
+from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.loading.models import load_model
+from hf_gelu_patch.evaluation.loading.processors import load_processor
+from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
 from hf_gelu_patch.evaluation.report.document import sections, summary
 from hf_gelu_patch.evaluation.report.markdown import markdown
 from hf_gelu_patch.evaluation.report.results import plain
 from hf_gelu_patch.evaluation.run import Result, Settings, Variant, evaluate_subject
-from hf_gelu_patch.evaluation.tasks import Task, make_task
+from hf_gelu_patch.evaluation.statistics import exact_mcnemar
+from hf_gelu_patch.evaluation.tasks.base import Task
+from hf_gelu_patch.evaluation.tasks.making import make_task
 
 KINDS = ["red", "green", "dark blue"]
 FAST: dict[str, Any] = {"min_rounds": 3, "min_seconds": 0.01, "max_seconds": 0.05}

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
-from hf_gelu_patch.evaluation.labels import BadLabelError, Labels, LabelsError, as_number, class_names
+from hf_gelu_patch.evaluation.tasks.labels import BadLabelError, Labels, LabelsError, as_number, class_names
 
 NLI = ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"]
 STARS = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]

@@ -11,9 +11,13 @@ import torch
 import transformers
 from test_tasks import SIZES, VOCABULARY, save, sentences, write_rows, write_tokenizer
 
-from hf_gelu_patch.evaluation.limits import Limits
-from hf_gelu_patch.evaluation.loading import EvaluationError, load_model, load_processor, load_rows, subject
-from hf_gelu_patch.evaluation.tasks import Task, make_task
+from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.loading.models import load_model
+from hf_gelu_patch.evaluation.loading.processors import load_processor
+from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
+from hf_gelu_patch.evaluation.tasks.base import Task
+from hf_gelu_patch.evaluation.tasks.limits import Limits
+from hf_gelu_patch.evaluation.tasks.making import make_task
 
 COMMON = {"vocab_size": len(VOCABULARY), "max_position_embeddings": 20, "pad_token_id": 0}
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2, "vocab_size": len(VOCABULARY)}

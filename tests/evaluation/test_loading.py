@@ -25,20 +25,17 @@ from PIL import Image
 from tiny_classifier import write_checkpoint, write_data
 
 from hf_gelu_patch import PatchError, find_sites
-from hf_gelu_patch.evaluation.data import PROBLEM
-from hf_gelu_patch.evaluation.loading import (
-    EvaluationError,
-    data_file,
-    load_data,
-    load_metric,
-    load_model,
-    load_processor,
-    locate,
-    skeleton,
-    subject,
-    task_info,
-)
+from hf_gelu_patch.evaluation.data.places import data_file
+from hf_gelu_patch.evaluation.data.reading import load_data
+from hf_gelu_patch.evaluation.data.tables import PROBLEM
+from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.loading.checkpoints import locate
+from hf_gelu_patch.evaluation.loading.models import load_model, skeleton
+from hf_gelu_patch.evaluation.loading.processors import load_processor
+from hf_gelu_patch.evaluation.loading.subjects import subject
+from hf_gelu_patch.evaluation.metrics.plugged import load_metric
 from hf_gelu_patch.evaluation.reference import REFERENCES
+from hf_gelu_patch.evaluation.tasks.registry import task_info
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +361,10 @@ def test_no_row_can_be_read(tmp_path: Path) -> None:
 
 HUB = """
 import sys, time
-from hf_gelu_patch.evaluation.loading import *
+from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.loading.models import load_model
+from hf_gelu_patch.evaluation.loading.processors import load_processor
+from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
 start = time.perf_counter()
 try:
     one = subject("someone/t5", validation_file=sys.argv[2] or None, allow_download=sys.argv[1] == "download")
@@ -576,7 +576,9 @@ def test_code_of_its_own_is_run_if_it_may_be(checkpoint: Path, tmp_path: Path) -
         with pytest.raises(EvaluationError, match=re.compile(rf"{place}.*add --trust_remote_code", re.DOTALL)):
             refused()
     code = (
-        "import sys; from hf_gelu_patch.evaluation.loading import *; place = sys.argv[1]\n"
+        "import sys; place = sys.argv[1]\n"
+        "from hf_gelu_patch.evaluation.loading.models import load_model, skeleton\n"
+        "from hf_gelu_patch.evaluation.loading.processors import load_processor\n"
         "print(type(skeleton(place, trust_remote_code=True)).__name__)\n"
         "print(type(load_model(place, 'text-classification', trust_remote_code=True)).__name__)\n"
         "print(type(load_processor(place, 'text-classification', trust_remote_code=True)).__name__)\n"

@@ -17,7 +17,10 @@ from tiny_classifier import WORDS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel
 
-from hf_gelu_patch.evaluation.loading import EvaluationError, load_model, load_processor, subject
+from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.loading.models import load_model
+from hf_gelu_patch.evaluation.loading.processors import load_processor
+from hf_gelu_patch.evaluation.loading.subjects import subject
 from hf_gelu_patch.evaluation.run import Settings, unpatched_metrics
 
 DECODER = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2}

@@ -16,23 +16,18 @@ import pytest
 from scipy.stats import binomtest, norm, pearsonr, spearmanr, ttest_1samp
 from sklearn.metrics import accuracy_score, f1_score
 
-from hf_gelu_patch.evaluation.quality import (
+from hf_gelu_patch.evaluation.metrics.measures import (
     ClassificationMetric,
-    Flip,
-    Interval,
     LanguageModelMetric,
     MultiLabelMetric,
-    Outcome,
-    Quality,
     RegressionMetric,
     SequenceMetric,
     SimilarityMetric,
-    compare,
     edit_distance,
-    exact_mcnemar,
-    judge,
-    paired_p,
 )
+from hf_gelu_patch.evaluation.outcomes import Outcome
+from hf_gelu_patch.evaluation.quality import Flip, Quality, compare, judge
+from hf_gelu_patch.evaluation.statistics import Interval, exact_mcnemar, paired_p
 
 SCALES = {"max_abs_logit_change": 0.5, "max_abs_logit": 2.0}
 

@@ -22,18 +22,11 @@ from evaluation_worker import finish, kill_when, start, untimed, write_rows, wri
 from tiny_classifier import WORDS, write_checkpoint
 from tokenizers import normalizers
 
-from hf_gelu_patch.evaluation.loading import EvaluationError, subject
-from hf_gelu_patch.evaluation.quality import Outcome
-from hf_gelu_patch.evaluation.records import (
-    RestartedWarning,
-    Row,
-    Writer,
-    content_digest,
-    folder_name,
-    prepare,
-    read,
-    rows_digest,
-)
+from hf_gelu_patch.evaluation.digests import content_digest, rows_digest
+from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.loading.subjects import subject
+from hf_gelu_patch.evaluation.outcomes import Outcome
+from hf_gelu_patch.evaluation.records import RestartedWarning, Row, Writer, folder_name, prepare, read
 from hf_gelu_patch.evaluation.run import Settings, Variant, evaluate_subject
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -23,7 +23,8 @@ import torch
 from accelerate import Accelerator
 
 from hf_gelu_patch.evaluation import reference as module
-from hf_gelu_patch.evaluation.loading import load_data, reference_subject
+from hf_gelu_patch.evaluation.data.reading import load_data
+from hf_gelu_patch.evaluation.loading.subjects import reference_subject
 from hf_gelu_patch.evaluation.reference import (
     MANIFEST,
     REFERENCES,

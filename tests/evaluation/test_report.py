@@ -20,9 +20,9 @@ from accelerate import Accelerator
 from rich.console import Console
 from tiny_classifier import write_checkpoint, write_data
 
-from hf_gelu_patch.evaluation.data import EvaluationError
 from hf_gelu_patch.evaluation.environment import environment
-from hf_gelu_patch.evaluation.loading import subject
+from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.loading.subjects import subject
 from hf_gelu_patch.evaluation.report.card import model_card
 from hf_gelu_patch.evaluation.report.document import sections, summary, verdicts
 from hf_gelu_patch.evaluation.report.files import rebuild, save

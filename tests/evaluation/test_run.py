@@ -21,20 +21,19 @@ from transformers import PreTrainedModel
 
 from hf_gelu_patch import PatchError, find_sites
 from hf_gelu_patch.activations import ACTIVATIONS
-from hf_gelu_patch.evaluation.loading import (
-    EvaluationError,
-    Subject,
-    load_model,
-    load_processor,
-    load_rows,
-    subject,
-)
-from hf_gelu_patch.evaluation.quality import edit_distance, judge
+from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.loading.models import load_model
+from hf_gelu_patch.evaluation.loading.processors import load_processor
+from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
+from hf_gelu_patch.evaluation.metrics.measures import edit_distance
+from hf_gelu_patch.evaluation.quality import judge
 from hf_gelu_patch.evaluation.reference import REFERENCES
 from hf_gelu_patch.evaluation.report.markdown import markdown
 from hf_gelu_patch.evaluation.report.results import plain
 from hf_gelu_patch.evaluation.run import Result, Settings, Variant, VariantResult, evaluate, evaluate_subject
-from hf_gelu_patch.evaluation.tasks import Task, make_task
+from hf_gelu_patch.evaluation.subject import Subject
+from hf_gelu_patch.evaluation.tasks.base import Task
+from hf_gelu_patch.evaluation.tasks.making import make_task
 from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, register_implementation
 
 QUICK = Settings(min_rounds=3, min_seconds=0.01, max_seconds=0.1)

@@ -23,17 +23,15 @@ from PIL import Image
 from tiny_classifier import rows, write_checkpoint, write_data
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
-from hf_gelu_patch.evaluation.loading import (
-    TASKS,
-    EvaluationError,
-    Subject,
-    load_model,
-    load_processor,
-    load_rows,
-    subject,
-)
-from hf_gelu_patch.evaluation.quality import Outcome
-from hf_gelu_patch.evaluation.tasks import Task, make_task
+from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.loading.models import load_model
+from hf_gelu_patch.evaluation.loading.processors import load_processor
+from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
+from hf_gelu_patch.evaluation.outcomes import Outcome
+from hf_gelu_patch.evaluation.subject import Subject
+from hf_gelu_patch.evaluation.tasks.base import Task
+from hf_gelu_patch.evaluation.tasks.making import make_task
+from hf_gelu_patch.evaluation.tasks.registry import TASKS
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = [*SPECIAL, *(f"w{number}" for number in range(40))]

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_gelu_patch.evaluation.data import EvaluationError
+from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.report.formats import FORMATS
 from hf_gelu_patch.evaluation.report.results import JSON_NAME, Data, merge, read
 

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_gelu_patch.evaluation.data import EvaluationError
+from hf_gelu_patch.evaluation.errors import EvaluationError
 
 if TYPE_CHECKING:
     from hf_gelu_patch.evaluation.run import Result, Settings, VariantResult

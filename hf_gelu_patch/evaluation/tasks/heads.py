@@ -13,15 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from hf_gelu_patch.evaluation.data import EvaluationError
-from hf_gelu_patch.evaluation.labels import BadLabelError, Labels, LabelsError, as_number, class_names, shown
-from hf_gelu_patch.evaluation.loading import Subject
-from hf_gelu_patch.evaluation.quality import (
-    ClassificationMetric,
-    MultiLabelMetric,
-    Outcome,
-    RegressionMetric,
-)
+from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.metrics.measures import ClassificationMetric, MultiLabelMetric, RegressionMetric
+from hf_gelu_patch.evaluation.outcomes import Outcome
+from hf_gelu_patch.evaluation.subject import Subject
+from hf_gelu_patch.evaluation.tasks.labels import BadLabelError, Labels, LabelsError, as_number, class_names, shown
 
 __all__ = ["IGNORED", "MAX_LOGITS", "Head", "MultiLabel", "Regression", "SingleLabel", "head_of", "read_logits"]
 

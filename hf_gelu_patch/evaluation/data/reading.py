@@ -1,0 +1,186 @@
+"""A dataset out of a file, a folder or the hub, with the columns that are needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_gelu_patch.evaluation.data.places import FORMATS, folder_kind, image_classes, images_in, subfolders
+from hf_gelu_patch.evaluation.data.rows import csv_rows, json_lines, json_rows
+from hf_gelu_patch.evaluation.data.tables import (
+    PROBLEM,
+    as_dataset,
+    assembled,
+    read_arrow,
+    read_parquet,
+    without_undecodable,
+)
+from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
+from hf_gelu_patch.evaluation.hub import data_caches
+
+if TYPE_CHECKING:
+    import datasets
+
+_USUAL_SPLITS = ("validation", "valid", "val", "dev", "test")
+
+
+def load_data(
+    data: Path | str,
+    columns: Sequence[str],
+    *,
+    split: str | None = None,
+    config_name: str | None = None,
+    allow_download: bool = False,
+    skip_bad_rows: bool = False,
+) -> datasets.Dataset:
+    """Data as a dataset; nothing is left in a cache, but for what was fetched from the hub.
+
+    Cells of a csv file are texts, whatever they look like. A text file is one row with the column ``text``. A folder
+    of images has the columns ``image`` and ``label``.
+
+    Args:
+        data: from ``data_file``: a csv, json (an array of objects, or an object a line), jsonl, parquet, arrow or txt
+            file; a folder that ``save_to_disk`` wrote, or one with a folder of images for each class (and maybe one
+            for each split above these); or an id on the hub.
+        columns: those that have to be there.
+        split: None for the only one, else validation, else test.
+        config_name: which of several datasets under one id on the hub.
+        allow_download: whether an id on the hub may be fetched; otherwise it has to be in the cache.
+        skip_bad_rows: keep rows that cannot be read as empty ones, with the reason in the column ``PROBLEM``.
+
+    Raises:
+        EvaluationError: the data cannot be read, have no rows, no such split or lack a column (the message lists
+            those there), or a row cannot be read.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    if config_name is not None and isinstance(data, Path):
+        raise EvaluationError(f"{data} is no id on the hub, which alone has configurations: drop --config_name.")
+    if isinstance(data, str):
+        found = _hub(data, split, config_name, allow_download=allow_download)
+    elif data.is_dir():
+        found = _folder(data, split)
+    elif split is not None:
+        raise EvaluationError(f"{data} is one file, without splits: drop --split.")
+    else:
+        found = _file(data, columns, skip_bad_rows=skip_bad_rows)
+    missing = [column for column in columns if column not in found.column_names]
+    if len(found) == 0 and not (missing and found.column_names):
+        raise EvaluationError(f"{data} has no rows: there is nothing to evaluate on.")
+    if missing:
+        there = [name for name in found.column_names if name != PROBLEM]
+        raise EvaluationError(
+            f"{data} has no column {' and no column '.join(map(repr, missing))}; it has: {', '.join(there)}. "
+            f"{_column_remedy(missing, there)}"
+        )
+    if isinstance(data, str) or FORMATS.get(data.suffix.lower()) in (None, "parquet", "arrow"):
+        found = without_undecodable(found, data, columns, skip_bad_rows=skip_bad_rows)
+    return found
+
+
+def _column_remedy(missing: Sequence[str], there: Sequence[str]) -> str:
+    """What can be done where columns are missing, by the names of those that are there."""
+    if any(name != name.strip() and name.strip() in missing for name in there):
+        return "Take out the spaces around the names in its header."
+    marks = {";": "';'", "\t": "tabs", "|": "'|'"}
+    found = [said for mark, said in marks.items() if len(there) == 1 and mark in there[0]]
+    if found:
+        return f"Its cells are separated by {found[0]}: separate them by commas."
+    return "Name the right ones with --input_column, --second_column and --target_column."
+
+
+def _choose(splits: Iterable[str], asked: str | None, name: object) -> str:
+    there = list(splits)
+    if asked is not None:
+        if asked not in there:
+            raise EvaluationError(f"{name} has no split {asked!r}; it has: {', '.join(there)}. Name one with --split.")
+        return asked
+    usual = there if len(there) == 1 else [split for split in _USUAL_SPLITS if split in there]
+    if not usual:
+        raise EvaluationError(f"{name} has several splits ({', '.join(there)}): name one with --split.")
+    return usual[0]
+
+
+def _folder(path: Path, split: str | None) -> datasets.Dataset:
+    import datasets
+
+    kind = folder_kind(path)
+    if kind != "images":
+        try:
+            if kind == "saved splits":
+                splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+                path = path / _choose(splits, split, path)
+            elif split is not None:
+                raise EvaluationError(f"{path} is one dataset, without splits: drop --split.")
+            return datasets.load_from_disk(str(path)).with_format(None)
+        except EvaluationError:
+            raise
+        except Exception as error:  # json, pyarrow and datasets each have their own
+            raise EvaluationError(
+                f"{path} cannot be read as a saved dataset: {first_line(error)}. Save it again with save_to_disk."
+            ) from error
+    if not image_classes(path):
+        splits = [folder.name for folder in subfolders(path) if image_classes(folder)]
+        path = path / _choose(splits, split, path)
+    elif split is not None:
+        raise EvaluationError(f"{path} has a folder for each class, and none for splits: drop --split.")
+    classes = image_classes(path)
+    names = [folder.name for folder in classes]
+    pairs = [(str(file), label) for label, folder in enumerate(classes) for file in images_in(folder)]
+    return datasets.Dataset.from_dict(
+        {"image": [file for file, _ in pairs], "label": [label for _, label in pairs]},
+        features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}),
+    )
+
+
+def _hub(name: str, split: str | None, config_name: str | None, *, allow_download: bool) -> datasets.Dataset:
+    import datasets
+    from datasets.packaged_modules.cache.cache import Cache
+    from huggingface_hub import snapshot_download
+
+    prepared, _ = data_caches(name)
+    try:
+        if allow_download:
+            found = datasets.load_dataset(name, config_name)
+        elif prepared.is_dir():
+            cache = Cache(
+                repo_id=name, dataset_name=name.split("/")[1], config_name=config_name, version="auto", hash="auto"
+            )
+            found = cache.as_dataset()
+        else:
+            fetched = snapshot_download(name, repo_type="dataset", local_files_only=True)
+            found = datasets.load_dataset(fetched, config_name)
+    except Exception as error:  # the hub's, the network's, the readers': each has its own kinds
+        remedy = (
+            "Check the name, --config_name and the connection."
+            if allow_download
+            else "Check --config_name, or fetch them again with --allow_download."
+        )
+        raise EvaluationError(f"the data {name} cannot be had from the hub: {first_line(error)} {remedy}") from error
+    return found[_choose(found, split, name)].with_format(None)
+
+
+def _file(path: Path, columns: Sequence[str], *, skip_bad_rows: bool) -> datasets.Dataset:
+    kind = FORMATS[path.suffix.lower()]
+    try:
+        if kind in ("parquet", "arrow"):
+            return as_dataset(read_parquet(path) if kind == "parquet" else read_arrow(path))
+        if kind == "text":
+            text = path.read_text(encoding="utf-8-sig")
+            return assembled(path, [{"text": text}] if text else [], columns, skip_bad_rows=skip_bad_rows)
+        read = {"csv": csv_rows, "json": json_rows, "jsonl": json_lines}[kind]
+        return assembled(path, read(path), columns, skip_bad_rows=skip_bad_rows)
+    except EvaluationError:
+        raise
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise EvaluationError(
+            f"{path}: line {line} is not UTF-8 (byte 0x{error.object[error.start]:02x}): convert the file with "
+            "iconv -t UTF-8."
+        ) from error
+    except Exception as error:  # pyarrow's own kinds, the system's
+        raise EvaluationError(f"{path} cannot be read as {kind}: {first_line(error)}") from error

@@ -1,0 +1,68 @@
+"""Hashes of what answers depend on: weights, rows of data, plain data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import datasets
+
+_LEADING = 2**16  # elements of a tensor that are hashed in their order
+_ROWS_AT_A_TIME = 256
+
+
+def content_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of tensors by name: of dtypes, shapes, the first 65,536 elements, and ``torch.hash_tensor`` of them all,
+    which reads them as fast as memory gives them."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, tensor in tensors:
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        if tensor.numel():
+            leading = tensor.detach().reshape(-1)[:_LEADING].contiguous().cpu()
+            found.update(leading.view(torch.uint8).numpy().tobytes())
+            found.update(f"{int(torch.hash_tensor(tensor.detach()).view(torch.int64))}".encode())
+    return found.hexdigest()
+
+
+def text_digest(value: Any) -> str:
+    """A hash of plain data."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def rows_digest(rows: datasets.Dataset, columns: Sequence[str], find: Callable[[str], Path | None]) -> str:
+    """A hash of what stands in some columns, row by row: texts and numbers as they are, labels with their names, images
+    and sounds by the bytes that they are stored in.
+
+    Args:
+        rows: in their order.
+        columns: which count.
+        find: the file that a text names, whose bytes count instead; None where it names none.
+    """
+    found = hashlib.blake2b(digest_size=8)
+    stored = rows.select_columns([*columns]).with_format("arrow")  # as it is stored: nothing is decoded
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+            value = value["path"] if value["bytes"] is None else value["bytes"]
+        if isinstance(value, str) and (path := find(value)) is not None:
+            value = path.read_bytes()
+        if isinstance(value, bytes):
+            return hashlib.blake2b(value, digest_size=8).hexdigest()
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list) else value
+
+    for name in columns:
+        found.update(f"{name} {getattr(rows.features[name], 'names', '')}\n".encode())
+    for part in stored.iter(_ROWS_AT_A_TIME):
+        for row in part.to_pylist():
+            found.update(json.dumps([plain(row[name]) for name in columns], default=str).encode() + b"\n")
+    return found.hexdigest()

@@ -1,0 +1,46 @@
+"""Tokenizers and image processors loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
+from hf_gelu_patch.evaluation.loading.models import quieten
+from hf_gelu_patch.evaluation.tasks.own_file import own_file
+from hf_gelu_patch.evaluation.tasks.vocabulary import check_vocabulary
+
+
+def load_processor(place: str, task: str, *, trust_remote_code: bool = False, allow_download: bool = False) -> Any:
+    """The checkpoint's tokenizer, or image processor; whichever it has, where the task could do with either.
+
+    Raises:
+        EvaluationError: it has none that can be loaded.
+    """
+    import transformers
+
+    quieten()
+    kinds = ["AutoTokenizer"]
+    if own_file(task) or task == "feature-drift":
+        kinds = ["AutoProcessor", "AutoImageProcessor", "AutoTokenizer"]
+    elif task == "image-classification":
+        kinds = ["AutoImageProcessor"]
+    failed: list[Exception] = []
+    for kind in kinds:
+        try:
+            found = getattr(transformers, kind).from_pretrained(
+                place, trust_remote_code=trust_remote_code, local_files_only=not allow_download
+            )
+        except Exception as error:  # each has its own kinds, and so have the libraries beneath
+            failed.append(error)
+        else:
+            if hasattr(found, "get_vocab"):
+                check_vocabulary(found, place)
+            return found
+    remedy = f"Save the model's own there: {kinds[-1]}.from_pretrained(original).save_pretrained({place!r})."
+    if "trust_remote_code" in str(failed[0]):
+        remedy = "It comes with Python code of its own: read that code, and add --trust_remote_code to run it."
+    what = {"AutoTokenizer": "tokenizer", "AutoImageProcessor": "image processor"}
+    names = " or ".join(what[kind] for kind in kinds if kind in what)
+    raise EvaluationError(f"{place} has no {names} that can be loaded: {first_line(failed[0])}\n{remedy}") from failed[
+        0
+    ]

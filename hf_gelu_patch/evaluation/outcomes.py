@@ -1,0 +1,62 @@
+"""What one model said of one example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hf_gelu_patch.evaluation.numbers import plain_number
+
+Answer = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one model said of one example.
+
+    Attributes:
+        answers: the predicted label; or the set of predicted labels, a text of 0 and 1 with a digit for each; or the
+            most likely next token at each position; or the generated sequence, its tokens joined by spaces.
+        targets: the right answers, one for each.
+        loss: the negative log-likelihood of the targets, summed, in nats.
+        tokens: how many terms the loss sums.
+        score: the answer, where it is a number: a similarity, or what a regression head gives.
+        top5: for each answer, whether the target is among the five likeliest; () where that was not asked.
+    """
+
+    answers: tuple[Answer, ...]
+    targets: tuple[Answer, ...]
+    loss: float
+    tokens: int
+    score: float | None = None
+    top5: tuple[bool, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that ``json.dumps`` writes as valid JSON and ``from_json`` reads back to the bit: Python writes a
+        float so that it is read as the same, and what is not finite becomes its name ("nan", "inf", "-inf")."""
+        return {
+            "answers": list(self.answers),
+            "targets": list(self.targets),
+            "loss": plain_number(self.loss),
+            "tokens": self.tokens,
+            "score": None if self.score is None else plain_number(self.score),
+            "top5": list(self.top5),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Outcome:
+        """The outcome that ``to_json`` made ``data`` of.
+
+        Raises:
+            KeyError, TypeError, ValueError: it did not.
+        """
+        score = data["score"]
+        return cls(
+            answers=tuple(data["answers"]),
+            targets=tuple(data["targets"]),
+            loss=float(data["loss"]),
+            tokens=int(data["tokens"]),
+            score=None if score is None else float(score),
+            top5=tuple(data["top5"]),
+        )

@@ -1,0 +1,120 @@
+"""Classification of texts and of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import datasets
+import numpy as np
+from torch import Tensor
+
+from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.outcomes import Outcome
+from hf_gelu_patch.evaluation.subject import Subject
+from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
+from hf_gelu_patch.evaluation.tasks.heads import head_of
+from hf_gelu_patch.evaluation.tasks.images import pixel_sizes, pixels_of, stacked_pixels
+from hf_gelu_patch.evaluation.tasks.labels import BadLabelError, LabelsError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Classification(Task):
+    """A right answer for an example, of the kind that the model's head gives: a label, several, or a number."""
+
+    _likeliest: ClassVar[int | None] = None
+
+    def __init__(self, subject: Subject, config: Any, *arguments: Any, **options: Any) -> None:
+        self.head = head_of(config, subject, likeliest=self._likeliest)
+        self.metric, self.softmax = self.head.metric, self.head.softmax
+        self._answer: Callable[[Any], Any] | None = None
+        super().__init__(subject, config, *arguments, **options)
+
+    def answers(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, Any]:
+        """The right answers, by row. How a column is to be read is told from the whole of it, once."""
+        column = self.subject.target_column
+        values = data[column][:]
+        if self._answer is None:
+            try:
+                self._answer = self.head.reader(values, data.features[column])
+            except LabelsError as error:
+                raise EvaluationError(f"{self.subject.name}: {self.subject.data}, column {column!r}: {error}") from None
+        found = {}
+        for row in rows:
+            try:
+                found[row] = self._answer(values[row])
+            except BadLabelError as error:
+                self.leave_out(row, str(error))
+        return found
+
+    def logits_per_example(self) -> int:
+        return self.head.outputs
+
+    def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return super().forward(model, batch)[:, None, :]
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:
+        logits = self.forward(model, batch)
+        if logits.shape[2:] != (self.head.outputs,):
+            raise EvaluationError(
+                f"{self.subject.name} gives {list(logits.shape[2:])} numbers an example, where num_labels in its "
+                f"config says {self.head.outputs}: mend config.json."
+            )
+        return Prediction(logits, tuple(self.head.outcomes(logits[:, 0], self._right(batch.ids))))
+
+    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
+        return self.head.columns(outcomes, self._right(range(len(outcomes))))
+
+    def pairs(self, outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
+        return self.head.pairs(self.columns(outcomes))
+
+    def named(self, answer: str) -> str:
+        return self.head.named(answer)
+
+    def _right(self, ids: Iterable[int]) -> list[Any]:
+        return [self.examples[example]["label"] for example in ids]
+
+
+class TextClassification(Classification):
+    """A text, or a pair of texts, and what is right of it."""
+
+    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+        every, data = data, first_rows(data, limit)
+        texts = self.texts(data, self.subject.input_column, self.rows(data))
+        options = {}
+        if self.subject.second_column is not None:
+            seconds = self.texts(data, self.subject.second_column, texts)
+            texts = {row: texts[row] for row in seconds}
+        labels = self.answers(every, texts)
+        if self.subject.second_column is not None:
+            options["text_pair"] = [seconds[row] for row in labels]
+        encoded = self.tokens(list(labels), texts, **options)
+        return [
+            {"row": row, "tokens": tokens, "input_ids": tokens["input_ids"], "label": labels[row], "shown": texts[row]}
+            for row, tokens in encoded.items()
+        ]
+
+    def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
+        return Batch(ids, self.padded(examples), self.head.targets([e["label"] for e in examples]), len(ids))
+
+
+class ImageClassification(Classification):
+    """An image and what is right of it; where there are more than five labels, the five likeliest are looked at too."""
+
+    _likeliest = 5
+
+    names_files = True
+
+    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+        first = first_rows(data, limit)
+        labels = self.answers(data, self.rows(first))
+        return [{**image, "label": labels[row]} for row, image in pixels_of(self, first, labels).items()]
+
+    def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
+        targets = self.head.targets([example["label"] for example in examples])
+        return Batch(ids, stacked_pixels(self, examples), targets, len(ids))
+
+    def shape(self, example: dict[str, Any]) -> tuple[Any, ...]:
+        return pixel_sizes(example)

@@ -1,0 +1,117 @@
+"""A task of one's own, from a Python file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_gelu_patch.evaluation.data.tables import PROBLEM
+from hf_gelu_patch.evaluation.digests import rows_digest, text_digest
+from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
+from hf_gelu_patch.evaluation.metrics.measures import ClassificationMetric, LanguageModelMetric
+from hf_gelu_patch.evaluation.outcomes import Outcome
+from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
+from hf_gelu_patch.evaluation.tasks.heads import label_columns
+from hf_gelu_patch.evaluation.tasks.language import token_columns, token_pairs
+from hf_gelu_patch.evaluation.tasks.own_file import own_task
+from hf_gelu_patch.evaluation.tasks.registry import task_info
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class OwnTask(Task):
+    """What a user's function ``batch`` makes of rows: see ``loading.own_task``."""
+
+    names_files = True
+
+    def digest(self, data: datasets.Dataset) -> str:
+        """Of all columns and of the function's file, which says what becomes of them."""
+        columns = [name for name in data.column_names if name != PROBLEM]
+        source = Path(self.subject.task).expanduser().read_text(encoding="utf-8")
+        return text_digest([source, rows_digest(data, columns, self.file)])
+
+    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+        self._function: Callable[..., Any] = own_task(self.subject.task)
+        self.softmax = task_info(self.subject.task).auto_class != "AutoModel"
+        self.output = "logits" if self.softmax else "features"
+        data = first_rows(data, limit)
+        examples: list[dict[str, Any]] = []
+        for row in self.rows(data):
+            values = {name: value for name, value in data[row].items() if name != PROBLEM}
+            shown = str(values.get(self.subject.input_column or "", next(iter(values.values()), "")))
+            example = {"row": row, "values": values, "shown": shown}
+            # Each for itself where bad ones are to be found; else the first, for what is wrong with the function.
+            trouble = self._trouble(example) if self._skip_bad_rows or not examples else None
+            if trouble is not None:
+                self.leave_out(row, trouble)
+            else:
+                examples.append(example)
+        if examples:
+            _, targets = self._made(examples[:1])
+            self._kind = "none" if targets is None else "one" if targets.dim() == 1 else "many"
+            self.metric = {"none": None, "one": ClassificationMetric, "many": LanguageModelMetric}[self._kind]
+        return examples
+
+    def _made(self, examples: Sequence[dict[str, Any]]) -> tuple[dict[str, Tensor], Tensor | None]:
+        made = self._function([example["values"] for example in examples], self.processor, self.config)
+        if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], Mapping):
+            raise TypeError("batch has to give two things: a dict of tensors, and the right classes")
+        inputs = dict(made[0])
+        targets = None if made[1] is None else torch.as_tensor(made[1])
+        for name, value in [*inputs.items(), *([] if targets is None else [("the right classes", targets)])]:
+            if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != len(examples):
+                raise TypeError(f"{name} is no tensor with a row for each of {len(examples)} rows")
+        if targets is not None and (targets.is_floating_point() or targets.dim() > 2):
+            raise TypeError(
+                "the right classes are no whole numbers, one for each row or one for each position, and a task of "
+                "one's own has no others: give None in their place to look at drift and speed alone"
+            )
+        return inputs, targets
+
+    def _trouble(self, example: dict[str, Any]) -> str | None:
+        try:
+            self._made([example])
+        except Exception as error:  # it is the user's own code
+            return f"is more than {self.subject.task} can take: {type(error).__name__}: {first_line(error)}"
+        return None
+
+    def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
+        try:
+            inputs, targets = self._made(examples)
+        except Exception as error:  # it is the user's own code
+            for example in examples:
+                if (trouble := self._trouble(example)) is not None:
+                    raise EvaluationError(f"{self.subject.data}: row {example['row'] + 1} {trouble}.") from error
+            raise EvaluationError(
+                f"{self.subject.task}: batch failed on {len(examples)} rows: {type(error).__name__}: "
+                f"{first_line(error)}"
+            ) from error
+        if targets is None:
+            targets = torch.zeros(len(ids), 1, dtype=torch.long)
+        return Batch(ids, inputs, targets if targets.dim() == 2 else targets[:, None], len(ids))
+
+    def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        output = model(**batch.inputs)
+        logits: Tensor | None = getattr(output, "logits", None)
+        logits = output.last_hidden_state if logits is None else logits
+        return logits if self._kind == "many" else logits.flatten(1)[:, None]
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:
+        if self._kind != "none":
+            return super().predict(model, batch)
+        return Prediction(self.forward(model, batch), (Outcome((), (), 0.0, 0),) * len(batch.ids))
+
+    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
+        if self._kind == "none":
+            return {}
+        return token_columns(outcomes) if self._kind == "many" else label_columns(outcomes)
+
+    def pairs(self, outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
+        return token_pairs(outcomes)  # an answer for each row, or for each position

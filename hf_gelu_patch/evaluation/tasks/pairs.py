@@ -1,0 +1,92 @@
+"""How alike two texts are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_gelu_patch.evaluation.metrics.measures import SimilarityMetric
+from hf_gelu_patch.evaluation.outcomes import Outcome
+from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows, shortened
+from hf_gelu_patch.evaluation.tasks.features import tower
+from hf_gelu_patch.evaluation.tasks.labels import as_number
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SIDES = ("first.", "second.")  # what the inputs of each text of a pair begin with
+
+
+class SentenceSimilarity(Task):
+    """Two texts and a score of how alike they are. The model's answer is the cosine of their embeddings, each the mean
+    of the last hidden state over the tokens that are no padding (Reimers & Gurevych 2019): of an encoder and decoder
+    the encoder's (Ni et al. 2021), of an image and a text tower the text's. The embeddings stand where other tasks have
+    logits: two positions for each example."""
+
+    metric = SimilarityMetric
+    softmax = False
+    output = "embeddings"
+
+    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+        data = first_rows(data, limit)
+        first = self.texts(data, self.subject.input_column, self.rows(data))
+        second = self.texts(data, self.subject.second_column, first)
+        scores = data[self.subject.target_column][:]
+        right = {}
+        for row in second:
+            number = as_number(scores[row])
+            if number is None:
+                self.leave_out(row, f"has no score that is a number: {scores[row]!r}")
+            else:
+                right[row] = number
+        one = self.tokens(list(right), first)
+        two = self.tokens(list(one), second)
+        return [
+            {
+                "row": row,
+                "pair": (one[row], two[row]),
+                "input_ids": max(one[row]["input_ids"], two[row]["input_ids"], key=len),
+                "score": right[row],
+                "shown": f"{shortened(first[row])} | {shortened(second[row])}",
+            }
+            for row in two
+        ]
+
+    def logits_per_example(self) -> int:
+        return 2 * int(self.config.get_text_config().hidden_size)
+
+    def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
+        inputs = {
+            f"{side}{name}": value
+            for which, side in enumerate(_SIDES)
+            for name, value in self.padded([{"tokens": example["pair"][which]} for example in examples]).items()
+        }
+        return Batch(ids, inputs, torch.zeros(len(ids), 2, dtype=torch.long), len(ids))
+
+    def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        embeddings = []
+        embed = model.get_encoder() if self.config.is_encoder_decoder else tower(model, "text")
+        for side in _SIDES:  # one after the other: the texts of a pair are not to be filled up to each other's length
+            inputs = {name.removeprefix(side): value for name, value in batch.inputs.items() if name.startswith(side)}
+            states: Tensor = embed(**inputs).last_hidden_state
+            mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).to(states.dtype)
+            weights = mask / mask.sum(1, keepdim=True)
+            embeddings.append((weights[:, None, :] @ states)[:, 0])
+        return torch.stack(embeddings, dim=1)
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:
+        embeddings = self.forward(model, batch)
+        one, two = embeddings.double().unbind(1)
+        cosines = torch.cosine_similarity(one, two, dim=-1).tolist()
+        return Prediction(embeddings, tuple(Outcome((), (), 0.0, 0, score=cosine) for cosine in cosines))
+
+    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
+        return {
+            "predictions": np.array([outcome.score for outcome in outcomes], dtype=np.float64),
+            "references": np.array([example["score"] for example in self.examples], dtype=np.float64),
+        }

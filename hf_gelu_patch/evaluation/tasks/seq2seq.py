@@ -1,0 +1,100 @@
+"""A text from another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from hf_gelu_patch.evaluation.metrics.measures import SequenceMetric
+from hf_gelu_patch.evaluation.outcomes import Outcome
+from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
+from hf_gelu_patch.evaluation.tasks.generation import MOST_DECODED, generate_greedily
+from hf_gelu_patch.evaluation.tasks.heads import IGNORED, read_logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Seq2Seq(Task):
+    """A text and the text it should become: generated greedily, and, for loss and logits, with the right answer given
+    to the decoder token by token, which is also what is timed.
+
+    Attributes:
+        new_tokens: generate at most so many where the model's generation config does not say.
+        decode_tokens: how many ``generate`` makes: as many as the longest right answer has, at most 32.
+    """
+
+    metric = SequenceMetric
+    generates = True
+
+    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+        data = first_rows(data, limit)
+        sources = self.texts(data, self.subject.input_column, self.rows(data))
+        targets = self.texts(data, self.subject.target_column, sources)
+        encoded = self.tokens(list(targets), sources)
+        given = [targets[row] for row in encoded]
+        labels = self.processor(text_target=given, truncation=True, max_length=self.length()) if given else {}
+        examples = []
+        for number, (row, tokens) in enumerate(encoded.items()):
+            if not labels["input_ids"][number]:
+                self.leave_out(row, "has no tokens in the right answer")
+                continue
+            examples.append(
+                {
+                    "row": row,
+                    "tokens": {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens},
+                    "input_ids": tokens["input_ids"],
+                    "labels": labels["input_ids"][number],
+                    "target": " ".join(targets[row].split()),
+                    "shown": sources[row],
+                }
+            )
+        longest = max((len(example["labels"]) for example in examples), default=1)
+        self.new_tokens, self.decode_tokens = longest + 8, min(MOST_DECODED, longest)
+        return examples
+
+    def logits_per_example(self) -> int:
+        return max(len(example["labels"]) for example in self.examples) * int(self.config.get_text_config().vocab_size)
+
+    def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
+        labels = pad_sequence([torch.tensor(e["labels"]) for e in examples], batch_first=True, padding_value=IGNORED)
+        return Batch(ids, {**self.padded(examples), "labels": labels}, labels, len(ids))
+
+    def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        logits: Tensor = model(**batch.inputs, use_cache=False).logits
+        return logits
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:
+        logits = self.forward(model, batch)
+        inputs = {key: value for key, value in batch.inputs.items() if key != "labels"}
+        own = getattr(model.generation_config, "max_new_tokens", None)
+        generated = model.generate(  # type: ignore[operator]  # what torch says of any attribute of a module
+            **inputs, do_sample=False, num_beams=1, max_new_tokens=own or self.new_tokens
+        )
+        texts = self.processor.batch_decode(generated, skip_special_tokens=True)
+        read = read_logits(logits, batch.targets)
+        outcomes = (
+            Outcome((" ".join(text.split()),), (self.examples[example]["target"],), loss, tokens)
+            for example, text, (_, _, loss, tokens) in zip(batch.ids, texts, read, strict=True)
+        )
+        return Prediction(logits, tuple(outcomes))
+
+    def generate(self, model: PreTrainedModel, batch: Batch, new_tokens: int | None = None) -> Tensor:
+        """Generate greedily, always ``decode_tokens`` of them, whatever comes. With one, it is the prefill (the
+        encoder, and the decoder's first step) alone."""
+        inputs = {key: value for key, value in batch.inputs.items() if key != "labels"}
+        return generate_greedily(model, new_tokens or self.decode_tokens, **inputs)
+
+    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
+        return {
+            "predictions": np.array([outcome.answers[0] for outcome in outcomes], dtype=object),
+            "references": np.array([outcome.targets[0] for outcome in outcomes], dtype=object),
+            "losses": np.array([outcome.loss for outcome in outcomes], dtype=np.float64),
+            "tokens": np.array([outcome.tokens for outcome in outcomes], dtype=np.int64),
+        }
