@@ -74,7 +74,7 @@ def config_changes(model: nn.Module, plans: Iterable[Plan], target: Activation) 
                 notes.append(note)
                 followed |= {prefix + path for path in sites}
     if not seen:
-        notes.append("the swapped sites are in no transformers model: no config can say so to a saved copy")
+        notes.append("the swapped sites are in a model without a transformers config: a checkpoint does not record it")
     elif lost := sorted(swapped - followed):
         some = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
         notes.append(

@@ -79,7 +79,7 @@ def patch(
             the same.
         include: the sites to patch: glob patterns on a site's path, the class name of its owner or its module, or
             its activation; or classes of either. None for all; a swap then spares tanh, sigmoid and the other
-            functions that are no hidden-layer activation.
+            functions that are usually no hidden-layer activation.
         exclude: the sites to leave alone, likewise; it wins over include.
         strict: raise, instead of warning, when no site was changed.
         verify: a batch to run the model on before and after, as it is (mode, device): keyword arguments as a mapping,

@@ -132,7 +132,7 @@ def _plan_place(place: Place, wanted: _Wanted, where: tuple[torch.device, torch.
     if isinstance(place.owner, nn.TransformerEncoderLayer):
         return left("torch's TransformerEncoderLayer goes around its activation module in inference")
     if target != source and not source.hidden and wanted.selection.include is None:
-        return left(f"{source.name} is no hidden-layer activation: name it in include to swap it")
+        return left(f"{source.name} is usually no hidden-layer activation: it is swapped only where include= names it")
     if current.in_place:
         return left("it works in place, and what stands behind it may count on that")
     if use is not None and use.overruled:

@@ -37,7 +37,7 @@ class Report:
     def summary(self) -> str:
         """One line: how many sites, how many changed."""
         if not self.sites:
-            return f"{self.model}: no activation among {self.seen}"
+            return f"{self.model}: no call of an activation in {self.seen}"
         done = "patched" if self.applied else "would be patched"
         return f"{self.model}: {len(self.changed)} of {len(self.sites)} activation sites {done}"
 

@@ -140,7 +140,8 @@ def describe_modules(model: nn.Module) -> str:
     """What a model is made of: ``14 modules: 4 Linear, 2 LayerNorm, …``."""
     counts = Counter(type(module).__name__ for module in model.modules())
     shown = [f"{count} {name}" for name, count in counts.most_common(8)]
-    return f"{sum(counts.values())} modules: {', '.join(shown)}{', …' if len(counts) > 8 else ''}"
+    total = sum(counts.values())
+    return f"{total} module{'' if total == 1 else 's'}: {', '.join(shown)}{', …' if len(counts) > 8 else ''}"
 
 
 class _Activations:

@@ -83,7 +83,7 @@ def test_the_report_is_data(bert: nn.Module) -> None:
     )
     assert second["implementation"] is None
     assert second["reason"] == "excluded by '*layer.1*'"
-    assert "no hidden-layer activation" in pooler["reason"]
+    assert "usually no hidden-layer activation: it is swapped only where include= names it" in pooler["reason"]
     assert find_sites(bert, activation="tanh").to_dict()["sites"][0]["bound"] is None  # unbounded
 
 
@@ -393,7 +393,7 @@ def test_what_was_set_since_is_not_undone(gpt2: nn.Module) -> None:
 
 def test_without_a_transformers_config_the_report_says_so() -> None:
     report = patch(nn.Sequential(nn.Linear(2, 2), nn.GELU()), activation="silu")
-    assert "no transformers model" in report.config[0]
+    assert "a model without a transformers config" in report.config[0]
 
 
 def test_tied_weights_stay_tied(gpt2: nn.Module) -> None:
@@ -637,7 +637,7 @@ def test_an_activation_alone(act: nn.Module) -> None:
 def test_no_activation_at_all() -> None:
     with pytest.raises(NoSitesError, match=r"4 modules: 2 Linear, 1 Sequential, 1 LayerNorm"):
         patch(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2)))
-    assert "no activation among 1 modules: 1 Linear" in str(find_sites(nn.Linear(2, 2)))
+    assert "no call of an activation in 1 module: 1 Linear" in str(find_sites(nn.Linear(2, 2)))
 
 
 def test_nothing_changed_warns_with_the_reasons() -> None:

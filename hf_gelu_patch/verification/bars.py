@@ -1,8 +1,8 @@
 """How far numbers may move: beside the error that they have by themselves against float64, or by half of their digits.
 
-A number y is looked at relative to s = S + w·|y|. S is how far the numbers of its tensor usually are from their median:
-no mask sets it, and no constant that is added to all of them. w·|y| allows for the rounding of y itself. A mask, a
-number far larger than all that are none, may move by a few ε of itself and as far as the others.
+A number y may move by so much relative to s = S + w·|y|. S is how far the numbers of its tensor usually lie from their
+median. Neither masks nor a constant added to all numbers change S. The term w·|y| allows for the rounding of y itself.
+A mask is a number far larger than the others, such as −1e4. It may move by a few ε of itself, and as far as the others.
 
 A patch that keeps the functions must leave the model as near to float64 as it was, but for a small factor: of the worst
 number, of the worst row (of the last axis), of all numbers together, and of the median row (which may be as far off as
