@@ -739,7 +739,8 @@ def _implementations(options: argparse.Namespace) -> int:
     import torch
 
     from hf_gelu_patch.implementations import measured
-    from hf_gelu_patch.implementations.registry import AUTO, IMPLEMENTATIONS
+    from hf_gelu_patch.implementations.choice import AUTO
+    from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"auto: at each site {' or '.join(AUTO)}, the first that computes the activation and gains something;")

@@ -11,8 +11,9 @@ from hf_gelu_patch.activations import Activation, Unresolved, get_activation, ma
 from hf_gelu_patch.errors import ImplementationUnavailableError, PatchError
 from hf_gelu_patch.forwards.replacements import hooked, plain
 from hf_gelu_patch.forwards.uses import Use
+from hf_gelu_patch.implementations.choice import choose
 from hf_gelu_patch.implementations.measured import measured_on
-from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Fused, Implementation, choose, get_implementation
+from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Fused, Implementation, get_implementation
 from hf_gelu_patch.report import Report
 from hf_gelu_patch.selection import Selection, Selector
 from hf_gelu_patch.sites import Edge, Place, Site, check_module, describe_modules, device_and_dtype, places

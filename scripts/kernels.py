@@ -3,7 +3,7 @@
     python scripts/kernels.py fit       # the coefficients of triton_kernels.MILLS, and how far off they are
     python scripts/kernels.py errors    # every kernel, interpreted, over all values of fp16 and bf16, against float64
     python scripts/kernels.py static    # every kernel, compiled for four GPUs: instructions, registers, accesses
-    python scripts/kernels.py all       # all of it, written to scripts/triton_kernels.md
+    python scripts/kernels.py all       # all of it, written to scripts/kernels.md
 
 ``--json`` prints the figures instead. Compiling and interpreting need a process each: ``all`` starts them.
 """
@@ -329,12 +329,12 @@ ROWS_TAKE = 2
 
 
 def geometry(layout: str, form: str, block: int) -> Any:
-    """How the kernel's tensors lie, as its launch would find them: ``triton_kernels.Layout``."""
-    from hf_gelu_patch.implementations import triton_kernels
+    """How the kernel's tensors lie, as its launch would find them: ``triton_launch.Layout``."""
+    from hf_gelu_patch.implementations import triton_launch
 
     rows = 2**18 if layout.endswith("far") else 4096
     if layout.startswith("dense"):
-        return triton_kernels.dense_layout(rows * _HALF, block)
+        return triton_launch.dense_layout(rows * _HALF, block)
     strides: list[tuple[int, ...] | None] = [None] * 6
     for place in _PLACES[form]:
         strides[place] = (_PITCH, 1) if layout.startswith("rows") else (_HALF, 1)
@@ -342,7 +342,7 @@ def geometry(layout: str, form: str, block: int) -> Any:
             strides[place] = (_PITCH, 2)
     if layout == "across":
         strides[max(place for place in _PLACES[form] if place < 3)] = (1, rows)
-    found = triton_kernels.strided_layout((rows, _HALF), tuple(strides), 3 if "forward" in form else 4, block)
+    found = triton_launch.strided_layout((rows, _HALF), tuple(strides), 3 if "forward" in form else 4, block)
     assert found is not None
     return found
 
@@ -381,17 +381,17 @@ def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense
 
     Args:
         layout: one of ``LAYOUTS``.
-        variant: one of ``triton_kernels.VARIANTS``; None for the one that is chosen.
+        variant: one of ``triton_launch.VARIANTS``; None for the one that is chosen.
     """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from hf_gelu_patch.implementations import triton_kernels
+    from hf_gelu_patch.implementations import triton_kernels, triton_launch
 
     if triton_kernels.INTERPRETED.value:
         sys.exit("Interpreted kernels cannot be compiled: unset TRITON_INTERPRET.")
-    asked = triton_kernels.VARIANTS[variant or triton_kernels.CHOSEN[form.replace(" ", "_")]]
+    asked = triton_launch.VARIANTS[variant or triton_launch.CHOSEN[form.replace(" ", "_")]]
     lie, turns = geometry(layout, form, asked.block), layout == "interleaved"
     specialised = Specialised()
     tensors = tuple(f"*{dtype}" if place in _PLACES[form] else None for place in range(6))
@@ -403,7 +403,7 @@ def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense
         "UP": triton_kernels.UP_FUNCTIONS[name],
         "P": _CONSTANTS.get(name, ()),
         "ROUNDED": False,
-        "HOW": triton_kernels.how(lie, asked, turns, turns),
+        "HOW": triton_launch.how(lie, asked, turns, turns),
     }
     backend, arch = ("hip", target) if target.startswith("gfx") else ("cuda", int(target.removeprefix("sm_")))
     source = ASTSource(
@@ -413,7 +413,7 @@ def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense
         constexprs=specialised.constants | constants,
         attrs=specialised.divisible,
     )
-    options = triton_kernels.options_of(asked, lie.tile, hip=backend == "hip")
+    options = triton_launch.options_of(asked, lie.tile, hip=backend == "hip")
     return triton.compile(source, target=GPUTarget(backend, arch, 64 if backend == "hip" else 32), options=options)
 
 
@@ -473,10 +473,10 @@ KEYS = ("activation", "form", "dtype", "target", "layout", "variant")
 
 def checked_kernels() -> Iterator[tuple[str, str, str, str, str, str]]:
     """What is held to its budget, by ``KEYS``: what is chosen, for every target and layout, and what is to be timed."""
-    from hf_gelu_patch.implementations import triton_kernels
+    from hf_gelu_patch.implementations import triton_launch
 
     def chosen(form: str) -> str:
-        return triton_kernels.CHOSEN[form.replace(" ", "_")]
+        return triton_launch.CHOSEN[form.replace(" ", "_")]
 
     for target in TARGETS:
         for name, form in BUDGETS:
@@ -490,23 +490,23 @@ def checked_kernels() -> Iterator[tuple[str, str, str, str, str, str]]:
     for form in ("forward", "backward"):
         for dtype in ("fp16", "fp32"):
             yield "gelu", form, dtype, "sm_90", "dense", chosen(form)
-    for variant, how in triton_kernels.VARIANTS.items():
+    for variant, how in triton_launch.VARIANTS.items():
         for form in how.forms:
             yield "gelu", form.replace("_", " "), "bf16", "sm_90", "dense", variant
 
 
 def static(everything: bool) -> list[dict[str, Any]]:
-    from hf_gelu_patch.implementations import triton_kernels
+    from hf_gelu_patch.implementations import triton_kernels, triton_launch
 
     wanted = list(checked_kernels())
     if everything:
         for name in triton_kernels.FUNCTIONS:
             forms = FORMS if name != "swiglu_oai" else FORMS[2:]
             for form, dtype in itertools.product(forms, ("bf16", "fp16", "fp32")):
-                wanted.append((name, form, dtype, "sm_90", "dense", triton_kernels.CHOSEN[form.replace(" ", "_")]))
+                wanted.append((name, form, dtype, "sm_90", "dense", triton_launch.CHOSEN[form.replace(" ", "_")]))
     found = []
     for key in dict.fromkeys(wanted):
-        how = triton_kernels.VARIANTS[key[-1]]
+        how = triton_launch.VARIANTS[key[-1]]
         each = how.block // (how.warps * 32)
         found.append(dict(zip(KEYS, key, strict=True)) | inspect(compiled(*key), key[1], key[2], each))
     return found
@@ -529,7 +529,7 @@ def _rounded(way: dict[str, Any]) -> str:
 
 
 def document(found: dict[str, Any]) -> str:
-    from hf_gelu_patch.implementations import triton_kernels
+    from hf_gelu_patch.implementations import triton_launch
 
     fits, numbers, built = found["fit"], found["errors"], found["static"]
     lines = [
@@ -641,7 +641,7 @@ def document(found: dict[str, Any]) -> str:
         "",
     ]
     checked = set(checked_kernels())
-    usual = [row for row in built if row["variant"] == triton_kernels.CHOSEN[row["form"].replace(" ", "_")]]
+    usual = [row for row in built if row["variant"] == triton_launch.CHOSEN[row["form"].replace(" ", "_")]]
     dense = {
         (r["activation"], r["form"], r["dtype"]): r for r in usual if r["target"] == "sm_90" and r["layout"] == "dense"
     }

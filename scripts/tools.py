@@ -80,13 +80,13 @@ def _prepare() -> None:
     import transformers
     from toolbox.subjects import SUBJECTS
 
-    from hf_gelu_patch.implementations import registry
+    from hf_gelu_patch.implementations import aten
 
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    registry.LARGE = 0  # so that what is written in place only where it is large is so here
+    aten.LARGE = 0  # so that what is written in place only where it is large is so here
     for subject in SUBJECTS.values():
         subject.build()
     gc.freeze()  # what there is now is no garbage of any tool's

@@ -22,7 +22,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from hf_gelu_patch.implementations import registry
+from hf_gelu_patch.implementations import aten
 
 torch.set_num_threads(1)
 
@@ -188,7 +188,7 @@ def _quiet_libraries() -> None:
 @pytest.fixture(autouse=True)
 def _small_tensors_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what is written in place only where it is large is so here."""
-    monkeypatch.setattr(registry, "LARGE", 0)
+    monkeypatch.setattr(aten, "LARGE", 0)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from hf_gelu_patch import (
     UnknownNameError,
     register_implementation,
 )
-from hf_gelu_patch.implementations import registry
+from hf_gelu_patch.implementations import aten
 from hf_gelu_patch.implementations.registry import Fused, get_implementation
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -434,7 +434,7 @@ def test_without_a_backward_gradients_are_refused_of_fused_forms_too() -> None: 
 
 
 def test_only_a_large_output_of_a_linear_layer_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "LARGE", 4 * 8 * 64)
+    monkeypatch.setattr(aten, "LARGE", 4 * 8 * 64)
     linear = nn.Linear(16, 64)
     kept: list[torch.Tensor] = []
     linear.register_forward_hook(lambda _module, _args, y: kept.append(y))

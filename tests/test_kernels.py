@@ -19,7 +19,7 @@ import triton.language as tl
 from conftest import load_script
 
 from hf_gelu_patch import ACTIVATIONS
-from hf_gelu_patch.implementations import triton_kernels, triton_ops
+from hf_gelu_patch.implementations import triton_kernels, triton_launch, triton_ops
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "kernels.py"
 TABLE = SCRIPT.with_suffix(".md")
@@ -175,7 +175,7 @@ def test_rounding_to_bfloat16_is_to_the_nearest_even() -> None:
     ties = (torch.arange(-32768, 32768) << 16) + 0x8000
     x = torch.cat([bits, ties, ties - 1, ties + 1]).to(torch.int32).view(torch.float32).abs()
     y = torch.empty_like(x, dtype=torch.bfloat16)
-    triton_kernels.launch("forward", (x, y), "relu", ())
+    triton_launch.launch("forward", (x, y), "relu", ())
     expected = x.to(torch.bfloat16)
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y[~y.isnan()].view(torch.int16), expected[~y.isnan()].view(torch.int16))
@@ -192,7 +192,7 @@ def test_offsets_past_two_to_the_31st_element() -> None:
     y = triton_ops.pointwise(x, "silu")
     assert torch.equal(y, triton_ops.pointwise(x.contiguous(), "silu"))
     grad = storage.as_strided((2, 1024), (far, 1), 1024)
-    triton_kernels.launch("backward", (x, torch.ones_like(y), grad), "silu", ())
+    triton_launch.launch("backward", (x, torch.ones_like(y), grad), "silu", ())
     assert torch.equal(grad, script.computed("silu", x.contiguous())[1])
 
 
@@ -223,9 +223,7 @@ def test_nothing_behind_a_tensor_past_two_to_the_31st_element_is_touched() -> No
         pytest.skip(f"no room for the addresses: {error}")
     end = storage[columns - 5 :]
     end.fill_(-77.0)
-    how = triton_kernels.how(
-        triton_kernels.dense_layout(columns, 1024), triton_kernels.VARIANTS["1024/4"], False, False
-    )
+    how = triton_launch.how(triton_launch.dense_layout(columns, 1024), triton_launch.VARIANTS["1024/4"], False, False)
     how = how._replace(BLOCK=1024)
     last_block[(1,)](storage, storage, columns, columns // 1024, ACT=triton_kernels.relu, HOW=how)
     assert end[:5].tolist() == [0.0] * 5
@@ -285,7 +283,7 @@ def test_what_the_compilers_make_of_the_kernels(compiled: list[dict[str, Any]]) 
 def instructions(compiled: list[dict[str, Any]], kernel: tuple[str, str], layout: str) -> float:
     """An element's, bf16 on sm_90, of the variant that is chosen."""
     activation, form = kernel
-    key = (activation, form, "bf16", "sm_90", layout, triton_kernels.CHOSEN[form.replace(" ", "_")])
+    key = (activation, form, "bf16", "sm_90", layout, triton_launch.CHOSEN[form.replace(" ", "_")])
     (row,) = [row for row in compiled if tuple(row[name] for name in script.KEYS) == key]
     return float(row["instructions"])
 
@@ -302,7 +300,7 @@ def test_rows_take_hardly_more_instructions(compiled: list[dict[str, Any]], form
 
 
 def test_what_is_to_be_timed_does_not_spill(compiled: list[dict[str, Any]]) -> None:
-    asked = {(name, form) for name, how in triton_kernels.VARIANTS.items() for form in how.forms}
+    asked = {(name, form) for name, how in triton_launch.VARIANTS.items() for form in how.forms}
     found = [row for row in compiled if (row["target"], row["layout"], row["dtype"]) == ("sm_90", "dense", "bf16")]
     assert {(row["variant"], row["form"].replace(" ", "_")) for row in found if row["spills"] == 0} == asked
     assert not any(row["spills"] for row in found)
@@ -316,7 +314,7 @@ def test_the_table_is_that_of_the_command(compiled: list[dict[str, Any]]) -> Non
     if version != triton.__version__:
         pytest.skip(f"the table was made with triton {version}, and this is {triton.__version__}")
     for row in compiled:
-        if row["variant"] != triton_kernels.CHOSEN[row["form"].replace(" ", "_")]:
+        if row["variant"] != triton_launch.CHOSEN[row["form"].replace(" ", "_")]:
             (line,) = _lines(text, f"| {row['variant']} | {row['form']} | {row['registers']} | ")
             assert line.split(" | ")[4] == f"{row['instructions']:.1f}"
             continue

@@ -119,7 +119,7 @@ sys.path.append({scripts!r})
 import torch
 
 from benchmarking import stub
-from hf_gelu_patch.implementations import triton_kernels, triton_ops
+from hf_gelu_patch.implementations import triton_launch, triton_ops
 
 stub = stub.activate(Path({folder!r}))
 draw = random.Random(0)
@@ -144,9 +144,9 @@ def launches(case):
     gate, up, out, rounded, variant = case
     gate, up, out = tensor(*gate), tensor(*up), tensor(*out)
     before = stub.launches()
-    triton_kernels.launch("forward", (gate, out), "relu", (), variant=variant)
-    triton_kernels.launch("gated_forward", (gate, up, out), "relu", (), rounded, variant)
-    triton_kernels.launch("gated_backward", (gate, up, up, out, out), "relu", (), rounded)
+    triton_launch.launch("forward", (gate, out), "relu", (), variant=variant)
+    triton_launch.launch("gated_forward", (gate, up, out), "relu", (), rounded, variant)
+    triton_launch.launch("gated_backward", (gate, up, up, out, out), "relu", (), rounded)
     return [asdict(launch) for launch in stub.since(before)]
 
 
@@ -156,20 +156,20 @@ for _ in range(30):
     layouts = ["dense", "dense", "dense", "longer rows", "across", "every other", "expanded"]
     gate, up = [(which, shape, draw.choice(layouts), draw.choice([0, 0, 8, 1, 3])) for which in range(2)]
     out = 2, shape, draw.choice(layouts[:5]), draw.choice([0, 8, 1])
-    variants = [None, triton_kernels.VARIANTS["2048/8"], triton_kernels.VARIANTS["1024/4 persistent"]]
+    variants = [None, triton_launch.VARIANTS["2048/8"], triton_launch.VARIANTS["1024/4 persistent"]]
     cases.append((gate, up, out, draw.choice([False, True]), draw.choice(variants)))
 for up in ((0, (64, 512), "every other", 9), (1, (64, 512), "every other", 9)):  # taking turns with the gate, or not
     cases.append(((0, (64, 512), "every other", 8), up, (2, (64, 512), "dense", 0), False, None))
 
 for case in cases:
     launches(case)
-kept = len(triton_kernels._READY)
+kept = len(triton_launch._READY)
 draw.shuffle(cases)
 found = [launches(case) for case in cases]
-assert len(triton_kernels._READY) == kept, "looked for again"
+assert len(triton_launch._READY) == kept, "looked for again"
 expected = []
 for case in cases:
-    triton_kernels._READY.clear()
+    triton_launch._READY.clear()
     expected.append(launches(case))
 print(json.dumps([found, expected]))
 """

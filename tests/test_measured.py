@@ -21,8 +21,8 @@ from hf_gelu_patch import ACTIVATIONS, PatchError, find_sites, patched, sites
 from hf_gelu_patch.activations import Resolved
 from hf_gelu_patch.cli import main
 from hf_gelu_patch.implementations import measured
+from hf_gelu_patch.implementations.choice import choose
 from hf_gelu_patch.implementations.measured import Table
-from hf_gelu_patch.implementations.registry import choose
 from hf_gelu_patch.recognition import resolve
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"

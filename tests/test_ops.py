@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssConfig, GptOssExperts
 
 from hf_gelu_patch import ACTIVATIONS, UnknownNameError, patch, unpatch
-from hf_gelu_patch.implementations import triton_kernels, triton_ops
+from hf_gelu_patch.implementations import triton_dispatch, triton_launch, triton_library
 from hf_gelu_patch.implementations.triton_ops import GATED, POINTWISE, gated, gated_halves, pointwise
 from tests.conftest import FAMILIES, printed_by
 
@@ -116,7 +116,7 @@ def plain_layout(*shape: int) -> Layout:
 LAYOUTS: dict[str, Layout] = {
     **{f"shape {shape}": plain_layout(*shape) for shape in ((), (0,), (1,), (7,), (1023,), (1024,), (1025,))},
     **{f"shape {shape}": plain_layout(*shape) for shape in ((3, 0, 5), (2, 3, 8), (2, 3, 4, 6))},
-    "past a block": plain_layout(triton_kernels.INTERPRETED_BLOCK + 1),
+    "past a block": plain_layout(triton_launch.INTERPRETED_BLOCK + 1),
     "5-D that no four dimensions describe": lambda dtype: randn(4, 3, 4, 6, 2 * SMALL, dtype=dtype)[
         ::2, :, ::2, ::2, ::2
     ].transpose(0, 1),
@@ -324,7 +324,7 @@ def _no_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever calls one of the ops fails."""
     for name in ("pointwise", "gated", "gated_halves"):
         for op in (name, f"{name}_backward"):
-            monkeypatch.setattr(triton_ops, f"_{op}", lambda *_: pytest.fail("went through the dispatcher"))
+            monkeypatch.setattr(triton_library, op, lambda *_: pytest.fail("went through the dispatcher"))
 
 
 @pytest.mark.usefixtures("_no_ops")
@@ -397,16 +397,16 @@ def test_a_trace_before_the_dispatcher_sees_the_op(name: str) -> None:
 
 
 def test_what_is_ordinary_is_found_out_apart_from_modes_and_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_ops, "_ORDINARY_KEYS", set())
+    monkeypatch.setattr(triton_dispatch, "_ORDINARY_KEYS", set())
     graph = make_fx(lambda x: pointwise(x, "gelu"))(randn(4)).graph
     assert [str(node.target) for node in graph.nodes if node.op == "call_function"] == [
         "hf_gelu_patch.pointwise.default"
     ]
     grad(lambda x: pointwise(x, "gelu").sum())(randn(4))
     vmap(lambda x: pointwise(x, "gelu"))(randn(4, 3))
-    assert not triton_ops._ORDINARY_KEYS
+    assert not triton_dispatch._ORDINARY_KEYS
     pointwise(randn(4), "gelu")
-    assert len(triton_ops._ORDINARY_KEYS) == 2
+    assert len(triton_dispatch._ORDINARY_KEYS) == 2
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -505,13 +505,13 @@ def test_a_batch_of_one_is_computed_as_a_larger_one() -> None:
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The addresses of the inputs of each launch; a launch that makes dense copies launches once more with those."""
     seen: list[list[int]] = []
-    own = triton_kernels.launch
+    own = triton_launch.launch
 
     def recorded(form: str, given: Sequence[Tensor], *options: Any) -> None:
-        seen.append([x.data_ptr() for x in given[: triton_kernels.FORMS[form]]])
+        seen.append([x.data_ptr() for x in given[: triton_launch.FORMS[form]]])
         own(form, given, *options)
 
-    monkeypatch.setattr(triton_kernels, "launch", recorded)
+    monkeypatch.setattr(triton_launch, "launch", recorded)
     return seen
 
 
@@ -904,11 +904,11 @@ def test_autocast_gives_the_dtype_of_the_expression(activation: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         for dtype in DTYPES:
             gate, up = randn(8, 8, dtype=dtype), randn(8, 8, dtype=dtype)
-            expected = triton_ops._eager_gated(activation, CONSTANTS.get(activation, []))(gate, up)
+            expected = triton_library.eager_gated(activation, CONSTANTS.get(activation, []))(gate, up)
             assert gated(gate, up, activation).dtype == expected.dtype
             assert gated_halves(gate, activation).dtype == expected.dtype
             if activation in POINTWISE:
-                expected = triton_ops._eager(activation, CONSTANTS.get(activation, []))(gate)
+                expected = triton_library.eager(activation, CONSTANTS.get(activation, []))(gate)
                 assert pointwise(gate, activation).dtype == expected.dtype
     linear, x = nn.Linear(8, 8), randn(4, 8).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):

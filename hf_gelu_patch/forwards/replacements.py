@@ -16,7 +16,7 @@ from torch.fx import _symbolic_trace as fx
 from torch.nn.modules import module as torch_module
 
 from hf_gelu_patch.implementations.registry import Fused
-from hf_gelu_patch.implementations.triton_ops import ordinary
+from hf_gelu_patch.implementations.tensors import ordinary
 
 if TYPE_CHECKING:
     from collections.abc import Callable

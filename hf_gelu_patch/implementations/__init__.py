@@ -1,7 +1,26 @@
-"""How an activation is computed: what there is, and which of it is taken."""
+"""How an activation is computed.
+
+``IMPLEMENTATIONS`` holds every implementation by name; ``register_implementation`` adds one. These come along:
+
+======================= ============================================================================
+``eager``               the model's own ops
+``aten``                torch's ops in the fewest passes over memory, in place where nothing is kept
+``epilogue``            the activation in the epilogue of a linear layer's GEMM (NVIDIA's GPUs)
+``triton``              one Triton kernel, rounded once
+``triton_rounded``      the same; a gated product is rounded where two ops would round it
+======================= ============================================================================
+
+Importing this package does not import triton.
+"""
 
 from __future__ import annotations
 
+from hf_gelu_patch.implementations.aten import ATEN, EAGER
+from hf_gelu_patch.implementations.epilogue import EPILOGUE
 from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Fused, Implementation, register_implementation
+from hf_gelu_patch.implementations.triton_ops import TRITON, TRITON_ROUNDED
 
 __all__ = ["IMPLEMENTATIONS", "Fused", "Implementation", "register_implementation"]
+
+for _implementation in (EAGER, ATEN, EPILOGUE, TRITON, TRITON_ROUNDED):
+    register_implementation(_implementation)

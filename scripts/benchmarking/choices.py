@@ -17,7 +17,8 @@ from benchmarking.record import RecordError
 from hf_gelu_patch import ACTIVATIONS
 from hf_gelu_patch.evaluation.speed import Ratio, ratio
 from hf_gelu_patch.implementations import measured
-from hf_gelu_patch.implementations.registry import AUTO, get_implementation
+from hf_gelu_patch.implementations.choice import AUTO
+from hf_gelu_patch.implementations.registry import get_implementation
 
 MARGIN = 1.02
 """So many times as fast at least, the whole interval: below, it is not worth other bits than the model had."""

@@ -286,7 +286,7 @@ def preload() -> None:
         with contextlib.suppress(Exception):
             getattr(transformers, architecture.model)
     with contextlib.suppress(ImportError):
-        importlib.import_module("hf_gelu_patch.implementations.triton_kernels")
+        importlib.import_module("hf_gelu_patch.implementations.triton_launch")
 
 
 def perform(step: Step, limit: float, own: Record, options: argparse.Namespace) -> None:

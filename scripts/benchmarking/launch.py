@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from benchmarking import stub
 from benchmarking.timing import environment, line, versions_of
-from hf_gelu_patch.implementations import triton_ops
+from hf_gelu_patch.implementations import triton_dispatch, triton_ops
 
 YARDSTICK = "F.gelu"
 """One op of aten on 8 elements: what the machine takes for the least there is."""
@@ -25,7 +25,7 @@ YARDSTICK = "F.gelu"
 
 def calls(device: str, elements: int) -> dict[str, Callable[[], Any]]:
     """The calls that are timed, by what the table says of them. All tensors exist beforehand, but the results."""
-    from hf_gelu_patch.implementations import triton_kernels
+    from hf_gelu_patch.implementations import triton_launch
 
     def normal(*shape: int, learned: bool = False) -> torch.Tensor:
         return torch.randn(shape, dtype=torch.bfloat16, device=device, requires_grad=learned)
@@ -39,7 +39,7 @@ def calls(device: str, elements: int) -> dict[str, Callable[[], Any]]:
     return {
         YARDSTICK: lambda: F.gelu(few),
         "F.gelu, forward and backward": lambda: gradients(F.gelu(few_learned), few_learned, few_grad),
-        "kernels.launch": lambda: triton_kernels.launch("forward", (x, y), "gelu", ()),
+        "kernels.launch": lambda: triton_launch.launch("forward", (x, y), "gelu", ()),
         "ops.pointwise": lambda: triton_ops.pointwise(x, "gelu"),
         "ops.pointwise, to be differentiated": lambda: triton_ops.pointwise(learned, "gelu"),
         "ops.pointwise, forward and backward": lambda: gradients(triton_ops.pointwise(learned, "gelu"), learned, grad),
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
         sys.exit(f"--device stub: {error}")
     if not stubbed and not torch.cuda.is_available():
         sys.exit("--device cuda: torch sees no CUDA device. Use --device stub, or a build of torch with CUDA.")
-    if not stubbed and triton_ops._INTERPRETED:
+    if not stubbed and triton_dispatch.INTERPRETED:
         sys.exit("--device cuda: unset TRITON_INTERPRET, with which Triton's kernels run on the CPU.")
     device = "cpu" if stubbed else options.device
     timed = calls(device, options.elements)

@@ -151,7 +151,7 @@ def activate(folder: Path | None = None) -> Stub:
       cache of its own.
     - What asks torch.cuda for the device, the stream or the capability is told the same, and ``torch.cuda.device`` does
       nothing: torch has no GPU here.
-    - ``hf_gelu_patch.implementations.triton_ops`` takes CPU tensors to its kernels, which are
+    - ``hf_gelu_patch.implementations.triton_dispatch`` takes CPU tensors to its kernels, which are
       compiled, not interpreted, and ``patch`` may be asked for ``implementation="triton"`` there.
 
     Args:
@@ -244,10 +244,10 @@ def _driver() -> Any:
 
 
 def _launch_for_the_cpu() -> None:
-    from hf_gelu_patch.implementations import triton_ops
+    from hf_gelu_patch.implementations import triton_dispatch
     from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS
 
-    triton_ops._INTERPRETED = True  # which is how ops tells that CPU tensors have kernels
-    triton_ops.DEVICES = frozenset({"cuda", "cpu"})
+    triton_dispatch.INTERPRETED = True  # by which the ops tell that CPU tensors have kernels
+    triton_dispatch.DEVICES = frozenset({"cuda", "cpu"})
     for name in ("triton", "triton_rounded"):  # so that whole models can be patched with them
-        IMPLEMENTATIONS[name] = replace(IMPLEMENTATIONS[name], devices=triton_ops.DEVICES)
+        IMPLEMENTATIONS[name] = replace(IMPLEMENTATIONS[name], devices=triton_dispatch.DEVICES)

@@ -1,4 +1,4 @@
-"""The variants of the kernels that ``triton_kernels`` lists, beside a copy: which one a GPU likes best, and
+"""The variants of the kernels that ``triton_launch`` lists, beside a copy: which one a GPU likes best, and
 what is left of its time without arithmetic."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Launch = Callable[[str, Any], None]
 
 def launch_of(form: str, inputs: tuple[Tensor, ...], grad_y: Tensor) -> tuple[Launch, list[Tensor]]:
     """What launches a form's kernel, by activation and variant, and the tensors it writes to."""
-    from hf_gelu_patch.implementations import triton_kernels as own
+    from hf_gelu_patch.implementations import triton_launch as own
 
     gate, up = inputs if len(inputs) == 2 else (inputs[0], inputs[0])
     y, grad_gate, grad_up = (torch.empty_like(gate) for _ in range(3))
@@ -66,7 +66,7 @@ def measure(work: Work) -> None:
     if options.device == "cpu" and not kernels.INTERPRETED:
         work.write("absent", what="variants", why="Triton's kernels run on a CPU only with TRITON_INTERPRET=1")
         return
-    from hf_gelu_patch.implementations.triton_kernels import VARIANTS
+    from hf_gelu_patch.implementations.triton_launch import VARIANTS
 
     elements = 2**12 if options.tiny else 2**26
     rounds = rounds_on(options.device)
