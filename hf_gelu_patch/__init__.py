@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from hf_gelu_patch import old_layout
+
 if TYPE_CHECKING:
     from hf_gelu_patch.activations import ACTIVATIONS, Activation
     from hf_gelu_patch.errors import (
@@ -54,25 +56,20 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "activations": ("ACTIVATIONS", "Activation"),
-    "implementations": ("IMPLEMENTATIONS", "Implementation", "register_implementation"),
-    "patching": ("explain", "patch", "patched", "unpatch"),
-    "planning": ("find_sites",),
-    "report": ("Report",),
-    "sites": ("Site",),
-}
+_HOMES = ("errors", "activations", "implementations", "sites", "report", "planning", "patching")  # as they import
 
 
 def __getattr__(name: str) -> object:
     """A public name is loaded when it is first used: the command line refuses a wrong path before torch is there."""
-    home = next((module for module, names in _HOMES.items() if name in names), "errors")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
+    homes = (importlib.import_module(f"{__name__}.{home}") for home in _HOMES)
+    value = globals()[name] = next(getattr(home, name) for home in homes if hasattr(home, name))
     return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+old_layout.register()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from hf_gelu_patch.errors import AlreadyPatchedError, PatchError
 from hf_gelu_patch.forwards.binding import is_patched
 from hf_gelu_patch.forwards.methods import holds_activation, methods_of
 from hf_gelu_patch.forwards.uses import Use, uses
+from hf_gelu_patch.old_layout import moved_from
 from hf_gelu_patch.recognition import looks_like_activation, resolve
 
 __all__ = [
@@ -230,3 +232,7 @@ def _execution_device(owner: nn.Module) -> torch.device | None:
             if (device := getattr(one, "execution_device", None)) is not None:
                 return torch.device(device)
     return None
+
+
+if not TYPE_CHECKING:  # which would take every name for one of this module's
+    __getattr__ = moved_from(__name__)

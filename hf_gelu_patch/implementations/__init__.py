@@ -15,12 +15,19 @@ Importing this package does not import triton.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hf_gelu_patch.implementations.aten import ATEN, EAGER
 from hf_gelu_patch.implementations.epilogue import EPILOGUE
 from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Fused, Implementation, register_implementation
 from hf_gelu_patch.implementations.triton_ops import TRITON, TRITON_ROUNDED
+from hf_gelu_patch.old_layout import moved_from
 
 __all__ = ["IMPLEMENTATIONS", "Fused", "Implementation", "register_implementation"]
 
 for _implementation in (EAGER, ATEN, EPILOGUE, TRITON, TRITON_ROUNDED):
     register_implementation(_implementation)
+
+
+if not TYPE_CHECKING:  # which would take every name for one of this module's
+    __getattr__ = moved_from(__name__)
