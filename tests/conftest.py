@@ -8,14 +8,12 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is declared
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import copy
-import importlib.util
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -200,18 +198,3 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     evaluate.config.HF_MODULES_CACHE = folder = tmp_path_factory.mktemp("modules")
     yield folder
     evaluate.config.HF_MODULES_CACHE = own
-
-
-def load_script(path: Path) -> ModuleType:
-    """A script as a module. What it takes off ``sys.path``, to run as one, is put back."""
-    spec = importlib.util.spec_from_file_location(f"{path.stem}_script", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look
-    kept = list(sys.path)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path[:] = kept
-    return module

@@ -1,4 +1,4 @@
-"""scripts/benchmark.py kernels and noise, on the CPU and tiny: what it writes agrees with its samples."""
+"""python -m scripts.benchmarking kernels and noise, on the CPU and tiny: what it writes agrees with its samples."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ import pytest
 import torch
 import torch._dynamo.config
 import torch._functorch.config
-from conftest import load_script
 from torch import Tensor
 
 from hf_gelu_patch.evaluation import environment
 from hf_gelu_patch.evaluation.speed import Ratio, judge
+from scripts.benchmarking import __main__ as benchmarking
+from scripts.benchmarking import timing as timing_module
+from scripts.benchmarking.kernels import command
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-m", "scripts.benchmarking"]
 MOVED = {"forward": 2, "backward": 3, "gated_forward": 3, "gated_backward": 5}
 QUICK = ("--device", "cpu", "--rounds", "3", "--seconds", "0")
 
 
 def run(*arguments: str, interpreted: bool = True) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0"}
-    command = [sys.executable, str(SCRIPT), "kernels", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = [*COMMAND, "kernels", *arguments]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +58,22 @@ def checks(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return load_script(SCRIPT)
+def kernels() -> ModuleType:
+    return command
 
 
 @pytest.fixture(scope="module")
-def kernels(script: ModuleType) -> ModuleType:
-    return script.kernels
-
-
-@pytest.fixture(scope="module")
-def timing(script: ModuleType) -> ModuleType:
-    return sys.modules[script.kernels.enough.__module__]
+def timing() -> ModuleType:
+    return timing_module
 
 
 @pytest.fixture
-def main(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def main(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """The script's command, in this process, whose torch it sets up for itself."""
 
     def run(*arguments: str) -> None:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), "kernels", *QUICK, *arguments])
-        script.main()
+        monkeypatch.setattr(sys, "argv", ["benchmarking", "kernels", *QUICK, *arguments])
+        benchmarking.main()
 
     graphs, dynamo = torch._functorch.config, torch._dynamo.config
     with (
@@ -177,12 +175,12 @@ def test_needs_only_what_it_measures() -> None:
     tiny = ("--activations", "relu", "--forms", "forward", "--dtypes", "bfloat16", "--elements", "100")
     code = (
         "import runpy, sys\n"
-        f"sys.argv = {['benchmark.py', 'kernels', *QUICK, *tiny, '--implementations', 'aten']}\n"
-        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        f"sys.argv = {['benchmarking', 'kernels', *QUICK, *tiny, '--implementations', 'aten']}\n"
+        "runpy.run_module('scripts.benchmarking', run_name='__main__')\n"
         "loaded = {'datasets', 'evaluate', 'matplotlib', 'sklearn'} & sys.modules.keys()\n"
         "assert not loaded, loaded"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -424,9 +422,13 @@ def test_clocks_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 def test_noise_says_how_often_each_verdict_came(tmp_path: Path) -> None:
     """Which ones came is up to the machine."""
-    options = ("--runs", "2", "--seconds", "0.02", "--examples", "8", "--delay", "5", "--output", "noise.json")
-    command = [sys.executable, str(SCRIPT), "noise", *options]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    options = ("--runs", "2", "--seconds", "0.02", "--examples", "8", "--delay", "5")
+    done = subprocess.run(
+        [*COMMAND, "noise", *options, "--output", str(tmp_path / "noise.json")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "noise.json").read_text())["noise"]
     for name, told in (("eager", "itself"), ("slowed", "itself with 500% of delay")):

@@ -1,4 +1,4 @@
-"""scripts/benchmark.py gpu and report, on the CPU and tiny: what they measure, write and survive. No time is judged."""
+"""The benchmarks gpu and report, on the CPU and tiny: what they measure, write and survive. No time is judged."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import load_script
 from torch import Tensor
 
 from hf_gelu_patch import IMPLEMENTATIONS, patch
+from scripts.benchmarking.gpu import command, schedule
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "scripts" / "benchmark.py"
+COMMAND = ["-m", "scripts.benchmarking"]
 FORMS = ("forward", "backward", "gated_forward", "gated_backward")
 BARE = f"""
 import importlib.util, runpy, sys
 sys.path[:] = [path for path in sys.path if path not in ("", {str(ROOT)!r})]
 sys.meta_path[:] = [one for one in sys.meta_path if "editable" not in str(getattr(one, "__module__", one))]
 assert importlib.util.find_spec("hf_gelu_patch") is None
-sys.argv[0] = {str(SCRIPT)!r}
-runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+sys.path.insert(0, {str(ROOT)!r})  # as -m does, where the command is given in the repository's root
+runpy.run_module("scripts.benchmarking", run_name="__main__", alter_sys=True)
 """
 """The command where the package is not installed."""
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return load_script(SCRIPT)
+def gpu() -> ModuleType:
+    return command
 
 
 @pytest.fixture(scope="module")
-def record(script: ModuleType) -> ModuleType:
-    return script.gpu.record
+def record() -> ModuleType:
+    return command.record
 
 
 @pytest.fixture(scope="module")
-def report(script: ModuleType) -> ModuleType:
-    return script.report
+def report() -> ModuleType:
+    return command.report
 
 
 def run(command: Sequence[str], *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     own = {**os.environ, "TRITON_INTERPRET": "1", **environment}
     told = [sys.executable, *command, *map(str, arguments)]
-    return subprocess.run(told, env=own, capture_output=True, text=True, cwd="/")
+    return subprocess.run(told, env=own, capture_output=True, text=True, cwd=ROOT)
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -157,14 +157,14 @@ def test_what_it_tells(measured: dict[str, Any], found: Any) -> None:
 def test_report_makes_the_same_tables_again(measured: dict[str, Any]) -> None:
     tables = measured["folder"] / "gpu.md"
     tables.unlink()
-    done = run([str(SCRIPT)], "report", measured["folder"])
+    done = run(COMMAND, "report", measured["folder"])
     assert done.returncode == 0, done.stderr
     assert done.stdout == measured["told"] == tables.read_text()
 
 
 def test_a_compiler_that_fails_costs_what_is_compiled(tmp_path: Path, record: ModuleType) -> None:
     options = ("gpu", "--device", "cpu", "--tiny", "--backend", "nonsense", "--output", tmp_path)
-    done = run([str(SCRIPT)], *options, "--steps", "compiled-vit", "kernels-bf16")
+    done = run(COMMAND, *options, "--steps", "compiled-vit", "kernels-bf16")
     assert done.returncode == 1
     assert "compiled-vit: vit, compiled" in done.stderr.splitlines()[-1]
     found = record.read([tmp_path])
@@ -175,7 +175,7 @@ def test_a_compiler_that_fails_costs_what_is_compiled(tmp_path: Path, record: Mo
 
 
 def test_no_time_is_no_failure(tmp_path: Path) -> None:
-    done = run([str(SCRIPT)], "gpu", "--device", "cpu", "--tiny", "--output", tmp_path, "--minutes", "0.01")
+    done = run(COMMAND, "gpu", "--device", "cpu", "--tiny", "--output", tmp_path, "--minutes", "0.01")
     assert done.returncode == 0, done.stderr
     left_out = [line["step"] for line in lines_of(tmp_path) if line["kind"] == "left_out"]
     assert left_out[:2] == ["card", "smoke"]
@@ -187,19 +187,17 @@ def test_no_time_is_no_failure(tmp_path: Path) -> None:
 def test_a_gpu_that_is_not_there(tmp_path: Path, interpreted: str, told: str) -> None:
     if torch.cuda.is_available() and interpreted == "0":
         pytest.skip("there is a CUDA device")
-    done = run([str(SCRIPT)], "gpu", "--output", tmp_path, TRITON_INTERPRET=interpreted)
+    done = run(COMMAND, "gpu", "--output", tmp_path, TRITON_INTERPRET=interpreted)
     assert done.returncode == 1
     assert told in done.stderr.splitlines()[-1]
 
 
 # What it survives: steps that are planted, in the command as it is.
 
-PLANTED = f"""
-import importlib.util, os, signal, subprocess, sys, time, torch
-spec = importlib.util.spec_from_file_location("benchmark", {str(SCRIPT)!r})
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
-gpu, schedule = script.gpu, sys.modules["benchmarking.schedule"]
+PLANTED = """
+import os, signal, subprocess, sys, time, torch
+from scripts.benchmarking import __main__ as script
+from scripts.benchmarking.gpu import command as gpu, schedule
 schedule._SPARE = 0.0
 
 def step(run, measure=30.0, prepare=0.0):
@@ -207,7 +205,7 @@ def step(run, measure=30.0, prepare=0.0):
 
 def cells(work, count=3, size=10):
     for number in range(count):
-        work.cell(f"{{number}}", "planted", number=number, samples_s=[0.123456789] * size)
+        work.cell(f"{number}", "planted", number=number, samples_s=[0.123456789] * size)
         time.sleep(0.001)
 """
 FATAL = """
@@ -332,7 +330,6 @@ for kill in range(4):
     if command == 0:
         os.dup2(told, 1), os.dup2(told, 2)
         sys.argv[1:] = ["gpu", "--device", "cpu", "--output", output]
-        script.BEGAN = time.monotonic()
         try:
             script.main()
         except SystemExit as ending:
@@ -395,7 +392,7 @@ gpu.STEPS = (step(cells),)
 try:
     script.main()
 finally:
-    # Libraries that transformers looks for; scripts of these names lie beside this one.
+    # Libraries that transformers looks for; modules of these names lie in scripts/.
     print("imported:", {"kernels", "evaluate"} & sys.modules.keys())
 """
 
@@ -452,10 +449,10 @@ def simulated(gpu: ModuleType, schedule: Any, room: float, slower: float) -> dic
 
 
 @pytest.mark.parametrize("room", [78.0, 139.0])
-def test_everything_eager_within_eight_minutes(script: ModuleType, room: float) -> None:
-    gpu, slower = script.gpu, sys.modules[script.gpu.Step.__module__].SLOWER
+def test_everything_eager_within_eight_minutes(gpu: ModuleType, room: float) -> None:
+    slower = schedule.SLOWER
     assert slower == 3
-    found = simulated(gpu, script.gpu.schedule, room, slower)
+    found = simulated(gpu, gpu.schedule, room, slower)
     needed = {step.name: step.cells for step in gpu.STEPS if step.needed and step.cells}
     assert list(needed) == [*gpu.MODELS, "kernels-bf16", "kernels-fp32"]
     for name, cells in needed.items():
@@ -463,22 +460,20 @@ def test_everything_eager_within_eight_minutes(script: ModuleType, room: float) 
         assert had == cells
         assert at <= 8 * 60
         assert batch == (32 if name in gpu.MODELS else 0)
-    as_guessed = simulated(gpu, script.gpu.schedule, room, 1.0)
+    as_guessed = simulated(gpu, gpu.schedule, room, 1.0)
     assert all(had == step.cells for step in gpu.STEPS[:10] for _, had, _ in [as_guessed[step.name]])
 
 
-def test_what_is_needed_has_its_time_whatever_the_rest_takes(script: ModuleType) -> None:
+def test_what_is_needed_has_its_time_whatever_the_rest_takes(gpu: ModuleType) -> None:
     """Each may be killed at its limit, and the last one still begins in time."""
-    gpu = script.gpu
     limits = [step.limit for step in (gpu.CARD, *gpu.STEPS) if step.needed]
     assert 3 * GUESSED_IMPORT + sum(limits) <= 8 * 60 - gpu._TABLES
     first = [step.needed for step in gpu.STEPS]
     assert first == sorted(first, reverse=True)
 
 
-def test_the_limits_are_those_of_the_page(script: ModuleType) -> None:
-    gpu = script.gpu
-    text = (ROOT / "scripts" / "gpu" / "README.md").read_text(encoding="utf-8")
+def test_the_limits_are_those_of_the_page(gpu: ModuleType) -> None:
+    text = (ROOT / "scripts" / "benchmarking" / "gpu" / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\S+?)`.* \| ([\d, each]+) \|$", text, re.MULTILINE)
     shown = {name: [int(seconds) for seconds in re.findall(r"\d+", told)] for name, told in rows}
     limits: dict[str, list[float]] = {}
@@ -492,8 +487,8 @@ def test_the_limits_are_those_of_the_page(script: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("need", "room", "batch"), [(59, 78, 32), (71, 78, 32), (71, 70, 16), (71, 17, 4), (71, 0.1, 1)]
 )
-def test_the_batch_is_halved_until_it_fits(script: ModuleType, need: float, room: float, batch: int) -> None:
-    assert script.gpu.models.batch_for(need, room, 32) == batch
+def test_the_batch_is_halved_until_it_fits(gpu: ModuleType, need: float, room: float, batch: int) -> None:
+    assert gpu.models.batch_for(need, room, 32) == batch
 
 
 # What it does where memory is short, and with Liger-Kernel
@@ -514,8 +509,8 @@ class Work:
         yield
 
 
-def test_a_batch_without_memory_is_halved(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    models, work = script.gpu.models, Work()
+def test_a_batch_without_memory_is_halved(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, work = gpu.models, Work()
     bench = models.Bench("gpt2", work, tiny=True)
     call = bench.call
 
@@ -535,9 +530,9 @@ def test_a_batch_without_memory_is_halved(script: ModuleType, monkeypatch: pytes
 
 @pytest.mark.parametrize(("name", "sites"), [("llama", 2), ("t5", 4)])
 def test_models_are_patched_with_liger_where_it_is_there(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, sites: int
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, sites: int
 ) -> None:
-    models, liger = script.gpu.models, sys.modules["benchmarking.liger"]
+    models, liger = gpu.models, gpu.models.liger
     functions = {"silu": lambda gate, up: gate * up, "gelu_tanh": lambda gate, up: gate * up}
     monkeypatch.setattr(liger, "_imported", lambda: functions)
     assert liger.missing("cuda") is None
@@ -556,15 +551,15 @@ def test_models_are_patched_with_liger_where_it_is_there(
             del IMPLEMENTATIONS[added]
 
 
-def test_liger_that_cannot_be_imported_says_why(script: ModuleType) -> None:
+def test_liger_that_cannot_be_imported_says_why(gpu: ModuleType) -> None:
     work = Work()
-    bench = script.gpu.models.Bench("llama", work, tiny=True)
+    bench = gpu.models.Bench("llama", work, tiny=True)
     assert "liger" not in bench.variants
     assert bench.absent["liger"].startswith("Liger-Kernel cannot be imported (pip install liger-kernel): No module")
     assert not work.failed
 
 
-def test_variants_that_are_wrong_or_fail(script: ModuleType) -> None:
+def test_variants_that_are_wrong_or_fail(gpu: ModuleType) -> None:
     y = torch.zeros(4)
 
     def launch(activation: str, variant: str | None) -> None:
@@ -574,13 +569,13 @@ def test_variants_that_are_wrong_or_fail(script: ModuleType) -> None:
         if variant == "wrong":
             y[2] = 3.0
 
-    kept, absent = script.gpu.variants.right(launch, [y], {name: name for name in ("fine", "broken", "wrong")})
+    kept, absent = gpu.variants.right(launch, [y], {name: name for name in ("fine", "broken", "wrong")})
     assert kept == {"fine": "fine"}
     assert absent["broken"] == "RuntimeError: out of registers"
     assert absent["wrong"].startswith("its results")
 
 
-def test_tests_are_told_one_by_one(script: ModuleType, record: ModuleType, tmp_path: Path) -> None:
+def test_tests_are_told_one_by_one(gpu: ModuleType, record: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(
         "import pytest, warnings\n\npytestmark = pytest.mark.gpu\n\n\n"
         "@pytest.fixture\ndef broken():\n    raise ValueError\n\n\n"
@@ -588,7 +583,6 @@ def test_tests_are_told_one_by_one(script: ModuleType, record: ModuleType, tmp_p
         "def test_bad():\n    assert 0\n\n\ndef test_never(broken):\n    pass\n\n\n"
         "def test_not():\n    pytest.skip('so')\n"
     )
-    gpu = script.gpu
     options = SimpleNamespace(device="cpu")
     step = gpu.Step("tests", "tests", gpu.gpu_tests, 1, 1)
     gpu.run_tests(gpu.Work(step, 60.0, gpu.Record(tmp_path), options), str(tmp_path / "test_some.py"))
@@ -600,16 +594,16 @@ def test_tests_are_told_one_by_one(script: ModuleType, record: ModuleType, tmp_p
     }
     (log,) = found.of("log")
     assert any("assert 0" in line for line in log["lines"])
-    assert "Tests: 2 passed, 2 failed, 1 skipped." in script.report.summary(found)
+    assert "Tests: 2 passed, 2 failed, 1 skipped." in command.report.summary(found)
     gpu.run_tests(gpu.Work(step, 60.0, gpu.Record(tmp_path), options), str(tmp_path / "test_absent.py"))
     (failure,) = record.read([tmp_path]).of("failure")
     assert "pytest ran none" in failure["why"]
 
 
-def test_a_test_that_hangs_has_a_name(script: ModuleType, report: ModuleType, put_together: Callable[..., Any]) -> None:
+def test_a_test_that_hangs_has_a_name(gpu: ModuleType, report: ModuleType, put_together: Callable[..., Any]) -> None:
     read, write = os.pipe()
     begun, lines = [], []
-    listened = script.gpu._lines(read, begun.append)
+    listened = gpu._lines(read, begun.append)
     for text in ("tests/a.py::test_one[a b] ", "PASSED  [ 50%]\nwarn", "ing\n", "tests/a.py::test_two "):
         os.write(write, text.encode())
         if "\n" in text:
@@ -679,13 +673,11 @@ def put_together(record: ModuleType, tmp_path: Path) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("card", "share", "over_aten"), [("NVIDIA H100 80GB HBM3", "missed", "no goal here"), ("NVIDIA H200", "met", "met")]
 )
-def test_goals_by_card(
-    script: ModuleType, put_together: Callable[..., Any], card: str, share: str, over_aten: str
-) -> None:
+def test_goals_by_card(put_together: Callable[..., Any], card: str, share: str, over_aten: str) -> None:
     cells = [kernel_cell(form) for form in FORMS]
     large = [model_cell("bert", "forward", ratio=1.04), model_cell("llama", "training step", ratio=1.04)]
     found = put_together(as_on(card, *cells, *large, model_cell("gpt2", "forward", "small", ratio=0.97)))
-    goals = {goal["goal"]: goal for goal in script.report.goals.outcomes(found)}
+    goals = {goal["goal"]: goal for goal in command.report.goals.outcomes(found)}
     assert len(goals) == 17
     for form in FORMS:
         goal = goals[f"kernels, {form.replace('_', ' ')}: share of a copy's bandwidth, the least"]
@@ -702,10 +694,10 @@ def test_goals_by_card(
 
 @pytest.mark.parametrize(("card", "tiny"), [("NVIDIA H200", True), ("NVIDIA A100", False), ("CPU", False)])
 def test_no_goals_but_for_a_card_that_has_some_at_full_size(
-    script: ModuleType, put_together: Callable[..., Any], card: str, tiny: bool
+    put_together: Callable[..., Any], card: str, tiny: bool
 ) -> None:
     found = put_together(as_on(card, kernel_cell("forward"), tiny=tiny))
-    assert {goal["outcome"] for goal in script.report.goals.outcomes(found)} == {"not measured"}
+    assert {goal["outcome"] for goal in command.report.goals.outcomes(found)} == {"not measured"}
 
 
 def test_what_auto_should_take(report: ModuleType, put_together: Callable[..., Any]) -> None:
@@ -786,9 +778,9 @@ def test_a_torn_record(record: ModuleType, tmp_path: Path) -> None:
     with own.path.open("ab") as file:
         file.write(b'{"kind": "cell", "model": "gpt2", "si')
     assert len(record.read([tmp_path]).models) == 1
-    done = run([str(SCRIPT)], "report", tmp_path)
+    done = run(COMMAND, "report", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "| gpt2 | cut off |" in done.stdout
     own.write(**model_cell("gpt2", "training step"))  # behind what is torn
     assert len(record.read([tmp_path]).models) == 2
-    assert "no gpu.jsonl" in run([str(SCRIPT)], "report", tmp_path / "none").stderr
+    assert "no gpu.jsonl" in run(COMMAND, "report", tmp_path / "none").stderr

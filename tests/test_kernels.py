@@ -16,16 +16,13 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from conftest import load_script
 
 from hf_gelu_patch import ACTIVATIONS
 from hf_gelu_patch.implementations import triton_kernels, triton_launch, triton_ops
+from scripts.benchmarking.static import __main__ as script
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "kernels.py"
-TABLE = SCRIPT.with_suffix(".md")
-
-
-script: Any = load_script(SCRIPT)
+ROOT = Path(__file__).parents[1]
+TABLE = ROOT / "scripts" / "benchmarking" / "static" / "kernels.md"
 
 # (value for x ≥ −5, value, derivative): the largest error in ulp over all finite values. PyTorch's own is allowed
 # where it is more than the first or the last of these.
@@ -265,8 +262,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """In a process of its own, whose Triton compiles, with nothing in its cache."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    command = [sys.executable, str(SCRIPT), "static", "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "scripts.benchmarking.static", "static", "--json"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 

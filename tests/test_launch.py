@@ -1,4 +1,4 @@
-"""The stub CUDA driver, and scripts/benchmark.py launch on it: what is launched, never how long it took.
+"""The stub CUDA driver, and python -m scripts.benchmarking launch on it: what is launched, never how long it took.
 
 All of it in processes of their own: this one interprets its kernels.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+ROOT = Path(__file__).parents[1]
 C_COMPILER = os.environ.get("CC") or next((name for name in ("gcc", "clang", "cc") if shutil.which(name)), None)
 
 pytestmark = pytest.mark.skipif(C_COMPILER is None, reason="the stub driver is compiled, and there is no C compiler")
@@ -28,11 +28,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.append({scripts!r})
 import torch
-
-from benchmarking import stub
 from hf_gelu_patch.implementations import triton_ops
+from scripts.benchmarking.launch import stub
 
 stub = stub.activate(Path({folder!r}))
 told = {{}}
@@ -78,7 +76,7 @@ try:
 except LookupError as error:
     told["forgotten"] = str(error)
 try:
-    stub_module = sys.modules["benchmarking.stub"]
+    stub_module = sys.modules["scripts.benchmarking.launch.stub"]
     stub_module.activate()
 except RuntimeError as error:
     told["twice"] = str(error)
@@ -115,11 +113,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.append({scripts!r})
 import torch
-
-from benchmarking import stub
 from hf_gelu_patch.implementations import triton_launch, triton_ops
+from scripts.benchmarking.launch import stub
 
 stub = stub.activate(Path({folder!r}))
 draw = random.Random(0)
@@ -195,7 +191,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def told(folder: Path, home: Path) -> dict[str, Any]:
-    code = RECORDS.format(scripts=str(SCRIPTS), folder=str(folder))
+    code = RECORDS.format(folder=str(folder))
     done = compiled(["-c", code], TRITON_HOME=str(home))
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -232,7 +228,7 @@ def test_the_same_call_again_launches_the_same_kernel(told: dict[str, Any]) -> N
 
 def test_what_is_not_looked_for_again_is_launched_as_triton_would(folder: Path) -> None:
     """Tensors of many layouts and alignments: the kernel, the grid and every parameter."""
-    done = compiled(["-c", AGAIN.format(scripts=str(SCRIPTS), folder=str(folder))])
+    done = compiled(["-c", AGAIN.format(folder=str(folder))])
     assert done.returncode == 0, done.stderr
     found, expected = json.loads(done.stdout)
     assert len({launch["function"] for case in found for launch in case}) > 20
@@ -270,7 +266,7 @@ def test_it_is_activated_once_and_first(told: dict[str, Any]) -> None:
     ],
 )
 def test_what_is_missing_is_said(folder: Path, variables: dict[str, str], message: str) -> None:
-    done = compiled([str(SCRIPTS / "benchmark.py"), "launch", "--cache", str(folder)], **variables)
+    done = compiled(["-m", "scripts.benchmarking", "launch", "--cache", str(folder)], **variables)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -279,7 +275,7 @@ def test_what_is_missing_is_said(folder: Path, variables: dict[str, str], messag
 def test_the_command_writes_what_it_prints(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "launch.json"
     options = ["--rounds", "4", "--repeats", "2", "--cache", str(folder), "--output", str(output)]
-    done = compiled([str(SCRIPTS / "benchmark.py"), "launch", *options])
+    done = compiled(["-m", "scripts.benchmarking", "launch", *options])
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text(encoding="utf-8"))
     assert found["environment"]["driver"] == "stub"

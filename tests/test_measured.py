@@ -9,12 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, load_script, printed_by
+from conftest import FAMILIES, printed_by
 from torch import nn
 
 from hf_gelu_patch import ACTIVATIONS, PatchError, find_sites, patched, sites
@@ -24,8 +23,9 @@ from hf_gelu_patch.implementations import measured
 from hf_gelu_patch.implementations.choice import choose
 from hf_gelu_patch.implementations.measured import Table
 from hf_gelu_patch.recognition import resolve
+from scripts.benchmarking.gpu import choices
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
+ROOT = Path(__file__).parents[1]
 CARD = "NVIDIA H100 80GB HBM3"
 MAIN = 2**26
 ABOUT = {
@@ -35,11 +35,6 @@ ABOUT = {
     "versions": {"torch": "2.11.0+cu130", "triton": "3.6.0"},
     "nvidia_smi": ["name, driver_version, clocks.current.sm [MHz]", f"{CARD}, 580.65.06, 1980 MHz"],
 }
-
-
-@pytest.fixture(scope="module")
-def choices() -> ModuleType:
-    return load_script(SCRIPT).choices
 
 
 def cell(activation: str, form: str, times: float, *, dtype: str = "bfloat16", **changed: Any) -> dict[str, Any]:
@@ -89,9 +84,7 @@ CELLS = [
     ],
 )
 @pytest.mark.parametrize("gated", [False, True])
-def test_triton_where_it_wins_one_way_and_loses_none(
-    choices: ModuleType, forward: float, backward: float, taken: str, gated: bool
-) -> None:
+def test_triton_where_it_wins_one_way_and_loses_none(forward: float, backward: float, taken: str, gated: bool) -> None:
     [entry] = choices.choices(both("gelu", forward, backward, gated=gated))
     assert entry["implementation"] == taken
     assert (entry["kind"], entry["over"]) == ("gated" if gated else "pointwise", "aten")
@@ -102,7 +95,7 @@ def test_triton_where_it_wins_one_way_and_loses_none(
         assert found["high"] - found["low"] < 0.015 * times, "each sample beside the other of its round"
 
 
-def test_over_eager_where_aten_does_not_compute_it(choices: ModuleType) -> None:
+def test_over_eager_where_aten_does_not_compute_it() -> None:
     cells = both("laplace", 3.0, 3.0)
     for one in cells:
         del one["candidates"]["aten"]
@@ -138,7 +131,7 @@ def interpreted() -> list[Any]:
         pytest.param(interpreted, id="no speed"),
     ],
 )
-def test_what_was_not_measured_is_left_out(choices: ModuleType, cells: Callable[[], list[Any]]) -> None:
+def test_what_was_not_measured_is_left_out(cells: Callable[[], list[Any]]) -> None:
     assert choices.choices(cells()) == []
 
 
@@ -152,7 +145,12 @@ def record(folder: Path, lines: Iterable[Any]) -> Path:
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, "choices", *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.benchmarking", "choices", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -219,11 +217,11 @@ def test_a_folder_without_a_record(tmp_path: Path) -> None:
     assert "there is no gpu.jsonl in" in done.stderr
 
 
-def test_tables_that_come_with_the_package_are_what_their_records_say(choices: ModuleType) -> None:
+def test_tables_that_come_with_the_package_are_what_their_records_say() -> None:
     for file in measured.FOLDER.glob("*.json"):
         shipped = json.loads(file.read_text(encoding="utf-8"))
-        folders = [(SCRIPT.parents[1] / record).parent for record in shipped["source"]["record"].split(", ")]
-        assert choices.table(folders) == shipped, f"{file.name}: benchmark.py choices {' '.join(map(str, folders))}"
+        folders = [(ROOT / record).parent for record in shipped["source"]["record"].split(", ")]
+        assert choices.table(folders) == shipped, f"{file.name}: choices {' '.join(map(str, folders))}"
 
 
 # From the file to a site
@@ -380,7 +378,7 @@ def test_a_file_that_cannot_be_used_is_named_with_the_remedy(
     with pytest.raises(PatchError) as error:
         measured.table_of(CARD, tmp_path)
     assert str(error.value).startswith(f"the table of measurements {path} cannot be used: {said}")
-    assert "'scripts/benchmark.py choices', or delete it: the card is then unmeasured" in str(error.value)
+    assert "'python -m scripts.benchmarking choices', or delete it: the card is then unmeasured" in str(error.value)
 
 
 def test_a_file_that_is_no_json_or_not_readable(tmp_path: Path) -> None:

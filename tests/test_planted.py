@@ -1,5 +1,5 @@
-"""scripts/benchmark.py planted: faults that verify= and the evaluation catch, right patches that they let pass, and
-what was recorded of all of them."""
+"""Planted faults that verify= and the evaluation catch, right patches that they let pass, and what was recorded of all
+of them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from conftest import load_script
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-PLANTED = load_script(SCRIPTS / "benchmark.py").planted
+from scripts.benchmarking import __main__ as benchmarking
+from scripts.benchmarking.planted import command as PLANTED
+
+FOLDER = Path(PLANTED.__file__).parent
 FAULTS = {fault.name: fault for fault in PLANTED.FAULTS}
 RIGHT = {right.name: right for right in PLANTED.RIGHT}
-RECORD = json.loads((SCRIPTS / "planted.json").read_text(encoding="utf-8"))
+RECORD = json.loads((FOLDER / "planted.json").read_text(encoding="utf-8"))
 
 
 # ------------------------------------------------------------------------------------------------------------- for real
@@ -104,10 +104,9 @@ def test_the_command_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(PLANTED, "FAULTS", tuple(FAULTS[name] for name in sorted(few)))
     monkeypatch.setattr(PLANTED, "RIGHT", (RIGHT["llama, float32, rounded once, evaluation mode"],))
     monkeypatch.setattr(
-        sys, "argv", ["benchmark.py", "planted", "--models", "llama", "--output", str(tmp_path / "x.json")]
+        sys, "argv", ["benchmarking", "planted", "--models", "llama", "--output", str(tmp_path / "x.json")]
     )
-    script: ModuleType = sys.modules["benchmark_script"]
-    script.main()
+    benchmarking.main()
     record = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert {entry["fault"] for entry in record["planted"] if entry["verify"]["caught"]} == few
     written = (tmp_path / "x.md").read_text(encoding="utf-8")
@@ -125,7 +124,7 @@ def test_the_record_is_of_these_faults() -> None:
     assert {entry["patch"] for entry in RECORD["right"]} == RIGHT.keys()
     assert len(RECORD["faults"]) >= 60
     assert len(PLANTED.SPECIMENS) >= 8
-    assert (SCRIPTS / "planted.md").read_text(encoding="utf-8") == PLANTED.report(RECORD)
+    assert (FOLDER / "planted.md").read_text(encoding="utf-8") == PLANTED.report(RECORD)
 
 
 def test_what_was_promised_is_recorded() -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import transformers
-from conftest import load_script
 
 from hf_gelu_patch import IMPLEMENTATIONS
 from hf_gelu_patch.evaluation.reference import REFERENCES
+from scripts.benchmarking.gpu import record, report
+from scripts.benchmarking.planted import command as planted
 
 ROOT = Path(__file__).parent.parent
+BENCHMARKING = ROOT / "scripts" / "benchmarking"
 README_TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README_TEXT, re.MULTILINE | re.DOTALL)
 
@@ -67,13 +69,13 @@ def test_the_coverage_shown_is_that_of_the_table() -> None:
 
 
 def test_what_is_said_of_other_tools_is_that_of_the_table() -> None:
-    totals = (ROOT / "scripts" / "tools.md").read_text(encoding="utf-8").split("\n\n")[2]
+    totals = (BENCHMARKING / "tools" / "tools.md").read_text(encoding="utf-8").split("\n\n")[2]
     assert "tools, " in totals
-    assert f"`scripts/tools.md` is the table: {totals}" in " ".join(README_TEXT.split())
+    assert f"`scripts/benchmarking/tools/tools.md` is the table: {totals}" in " ".join(README_TEXT.split())
 
 
 def test_the_verdicts_shown_are_those_recorded() -> None:
-    recorded = json.loads((ROOT / "scripts" / "benchmark.json").read_text(encoding="utf-8"))["noise"]
+    recorded = json.loads((BENCHMARKING / "benchmark.json").read_text(encoding="utf-8"))["noise"]
     runs = recorded["runs"]
     verdicts = {name: Counter(run[name]["verdict"] for run in runs) for name in ("eager", "slowed")}
     covered = sum(run["eager"]["ratio"]["low"] <= 1 <= run["eager"]["ratio"]["high"] for run in runs)
@@ -87,15 +89,12 @@ def test_the_verdicts_shown_are_those_recorded() -> None:
     assert shown in " ".join(README_TEXT.split())
 
 
-SCRIPT = load_script(ROOT / "scripts" / "benchmark.py")
-
-
 def test_the_faults_shown_are_those_recorded() -> None:
-    recorded = json.loads((ROOT / "scripts" / "planted.json").read_text(encoding="utf-8"))
-    faults, planted, right = recorded["faults"], recorded["planted"], recorded["right"]
-    models = {entry["model"] for entry in planted}
-    held = [entry for entry in planted if faults[entry["fault"]]["held_out"]]
-    every, aside, alarms = map(SCRIPT.planted.caught, (planted, held, right))
+    recorded = json.loads((BENCHMARKING / "planted" / "planted.json").read_text(encoding="utf-8"))
+    faults, entries, right = recorded["faults"], recorded["planted"], recorded["right"]
+    models = {entry["model"] for entry in entries}
+    held = [entry for entry in entries if faults[entry["fault"]]["held_out"]]
+    every, aside, alarms = map(planted.caught, (entries, held, right))
     assert alarms["by neither"] == alarms["all"]
     shown = (
         f"{len(faults)} faults of known kinds in {len(models)} tiny models, each in those that can have it: "
@@ -108,9 +107,8 @@ def test_the_faults_shown_are_those_recorded() -> None:
 
 
 def shown_of(runs: Sequence[Path]) -> str:
-    """What the README has to say of a GPU, from the records of ``scripts/benchmark.py gpu`` that there are: the goals,
-    and how the last card, all its records in full size put together, meets them."""
-    report, record = SCRIPT.report, SCRIPT.gpu.record
+    """What the README has to say of a GPU, from the records of the gpu command that there are: the goals, and
+    how the last card, all its records in full size put together, meets them."""
     cards: dict[str, list[Path]] = {}
     for run in runs:
         if report.goals.card_of(found := record.read([run.parent])):
@@ -123,13 +121,13 @@ def shown_of(runs: Sequence[Path]) -> str:
 
 
 def test_the_figures_of_a_gpu_are_those_recorded() -> None:
-    assert shown_of(sorted((ROOT / "scripts" / "gpu").rglob("gpu.jsonl"))) in README_TEXT
+    assert shown_of(sorted((BENCHMARKING / "gpu").rglob("gpu.jsonl"))) in README_TEXT
 
 
 @pytest.mark.parametrize(("card", "wanted"), [("NVIDIA H200", True), ("CPU", False)])
 def test_figures_of_a_gpu_would_be_wanted(tmp_path: Path, card: str, wanted: bool) -> None:
     """As soon as there is a record of one."""
-    run = SCRIPT.gpu.record.Record(tmp_path)
+    run = record.Record(tmp_path)
     run.write("settings", tiny=False)
     run.write("card", name=card, free_gib=139.0, total_gib=140.0)
     shown = shown_of([run.path])
@@ -141,7 +139,7 @@ def test_figures_of_a_gpu_would_be_wanted(tmp_path: Path, card: str, wanted: boo
 
 
 def test_the_times_shown_are_those_recorded() -> None:
-    recorded = json.loads((ROOT / "scripts" / "benchmark.json").read_text(encoding="utf-8"))["patching"]
+    recorded = json.loads((BENCHMARKING / "benchmark.json").read_text(encoding="utf-8"))["patching"]
     for model, name in (("gpt2", "GPT-2 small"), ("llama-405b", "Llama 405B without weights")):
         median = recorded[model]["median_ms"]
         shown = f"{name} {median['first']:.1f} ms the first time and {median['again']:.1f} ms again"
@@ -149,7 +147,7 @@ def test_the_times_shown_are_those_recorded() -> None:
 
 
 def test_the_costs_of_a_launch_shown_are_those_recorded() -> None:
-    recorded = json.loads((ROOT / "scripts" / "launch.json").read_text(encoding="utf-8"))
+    recorded = json.loads((BENCHMARKING / "launch" / "launch.json").read_text(encoding="utf-8"))
     calls, about = recorded["launch"]["calls"], recorded["environment"]
     names = ("ops.pointwise", "ops.pointwise, to be differentiated", "F.gelu")
     plain, differentiable, aten = (calls[name]["least_us"] for name in names)

@@ -1,4 +1,4 @@
-"""What other tools and a patch do to each other, as scripts/tools.py judges it: with the tools there are here; and
+"""What other tools and a patch do to each other, with the tools that there are here; and
 whatever would be wrong is seen."""
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import load_script
 from torch import nn
 
 import hf_gelu_patch
+from scripts.benchmarking.tools import __main__ as SCRIPT
+from scripts.benchmarking.tools import catalogue, judging, table
+from scripts.benchmarking.tools.judging import Tool, Used
+from scripts.benchmarking.tools.subjects import SUBJECTS, Subject
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-SCRIPT = load_script(SCRIPTS / "tools.py")
-from toolbox import catalogue, judging, table  # noqa: E402 (the script has said where it is)
-from toolbox.judging import Tool, Used  # noqa: E402
-from toolbox.subjects import SUBJECTS, Subject  # noqa: E402
+FOLDER = Path(table.__file__).parent
 
-RECORDED = json.loads((SCRIPTS / "tools.json").read_text(encoding="utf-8"))
+RECORDED = json.loads((FOLDER / "tools.json").read_text(encoding="utf-8"))
 
 
 def found_of(tool: Tool, *names: str) -> dict[str, Any]:
@@ -188,7 +187,7 @@ def test_an_unknown_tool_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_table_is_that_of_the_record() -> None:
-    page = (SCRIPTS / "tools.md").read_text(encoding="utf-8")
+    page = (FOLDER / "tools.md").read_text(encoding="utf-8")
     assert page == table.document(RECORDED)
     assert RECORDED["tools"].keys() == catalogue.TOOLS.keys()
     run = [found for found in RECORDED["tools"].values() if not table.missing(found)]

@@ -2,8 +2,8 @@
 
 Computed in fp32 and rounded once at the store. A forward that drops the derivative compiles to the value alone.
 Importing this module imports triton; everything else in the package imports it when a kernel is first run.
-``scripts/kernels.py`` fits the coefficients, measures the errors and compiles every kernel without a GPU; what it
-found stands in ``scripts/kernels.md``.
+``python -m scripts.benchmarking.static`` fits the coefficients, measures the errors and compiles every kernel without a
+GPU; what it found stands in ``scripts/benchmarking/static/kernels.md``.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
@@ -75,7 +75,10 @@ MILLS = {
         ),
     ),
 }
-"""(shift, coefficients) for each dtype a result is stored in, as ``scripts/kernels.py fit`` finds them."""
+"""(shift, coefficients) for each dtype a result is stored in.
+
+``python -m scripts.benchmarking.static fit`` finds them.
+"""
 _SHIFT_BF16, _BF16 = (tl.constexpr(value) for value in MILLS["bfloat16"])
 _SHIFT_FP16, _FP16 = (tl.constexpr(value) for value in MILLS["float16"])
 _SHIFT_FP32, _FP32 = (tl.constexpr(value) for value in MILLS["float32"])

@@ -63,8 +63,8 @@ VARIANTS = MappingProxyType(
         "2048/8 persistent, ahead": Variant(2048, 8, programs=4, stages=2),
     }
 )
-"""What can be timed, by block / warps. ``scripts/benchmark.py gpu`` times them; nothing of it has been measured. None
-spills registers: what would (32 elements a thread, or 40 registers in the gated backward) is not here."""
+"""What can be timed, by block / warps; ``python -m scripts.benchmarking gpu`` does it. Nothing of it has been measured.
+None spills registers: what would (32 elements a thread, or 40 registers in the gated backward) is not here."""
 
 CHOSEN = dict.fromkeys(FORMS, "1024/4")
 """The variant that each form runs: by what the compilers make of it, since none was measured."""

@@ -1,1 +1,1 @@
-"""What ``scripts/benchmark.py`` measures with, a module for each of its commands."""
+"""How long things take, and how far verdicts can be trusted: ``python -m scripts.benchmarking --help``."""

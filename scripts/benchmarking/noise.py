@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarking.timing import environment, say
 from hf_gelu_patch import ACTIVATIONS
+from scripts.benchmarking.timing import environment, say
 
 Function = Callable[..., Tensor]
 

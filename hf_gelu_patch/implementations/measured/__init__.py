@@ -1,7 +1,8 @@
 """What was measured on GPUs, a JSON file a card in this folder: where ``auto`` takes Triton's kernels.
 
-``scripts/benchmark.py choices`` writes the files, from the record of ``scripts/benchmark.py gpu``; the rule by which it
-chooses stands there. A card without a file is unmeasured: ``auto`` does there what it does on a CPU.
+``python -m scripts.benchmarking choices`` writes the files, from the record of ``python -m scripts.benchmarking gpu``;
+the rule by which it chooses stands there. A card without a file is unmeasured: ``auto`` does there what it does on a
+CPU.
 """
 
 from __future__ import annotations
@@ -180,6 +181,7 @@ def _choice(entry: Mapping[str, Any]) -> tuple[tuple[str, str, str], Choice]:
 
 def _unusable(path: Path, why: str) -> PatchError:
     return PatchError(
-        f"the table of measurements {path} cannot be used: {why}. Write it anew with 'scripts/benchmark.py choices', "
-        "or delete it: the card is then unmeasured, and auto does there what it does on a CPU."
+        f"the table of measurements {path} cannot be used: {why}. Write it anew with "
+        "'python -m scripts.benchmarking choices', or delete it: the card is then unmeasured, "
+        "and auto does there what it does on a CPU."
     )

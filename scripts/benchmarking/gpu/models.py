@@ -1,0 +1,412 @@
+"""Whole models with random weights, as transformers has them, patched, compiled, and both.
+
+All variants of a model share its weights; they differ in what their activations run. A batch that a training step has
+no memory for is halved until it has.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from hf_gelu_patch import ImplementationUnavailableError, patch
+from hf_gelu_patch.evaluation.speed import ratio
+from hf_gelu_patch.verification import drifts, exact_outputs, outputs
+from scripts.benchmarking.gpu.schedule import Work
+from scripts.benchmarking.kernels import liger
+from scripts.benchmarking.timing import Samples, compared, enough, figures, peak, rounds_on
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model to be built.
+
+    Attributes:
+        model, config: transformers' classes.
+        published: the configuration of the size that was published.
+        tiny: what makes it small enough for any machine.
+        gib: GPU memory that a training step on the large batch takes at most, calculated on tensors without data.
+        epilogue: the options of a patch that puts the activation into the GEMM's epilogue; None where none does.
+        gated: whether it has act(gate) · up, which is what Liger-Kernel computes.
+    """
+
+    model: str
+    config: str
+    gib: int
+    published: Mapping[str, Any] = field(default_factory=dict)
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+    epilogue: Mapping[str, str] | None = None
+    gated: bool = False
+
+    def build(self, device: str, dtype: torch.dtype, *, tiny: bool) -> nn.Module:
+        settings = {**self.published, **(self.tiny if tiny else {}), "use_cache": False}
+        torch.manual_seed(0)
+        with torch.device(device):
+            model = getattr(transformers, self.model)(getattr(transformers, self.config)(**settings))
+        built: nn.Module = model.to(dtype).eval()
+        return built
+
+
+_TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+_EXACT_AS_TANH = {"implementation": "epilogue", "activation": "gelu_tanh"}
+ARCHITECTURES = {
+    "gpt2": Architecture(
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        gib=33,
+        tiny={"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64, "bos_token_id": 0, "eos_token_id": 0},
+        epilogue={"implementation": "epilogue"},
+    ),
+    "bert": Architecture(
+        "BertForSequenceClassification",
+        "BertConfig",
+        gib=20,
+        tiny={**_TINY, "vocab_size": 64},
+        epilogue=_EXACT_AS_TANH,
+    ),
+    "t5": Architecture(
+        "T5ForConditionalGeneration",
+        "T5Config",
+        gib=71,
+        gated=True,
+        published={
+            **{"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12},
+            **{"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0},
+        },
+        tiny={"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 64},
+    ),
+    "vit": Architecture(
+        "ViTForImageClassification",
+        "ViTConfig",
+        gib=20,
+        published={"num_labels": 1000},
+        tiny={**_TINY, "image_size": 32, "patch_size": 16},
+        epilogue=_EXACT_AS_TANH,
+    ),
+    "llama": Architecture(
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        gib=59,
+        gated=True,
+        published={
+            **{"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
+            **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True},
+        },
+        tiny={
+            **_TINY,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "vocab_size": 64,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+        },
+    ),
+}
+"""BERT base, GPT-2 small, T5 v1.1 base, ViT base, and a Llama of 1.2 G parameters (3.2's)."""
+
+LARGE, SMALL = "large", "small"
+SHAPES = {LARGE: (32, 512), SMALL: (1, 128)}
+"""Batch × length; of images, as many as have that many patches."""
+TINY_SHAPES = {LARGE: (2, 16), SMALL: (1, 8)}
+FORWARD, TRAINING = "forward", "training step"
+CELLS = {(LARGE, FORWARD): 2, (LARGE, TRAINING): 4, (SMALL, FORWARD): 1, (SMALL, TRAINING): 1}
+"""What is timed, in this order → its share of the time."""
+COMPILED_CELLS = {cell: CELLS[cell] for cell in list(CELLS)[:3]}
+"""The training step on the small batch is not compiled: a minute for each model, of the few there are."""
+BASES = {"compiled": "eager", "compiled_triton": "compiled"}
+"""What a variant is compared with, where that is not eager."""
+AGAIN = {"eager": "again", "compiled": "compiled_again"}
+"""What is timed twice → the name of the second, for the noise floor."""
+
+
+def batch_for(need: float, room: float, batch: int) -> int:
+    """The batch, halved until what it needs of ``need``, which is that of the whole one, fits."""
+    while batch > 1 and need > room:
+        need, batch = need / 2, batch // 2
+    return batch
+
+
+def room_on(device: str) -> float:
+    """GiB of memory that are free."""
+    return torch.cuda.mem_get_info()[0] / 2**30 if device == "cuda" else math.inf
+
+
+def batch_of(model: nn.Module, shape: tuple[int, int], device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Inputs and labels of a batch."""
+    generator = torch.Generator(device).manual_seed(0)
+    config: Any = model.config
+    batch, length = shape
+    if hasattr(config, "image_size"):
+        images = math.ceil(batch * length / ((config.image_size // config.patch_size) ** 2 + 1)) if batch > 1 else 1
+        size = (images, 3, config.image_size, config.image_size)
+        pixels = torch.randn(size, generator=generator, device=device).to(dtype)
+        return {"pixel_values": pixels, "labels": torch.zeros(images, dtype=torch.long, device=device)}
+    ids = torch.randint(2, config.vocab_size, shape, generator=generator, device=device)
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        return {"input_ids": ids, "labels": torch.zeros(batch, dtype=torch.long, device=device)}
+    return {"input_ids": ids, "labels": ids}
+
+
+def twin(model: nn.Module) -> Any:
+    """A copy of a model's modules over the same weights."""
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, shared)
+
+
+class Bench:
+    """One model in all its variants, ready to be timed.
+
+    Attributes:
+        variants: "eager", and "auto", "triton", "liger" and "epilogue" where they serve the model; or, to be compiled,
+            "eager", "compiled" and "compiled_triton". Those that could not be made are in ``absent``, with the reason.
+        reports: what each patch did.
+        drift: how far each moved the outputs of a small batch, beside the error against float64.
+        room: GiB that were free when nothing was there yet.
+    """
+
+    def __init__(self, name: str, work: Work, *, tiny: bool, compiled: bool = False) -> None:
+        self.name, self.work, self.tiny, self.compiled = name, work, tiny, compiled
+        self.device, self.seed = work.options.device, work.options.seed
+        self.architecture = ARCHITECTURES[name]
+        self.dtype = torch.bfloat16
+        self.variants: dict[str, Any] = {}
+        self.absent: dict[str, str] = {}
+        self.reports: dict[str, str] = {}
+        self.drift: dict[str, dict[str, Any]] = {}
+        self.room = room_on(self.device)
+        model = self.architecture.build(self.device, self.dtype, tiny=tiny)
+        self.variants["eager"] = model
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)  # the weights stay what they are
+        if compiled:
+            self._compile(work.options.backend)
+            return
+        for variant in self._patched():
+            with self._attempt(variant, self.absent):
+                self._patch(variant)
+        with work.attempt(f"{name}: drift"):
+            self._check_drift()
+
+    def _patched(self) -> list[str]:
+        """The names of what it is patched with."""
+        wanted = ["auto", "triton"]
+        if self.architecture.gated:
+            wanted.append(liger.NAME)
+        if self.architecture.epilogue:
+            wanted.append("epilogue")
+        return wanted
+
+    def _patch(self, name: str) -> None:
+        options: Mapping[str, str] = {"implementation": name}
+        if name == "epilogue" and self.architecture.epilogue:
+            options = self.architecture.epilogue
+        if name == liger.NAME:
+            if lack := liger.missing(self.device):
+                self.absent[name] = lack
+                return
+            liger.register()
+        model = twin(self.variants["eager"])
+        self.reports[name] = str(patch(model, **options))
+        self.variants[name] = model
+
+    def _compile(self, backend: str) -> None:
+        torch._dynamo.config.recompile_limit = 64
+        patched = twin(self.variants["eager"])
+        for name, model in (("compiled", self.variants["eager"]), ("compiled_triton", patched)):
+            with self._attempt(name, self.absent):
+                if model is patched:
+                    self.reports[name] = str(patch(model, implementation="triton"))
+                self.variants[name] = torch.compile(model, backend=backend, dynamic=False)
+
+    @contextmanager
+    def _attempt(self, name: str, absent: dict[str, str]) -> Iterator[None]:
+        """Whatever a variant raises costs that variant alone; that this machine cannot run it is no failure."""
+        try:
+            yield
+        except ImplementationUnavailableError as error:
+            absent[name] = str(error)
+        except Exception as error:
+            absent[name] = f"{type(error).__name__}: {' '.join(str(error).split()[:60])}"
+            self.release()
+            self.work.fail(f"{self.name}, {name}", absent[name])
+        if absent is self.absent and name in absent:
+            self.variants.pop(name, None)
+
+    def _check_drift(self) -> None:
+        inputs = self.inputs(batch_of(self.variants["eager"], self.shapes[SMALL], self.device, self.dtype))
+        before = outputs(self.variants["eager"], inputs)
+        before = {"logits": before["logits"]}
+        exact = exact_outputs(self.variants["eager"], inputs)
+        for name in list(self.variants):
+            with self._attempt(name, self.absent):
+                after = outputs(self.variants[name], inputs)
+                (drift,) = drifts(before, {"logits": after["logits"]}, exact, None)
+                self.drift[name] = vars(drift)
+                if drift.exceeded:
+                    self.work.fail(f"{self.name}, {name}", f"it moves the outputs by {drift.largest:.2g}")
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        return TINY_SHAPES if self.tiny else SHAPES
+
+    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A forward's: without labels, but for T5, which has its decoder's inputs from them."""
+        return {key: value for key, value in batch.items() if key != "labels" or self.name == "t5"}
+
+    def call(self, variant: str, mode: str, batch: dict[str, Tensor]) -> Callable[[], Any]:
+        model = self.variants[variant]
+        if mode == FORWARD:
+            inputs = self.inputs(batch)
+
+            def forward() -> Any:
+                with torch.no_grad():
+                    return model(**inputs)
+
+            return forward
+
+        def step() -> None:
+            model(**batch).loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+        return step
+
+    def release(self) -> None:
+        """What a call that failed has left, and the memory that is kept for the next."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+    def cell(self, size: str, mode: str, seconds: float) -> dict[str, Any]:
+        """One shape in one mode, within about so many seconds."""
+        until = time.monotonic() + seconds
+        asked, length = self.shapes[size]
+        need = self.architecture.gib if (size, mode) == (LARGE, TRAINING) and not self.tiny else 0.0
+        number = batch_for(need, self.room, asked)
+        cell = {"model": self.name, "size": size, "mode": mode, "compiled": self.compiled}
+        cell |= {"room_gib": None if self.device == "cpu" else round(self.room, 2), "batch_asked": asked}
+        while True:
+            batch = batch_of(self.variants["eager"], (number, length), self.device, self.dtype)
+            try:
+                found = self._timed(mode, batch, until)
+                shape = next(list(tensor.shape) for tensor in batch.values())
+                return {**cell, "batch": number, "length": length, "shape": shape, **found}
+            except torch.OutOfMemoryError:
+                if number == 1:
+                    raise
+                number //= 2
+            self.release()
+
+    def _timed(self, mode: str, batch: dict[str, Tensor], until: float) -> dict[str, Any]:
+        absent = dict(self.absent)
+        calls = {}
+        for name, model in self.variants.items():
+            if mode == TRAINING and name == "epilogue":
+                continue  # it has no backward of its own
+            model.train(mode == TRAINING)
+            call = self.call(name, mode, batch)
+            if name == "eager":
+                call()
+                calls[name] = call
+                continue
+            with self._attempt(name, absent):
+                call()  # compiles, and lets every library make its choices
+                calls[name] = call
+        calls = {**{again: calls[name] for name, again in AGAIN.items() if name in calls}, **calls}
+        rounds = rounds_on(self.device, with_launch=True)
+        trial = rounds(calls, 1, self.seed)
+        once = sum(own[0] for own in trial.values())
+        count = 5 if self.tiny else max(5, min(enough(trial, 30, 1.0, 300), int((until - time.monotonic()) / once)))
+        samples = figures(rounds(calls, count, self.seed))
+        peaks = {name: peak(call) if self.device == "cuda" else None for name, call in calls.items()}
+        self.release()
+        return {"absent": absent, "variants": self._concluded(samples, peaks)}
+
+    def _concluded(self, samples: Samples, peaks: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
+        floors = {
+            base: ratio(samples[base], samples[again], seed=self.seed)
+            for base, again in AGAIN.items()
+            if base in samples
+        }
+        rows = {}
+        for name, own in samples.items():
+            row: dict[str, Any] = {"median_s": statistics.median(own), "samples_s": own, "peak_bytes": peaks[name]}
+            base = BASES.get(name, "eager")
+            if name != "eager" and name not in AGAIN.values() and base in floors:
+                row |= {"base": base, **compared(samples[base], own, floors[base], self.seed)}
+            rows[name] = row
+        return rows
+
+    def profile(self) -> dict[str, list[dict[str, Any]]]:
+        """The kernels that a large forward spends its time in, eager and by Triton: what is left to be won."""
+        activity = torch.profiler.ProfilerActivity
+        on_gpu = self.device == "cuda"
+        wanted, clock = ([activity.CUDA], "device") if on_gpu else ([activity.CPU], "cpu")
+        batch = batch_of(self.variants["eager"], self.shapes[LARGE], self.device, self.dtype)
+        found = {}
+        for name in ("eager", "triton"):
+            if name not in self.variants:
+                continue
+            self.variants[name].eval()
+            with torch.profiler.profile(activities=wanted, acc_events=True) as seen:
+                self.call(name, FORWARD, batch)()
+                if on_gpu:
+                    torch.cuda.synchronize()
+            rows = [
+                {"kernel": event.key[:100], "calls": event.count, "us": getattr(event, f"self_{clock}_time_total")}
+                for event in seen.key_averages()
+            ]
+            found[name] = sorted(rows, key=lambda row: -row["us"])[:20]
+        return found
+
+    def about(self) -> dict[str, Any]:
+        weights = sum(weight.numel() for weight in self.variants["eager"].parameters())
+        return {
+            **{"model": self.name, "architecture": self.architecture.model, "parameters": weights},
+            **{"dtype": str(self.dtype).removeprefix("torch."), "reports": self.reports, "drift": self.drift},
+            **{"attention": getattr(self.variants["eager"].config, "_attn_implementation", None)},
+        }
+
+
+def measure(name: str, work: Work) -> None:
+    """A model as it is and patched: each cell, then what its forwards spend their time in."""
+    bench = Bench(name, work, tiny=work.options.tiny)
+    work.write("about", **bench.about())
+    work.prepared()
+    _measure_cells(bench, CELLS)
+    if work.left > 0:
+        with work.attempt(f"{name}: profile"):
+            work.write("profile", model=name, kernels=bench.profile())
+
+
+def measure_compiled(name: str, work: Work) -> None:
+    """The same compiled. What a cell needs is compiled just before it is timed."""
+    cells = list(COMPILED_CELLS.items())[: 1 if work.options.tiny else None]
+    with tempfile.TemporaryDirectory() as folder:  # what a step that was killed left half written is not found again
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        _measure_cells(Bench(name, work, tiny=work.options.tiny, compiled=True), dict(cells))
+
+
+def _measure_cells(bench: Bench, cells: Mapping[tuple[str, str], int]) -> None:
+    work, waiting = bench.work, dict(cells)
+    for (size, mode), share in cells.items():
+        what = f"{bench.name}: {mode}, {size}"
+        seconds = work.left * share / sum(waiting.values())
+        del waiting[size, mode]
+        if seconds <= 0:
+            work.leave_out(what)
+            continue
+        with work.attempt(what):
+            work.cell(what, **bench.cell(size, mode, seconds))

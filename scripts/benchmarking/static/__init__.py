@@ -1,0 +1,1 @@
+"""What is known of the Triton kernels without a GPU; ``kernels.md`` is the page."""

@@ -1,1 +1,0 @@
-"""What ``scripts/tools.py`` judges with: the models, the tools, and what must hold of both together."""

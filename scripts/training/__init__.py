@@ -1,0 +1,1 @@
+"""How the reference models that come with the package are made: ``python -m scripts.training``."""
