@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hf_gelu_patch.evaluation.numbers import plain_number
+from hf_gelu_patch.evaluation.plain_data import as_json
 
 Answer = str | int | float | bool | None
 
@@ -33,16 +33,9 @@ class Outcome:
     top5: tuple[bool, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that ``json.dumps`` writes as valid JSON and ``from_json`` reads back to the bit: Python writes a
-        float so that it is read as the same, and what is not finite becomes its name ("nan", "inf", "-inf")."""
-        return {
-            "answers": list(self.answers),
-            "targets": list(self.targets),
-            "loss": plain_number(self.loss),
-            "tokens": self.tokens,
-            "score": None if self.score is None else plain_number(self.score),
-            "top5": list(self.top5),
-        }
+        """Plain data that ``json.dumps`` writes as valid JSON and ``from_json`` reads back to the bit."""
+        plain: dict[str, Any] = as_json(vars(self))
+        return plain
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Outcome:

@@ -13,21 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_gelu_patch.evaluation.metrics.measures import Array, _OfflineMetric
+from hf_gelu_patch.evaluation.metrics import METRICS
+from hf_gelu_patch.evaluation.metrics.registry import Columns, measured, rows_of, statistics_of
 from hf_gelu_patch.evaluation.outcomes import Answer, Outcome
 from hf_gelu_patch.evaluation.statistics import Interval, exact_mcnemar, intervals, paired_p
 
-LOWER_IS_BETTER = frozenset({"perplexity", "bits_per_byte", "edit_error_rate", "loss", "mse"})
-"""Metrics of which less is better; of all others more is."""
-
-_RELATIVE = frozenset({"perplexity", "bits_per_byte", "mse"})  # metrics whose margin is a share of their value before
-_OF_RIGHT_ANSWERS = (
-    "accuracy",
-    "macro_f1",
-    "token_accuracy",
-    "exact_match",
-    "subset_accuracy",
-)
 _LISTED = 100  # flips
 _VISIBLE = 1e-4  # what a report's four decimals still show
 
@@ -96,7 +86,7 @@ def judge(quality: Quality, significance: float = 0.05) -> str:
     """
     if quality.answers == 0:
         return "no answers to compare"
-    worse = [name for name in quality.differences if name not in _OF_RIGHT_ANSWERS and _is_worse(quality, name)]
+    worse = [name for name in quality.differences if not METRICS[name].counts_right and _is_worse(quality, name)]
     if quality.flips == 0 and not worse:
         return "answers unchanged"
     if quality.equivalent and all(quality.equivalent.values()):
@@ -112,7 +102,7 @@ def judge(quality: Quality, significance: float = 0.05) -> str:
 def _is_worse(quality: Quality, name: str) -> bool:
     difference, before = quality.differences[name], quality.before[name]
     harm, least = difference.value, difference.low
-    if name not in LOWER_IS_BETTER:
+    if not METRICS[name].lower_is_better:
         harm, least = -difference.value, -difference.high
     return least > 0 and harm > _VISIBLE * abs(before)
 
@@ -120,25 +110,22 @@ def _is_worse(quality: Quality, name: str) -> bool:
 def compare(
     before: Sequence[Outcome],
     after: Sequence[Outcome],
-    task_columns: Callable[[Sequence[Outcome]], Mapping[str, Array]],
-    metric: type[_OfflineMetric] | None,
+    columns: Callable[[Sequence[Outcome]], Columns],
     *,
     seed: int,
     margin: float | None = None,
     metrics: tuple[dict[str, float], dict[str, float]] | None = None,
-    max_abs_logit_change: float,
-    max_abs_logit: float,
+    logits: tuple[float, float] = (0.0, 0.0),
 ) -> Quality:
     """What a patch did to the answers.
 
     Args:
         before, after: of the same examples, all of them, in the same order.
-        task_columns: what ``metric`` takes, an entry an example, from outcomes: ``Task.columns``.
-        metric: how the task is measured; None where it has no right answers.
+        columns: what the metrics take, from outcomes: ``Task.columns``.
         seed: for the bootstrap.
         margin: how far a metric may move and still count as equivalent: see ``Quality.equivalent``.
-        metrics: the task's metrics before and after, where there are more of them than ``metric`` gives.
-        max_abs_logit_change, max_abs_logit: as in ``Quality``.
+        metrics: the task's metrics before and after, where there are more of them than those of its answers.
+        logits: ``max_abs_logit_change`` and ``max_abs_logit``, as in ``Quality``.
 
     Raises:
         ValueError: ``before`` and ``after`` are not of the same examples, or the margin is not a positive number.
@@ -159,12 +146,9 @@ def compare(
             gains[example] += (b == target) - (a == target)
             if len(flipped) < _LISTED:
                 flipped.append(Flip(example, str(a), str(b), "" if target is None else str(target)))
-    values: tuple[dict[str, float], dict[str, float]] = {}, {}
-    differences: dict[str, Interval] = {}
-    if metric is not None:
-        columns = [task_columns(outcomes) for outcomes in (before, after)]
-        values = metric.values(**columns[0]), metric.values(**columns[1])
-        differences = intervals(metric, columns[0], columns[1], seed=seed)
+    rows = rows_of(columns(before)), rows_of(columns(after))
+    values = measured(rows[0]), measured(rows[1])
+    differences = intervals(statistics_of, *rows, len(before), seed=seed)
     return Quality(
         *(values if metrics is None else metrics),
         examples=len(before),
@@ -178,8 +162,8 @@ def compare(
         margin=margin,
         equivalent=None if margin is None else _within(differences, values[0], margin),
         flipped=tuple(flipped),
-        max_abs_logit_change=max_abs_logit_change,
-        max_abs_logit=max_abs_logit,
+        max_abs_logit_change=logits[0],
+        max_abs_logit=logits[1],
     )
 
 
@@ -193,9 +177,9 @@ def _answers(old: Outcome, new: Outcome) -> Iterator[tuple[Answer, Answer, Answe
 
 
 def margin_of(metric: str, margin: float, before: float) -> float:
-    """How far a metric may move: by the margin; of perplexity, bits per byte and the mean squared error, which know no
-    bounds, by that share of its value."""
-    return margin * abs(before) if metric in _RELATIVE else margin
+    """How far a metric may move: by the margin; of one that knows no bounds, such as perplexity, by that share of its
+    value."""
+    return margin * abs(before) if METRICS[metric].relative else margin
 
 
 def _within(differences: Mapping[str, Interval], before: Mapping[str, float], margin: float) -> dict[str, bool]:

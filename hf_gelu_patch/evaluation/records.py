@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_gelu_patch.evaluation.digests import text_digest
 from hf_gelu_patch.evaluation.errors import EvaluationError
-from hf_gelu_patch.evaluation.numbers import plain_number
 from hf_gelu_patch.evaluation.outcomes import Outcome
+from hf_gelu_patch.evaluation.plain_data import as_json
 
 if TYPE_CHECKING:
     pass
@@ -72,12 +72,11 @@ class Row:
     drift: Mapping[str, float] | None
 
     def to_json(self) -> dict[str, Any]:
-        drift = self.drift
         return {
             "example": self.example,
             "variant": self.variant,
             "outcome": self.outcome.to_json(),
-            "drift": None if drift is None else {name: plain_number(value) for name, value in drift.items()},
+            "drift": as_json(self.drift),
         }
 
     @classmethod

@@ -560,12 +560,10 @@ def _quality(
         before,
         after,
         task.columns,
-        task.metric,
         seed=settings.seed,
         margin=settings.margin,
         metrics=None if task.extra is None else (task.metrics(before), task.metrics(after)),
-        max_abs_logit_change=drift.max_abs,
-        max_abs_logit=drift.scale,
+        logits=(drift.max_abs, drift.scale),
     )
 
 

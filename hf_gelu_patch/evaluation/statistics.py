@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from scipy.special import bdtr, stdtr, stdtrit
+from scipy.special import stdtr, stdtrit
 
-from hf_gelu_patch.evaluation.metrics.measures import _OfflineMetric
+__all__ = ["Interval", "exact_mcnemar", "intervals", "paired_p"]
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 
 
 _CONFIDENCE = 0.95
@@ -40,7 +41,9 @@ class Interval:
 def exact_mcnemar(lost: int, gained: int) -> float:
     """The exact two-sided p of McNemar's test: of ``lost + gained`` fair coins, a split at least as uneven. Without
     any, 1.0: there is nothing to tell the two apart by."""
-    return min(1.0, 2 * float(bdtr(min(lost, gained), lost + gained, 0.5)))
+    from scipy.stats import binomtest  # takes a second to import
+
+    return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
 def paired_p(gains: Array, lost: int, gained: int) -> float:
@@ -66,48 +69,25 @@ def paired_p(gains: Array, lost: int, gained: int) -> float:
     return max(independent, 2 * float(stdtr(size - 1, -abs(float(gains.mean())) / error)))
 
 
-def _chunks(resamples: int, size: int) -> Iterator[int]:
-    """How many resamples of ``size`` to hold at a time."""
-    step = max(1, _IN_MEMORY // max(1, size))
-    for start in range(0, resamples, step):
-        yield min(step, resamples - start)
-
-
-def _bootstrap(
-    metric: type[_OfflineMetric], old: Mapping[str, Array], new: Mapping[str, Array], *, seed: int
-) -> dict[str, Array]:
-    """after − before of each metric, for 2,000 resamples of the examples."""
-    size = len(next(iter(old.values())))
-    generator = np.random.default_rng(seed)
-    found: dict[str, list[Array]] = {}
-    for draws in _chunks(_RESAMPLES, size):
-        drawn = generator.integers(0, size, (draws, size))
-        cells = (drawn + np.arange(draws)[:, None] * size).ravel()
-        weights = np.bincount(cells, minlength=draws * size).reshape(draws, size).astype(np.float64)
-        before, after = metric.statistics(weights, **old), metric.statistics(weights, **new)
-        for name, values in before.items():
-            found.setdefault(name, []).append(_difference(values, after[name]))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
-def _difference(before: Any, after: Any) -> Array:
-    """after − before; 0 where both are infinite alike."""
-    with np.errstate(invalid="ignore"):
-        return np.where(before == after, 0.0, after - before)
-
-
 def intervals(
-    metric: type[_OfflineMetric], before: Mapping[str, Array], after: Mapping[str, Array], *, seed: int
+    statistics: Callable[[Array, T], dict[str, Array]], before: T, after: T, size: int, *, seed: int
 ) -> dict[str, Interval]:
-    """after − before of each metric, from the columns."""
-    old, new = metric.rows(**before), metric.rows(**after)
-    size = len(next(iter(old.values())))
-    resampled = _bootstrap(metric, old, new, seed=seed) if size > 1 else {}
-    values = metric.values(**before), metric.values(**after)
+    """after − before of each figure.
+
+    Args:
+        statistics: the figures by name of several samples, from their weights [sample, example] and from ``before`` or
+            ``after``.
+        before, after: what there is to count about each example.
+        size: how many examples there are.
+        seed: for the samples.
+    """
+    resampled = _bootstrap(statistics, before, after, size, seed=seed) if size > 1 else {}
+    whole = np.ones((1, size))
+    values = statistics(whole, before), statistics(whole, after)
     student = math.sqrt(size / (size - 1)) * float(stdtrit(size - 1, (1 + _CONFIDENCE) / 2)) if size > 1 else math.inf
     found = {}
     for name, first in values[0].items():
-        value = float(_difference(np.float64(first), np.float64(values[1][name])))
+        value = float(_difference(first[0], values[1][name][0]))
         if math.isnan(value):
             found[name] = Interval(math.nan, math.nan, math.nan)
         elif size < 2 or math.isinf(value):
@@ -117,3 +97,32 @@ def intervals(
             reach = student * float(defined.std(ddof=1)) if len(defined) > 1 else math.inf
             found[name] = Interval(value, value - reach, value + reach)
     return found
+
+
+def _bootstrap(
+    statistics: Callable[[Array, T], dict[str, Array]], before: T, after: T, size: int, *, seed: int
+) -> dict[str, Array]:
+    """after − before of each figure, for 2,000 resamples of the examples."""
+    generator = np.random.default_rng(seed)
+    found: dict[str, list[Array]] = {}
+    for draws in _chunks(_RESAMPLES, size):
+        drawn = generator.integers(0, size, (draws, size))
+        cells = (drawn + np.arange(draws)[:, None] * size).ravel()
+        weights = np.bincount(cells, minlength=draws * size).reshape(draws, size).astype(np.float64)
+        old, new = statistics(weights, before), statistics(weights, after)
+        for name, values in old.items():
+            found.setdefault(name, []).append(_difference(values, new[name]))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _chunks(resamples: int, size: int) -> Iterator[int]:
+    """How many resamples of ``size`` to hold at a time."""
+    step = max(1, _IN_MEMORY // max(1, size))
+    for start in range(0, resamples, step):
+        yield min(step, resamples - start)
+
+
+def _difference(before: Any, after: Any) -> Array:
+    """after − before; 0 where both are infinite alike."""
+    with np.errstate(invalid="ignore"):
+        return np.where(before == after, 0.0, after - before)

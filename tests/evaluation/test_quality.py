@@ -16,49 +16,47 @@ import pytest
 from scipy.stats import binomtest, norm, pearsonr, spearmanr, ttest_1samp
 from sklearn.metrics import accuracy_score, f1_score
 
-from hf_gelu_patch.evaluation.metrics.measures import (
-    ClassificationMetric,
-    LanguageModelMetric,
-    MultiLabelMetric,
-    RegressionMetric,
-    SequenceMetric,
-    SimilarityMetric,
-    edit_distance,
-)
+from hf_gelu_patch.evaluation.metrics import ANSWERS, METRICS
+from hf_gelu_patch.evaluation.metrics.registry import measured, rows_of, statistics_of
+from hf_gelu_patch.evaluation.metrics.texts import edit_distance
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.quality import Flip, Quality, compare, judge
 from hf_gelu_patch.evaluation.statistics import Interval, exact_mcnemar, paired_p
 
-SCALES = {"max_abs_logit_change": 0.5, "max_abs_logit": 2.0}
+SCALES: dict[str, Any] = {"logits": (0.5, 2.0)}
+
+
+def measure(kind: str, **columns: Any) -> dict[str, float]:
+    """The metrics of one kind of answer."""
+    return measured(rows_of({kind: columns}))
 
 
 def labels(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    return {
-        "predictions": np.array([outcome.answers[0] for outcome in outcomes]),
-        "references": np.array([outcome.targets[0] for outcome in outcomes]),
-    }
+    said, right = [outcome.answers[0] for outcome in outcomes], [outcome.targets[0] for outcome in outcomes]
+    return {"label": {"predictions": np.array(said), "references": np.array(right)}}
 
 
 def text(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    return {
+    tokens = {
         "losses": np.array([outcome.loss for outcome in outcomes]),
         "tokens": np.array([outcome.tokens for outcome in outcomes]),
         "hits": np.array([sum(a == b for a, b in zip(o.answers, o.targets, strict=True)) for o in outcomes]),
     }
+    return {"tokens": tokens}
 
 
 def classified(before: Sequence[int], after: Sequence[int], right: Sequence[int], **options: Any) -> Quality:
     old, new = ([Outcome((a,), (r,), 0.0, 1) for a, r in zip(said, right, strict=True)] for said in (before, after))
-    return compare(old, new, labels, ClassificationMetric, **{"seed": 0, **SCALES, **options})
+    return compare(old, new, labels, **{"seed": 0, **SCALES, **options})
 
 
 def similar(before: Sequence[float], after: Sequence[float], right: Sequence[float], **options: Any) -> Quality:
     old, new = ([Outcome((), (), 0.0, 0, score=score) for score in scores] for scores in (before, after))
 
     def columns(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-        return {"predictions": np.array([o.score for o in outcomes]), "references": np.array(right)}
+        return {"score": {"predictions": np.array([o.score for o in outcomes]), "references": np.array(right)}}
 
-    return compare(old, new, columns, SimilarityMetric, **{"seed": 0, **SCALES, **options})
+    return compare(old, new, columns, **{"seed": 0, **SCALES, **options})
 
 
 # ------------------------------------------------------------------------------------------------------------ outcomes
@@ -97,7 +95,7 @@ def test_classification_is_scikit_learns(count: int) -> None:
     generator = random.Random(count)
     truth = [generator.randrange(count) for _ in range(211)]
     said = [t if generator.random() < 0.6 else generator.randrange(count) for t in truth]
-    found = ClassificationMetric.measure(predictions=said, references=truth)
+    found = measure("label", predictions=said, references=truth)
     assert found["accuracy"] == pytest.approx(accuracy_score(truth, said), abs=1e-12)
     assert found["macro_f1"] == pytest.approx(f1_score(truth, said, average="macro"), abs=1e-12)
     assert found.keys() == {"accuracy", "macro_f1"}
@@ -105,7 +103,7 @@ def test_classification_is_scikit_learns(count: int) -> None:
 
 def test_macro_f1_counts_a_label_that_was_never_right() -> None:
     said, truth = [0, 0, 2, 0], [0, 0, 1, 1]
-    found = ClassificationMetric.measure(predictions=said, references=truth)
+    found = measure("label", predictions=said, references=truth)
     assert found["macro_f1"] == pytest.approx(f1_score(truth, said, average="macro", labels=[0, 1], zero_division=0))
 
 
@@ -119,7 +117,7 @@ def test_macro_f1_counts_a_label_that_was_never_right() -> None:
     ],
 )
 def test_macro_f1_is_over_the_labels_of_the_references(said: list[int], truth: list[int]) -> None:
-    found = ClassificationMetric.measure(predictions=said, references=truth)
+    found = measure("label", predictions=said, references=truth)
     expected = f1_score(truth, said, average="macro", labels=sorted(set(truth)), zero_division=0)
     assert found["macro_f1"] == pytest.approx(expected, abs=1e-12)
 
@@ -132,31 +130,29 @@ def test_one_stray_answer_does_not_cost_a_third_of_macro_f1() -> None:
 
 
 def test_labels_that_no_reference_has_do_not_count_among_several() -> None:
-    found = MultiLabelMetric.measure(predictions=["101", "010", "111"], references=["100", "010", "110"])
+    found = measure("label set", predictions=["101", "010", "111"], references=["100", "010", "110"])
     assert found == {"subset_accuracy": 1 / 3, "micro_f1": 2 * 4 / (6 + 4), "macro_f1": 1.0}
-    none = MultiLabelMetric.measure(predictions=["00"], references=["00"])
+    none = measure("label set", predictions=["00"], references=["00"])
     assert none["subset_accuracy"] == 1.0
     assert math.isnan(none["micro_f1"])
     assert math.isnan(none["macro_f1"])
 
 
 def test_top_five_is_measured_where_it_is_given() -> None:
-    found = ClassificationMetric.measure(
-        predictions=[1, 2, 3, 4], references=[1, 1, 3, 9], top5=[True, True, True, False]
-    )
+    found = measure("ranked label", predictions=[1, 2, 3, 4], references=[1, 1, 3, 9], top5=[True, True, True, False])
     assert found == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3 + 1) / 3), "top5_accuracy": 0.75}
 
 
 def test_perplexity_is_per_token_not_per_example() -> None:
-    found = LanguageModelMetric.measure(losses=[math.log(2) * 10, math.log(8) * 30], tokens=[10, 30], hits=[5, 6])
+    found = measure("tokens", losses=[math.log(2) * 10, math.log(8) * 30], tokens=[10, 30], hits=[5, 6])
     assert found == {"perplexity": pytest.approx(2 ** ((10 + 90) / 40)), "token_accuracy": 11 / 40}
 
 
 def test_bits_are_per_byte_not_per_example() -> None:
-    found = LanguageModelMetric.measure(losses=[math.log(2) * 10, math.log(8) * 30], tokens=[10, 30], hits=[5, 6],
+    found = measure("text", losses=[math.log(2) * 10, math.log(8) * 30], tokens=[10, 30], hits=[5, 6],
                                         bytes=[20.0, 60.0])  # fmt: skip
     assert found["bits_per_byte"] == pytest.approx((10 + 90) / 80)
-    assert "bits_per_byte" not in LanguageModelMetric.measure(losses=[1.0], tokens=[1], hits=[0])
+    assert "bits_per_byte" not in measure("tokens", losses=[1.0], tokens=[1], hits=[0])
 
 
 def test_bits_per_byte_are_paired_as_all_else() -> None:
@@ -166,18 +162,19 @@ def test_bits_per_byte_are_paired_as_all_else() -> None:
     old = [Outcome((1,), (1,), size * math.log(2) * level, 1) for size, level in zip(sizes, generator.uniform(1, 9, 60),
                                                                                     strict=True)]  # fmt: skip
     new = [replace(one, loss=one.loss + size * math.log(2) / 2) for one, size in zip(old, sizes, strict=True)]
-    found = compare(old, new, lambda given: {**text(given), "bytes": sizes}, LanguageModelMetric, seed=0, **SCALES)
+    found = compare(old, new, lambda given: {"text": {**text(given)["tokens"], "bytes": sizes}}, seed=0, **SCALES)
     moved = found.differences["bits_per_byte"]
     assert [moved.value, moved.low, moved.high] == pytest.approx([0.5] * 3)
     assert "bits per byte worse" in judge(found)
 
 
 def test_a_hopeless_model_has_infinite_perplexity() -> None:
-    assert LanguageModelMetric.measure(losses=[1e6], tokens=[1], hits=[0])["perplexity"] == math.inf
+    assert measure("tokens", losses=[1e6], tokens=[1], hits=[0])["perplexity"] == math.inf
 
 
 def test_sequences() -> None:
-    found = SequenceMetric.measure(
+    found = measure(
+        "sequence",
         predictions=["K AE T", "D AO", ""],
         references=["K AE T", "D AO G", "AH"],
         losses=[1.0, 2.0, 3.0],
@@ -191,7 +188,7 @@ def test_similarity_is_scipys(step: float) -> None:
     generator = np.random.default_rng(0)
     right = np.round(generator.normal(size=97) / step) * step
     said = np.round((right + generator.normal(size=97)) / step) * step
-    found = SimilarityMetric.measure(predictions=said.tolist(), references=right.tolist())
+    found = measure("score", predictions=said.tolist(), references=right.tolist())
     assert found["spearman"] == pytest.approx(spearmanr(said, right).statistic, abs=1e-12)
     assert found["pearson"] == pytest.approx(pearsonr(said, right).statistic, abs=1e-12)
 
@@ -199,11 +196,11 @@ def test_similarity_is_scipys(step: float) -> None:
 def test_similarity_of_constant_or_missing_scores_is_undefined() -> None:
     # The mean of three times 0.1 is not 0.1 in float64.
     for said in ([0.1] * 5, *([0.1] * size for size in range(3, 60)), [0.1, 0.2, math.nan, 0.3, 0.4]):
-        found = SimilarityMetric.values(predictions=np.array(said), references=np.arange(float(len(said))))
+        found = measure("score", predictions=np.array(said), references=np.arange(float(len(said))))
         assert all(math.isnan(value) for value in found.values())
-    one = SimilarityMetric.values(predictions=np.array([0.5]), references=np.array([1.0]))
+    one = measure("score", predictions=np.array([0.5]), references=np.array([1.0]))
     assert all(math.isnan(value) for value in one.values())
-    exact = SimilarityMetric.values(predictions=np.arange(5.0), references=-np.arange(5.0))
+    exact = measure("score", predictions=np.arange(5.0), references=-np.arange(5.0))
     assert exact == {"spearman": pytest.approx(-1.0), "pearson": pytest.approx(-1.0)}
 
 
@@ -218,50 +215,64 @@ def test_similarity_of_constant_or_missing_scores_is_undefined() -> None:
     ],
 )
 def test_scores_that_agree_up_to_rounding_have_no_order(said: list[float]) -> None:
-    found = SimilarityMetric.values(predictions=np.array(said), references=np.array([1.0, 2.0, 3.0, 4.0]))
+    found = measure("score", predictions=np.array(said), references=np.array([1.0, 2.0, 3.0, 4.0]))
     assert all(math.isnan(value) for value in found.values())
 
 
 @pytest.mark.parametrize("said", [[1.0, 1.00001, 1.00002, 1.00003], [-1e-8, 0.0, 1e-8, 2e-8], [0.0, 1.0, 2.0, 3.0]])
 def test_scores_that_differ_have_one(said: list[float]) -> None:
-    found = SimilarityMetric.values(predictions=np.array(said), references=np.array([1.0, 2.0, 3.0, 4.0]))
+    found = measure("score", predictions=np.array(said), references=np.array([1.0, 2.0, 3.0, 4.0]))
     assert found == {"spearman": pytest.approx(1.0), "pearson": pytest.approx(1.0)}
 
 
-COLUMNS = {
-    ClassificationMetric: {"predictions": [1, 0, 1, 2], "references": [1, 0, 0, 2], "top5": [True, True, True, False]},
-    LanguageModelMetric: {"losses": [1.5, 2.5, 0.1, 4.0], "tokens": [3, 4, 1, 2], "hits": [1, 4, 0, 1]},
-    SequenceMetric: {
-        "predictions": ["a b", "", "c", "d e"],
-        "references": ["a b", "b", "a c", "d f"],
-        "losses": [0.1, 0.2, 0.3, 0.4],
-        "tokens": [2, 1, 2, 2],
-    },
-    MultiLabelMetric: {"predictions": ["110", "000", "011", "100"], "references": ["100", "010", "011", "010"]},
-    RegressionMetric: {
-        "predictions": [0.1, 0.3, 0.2, 0.3],
-        "references": [1.0, 2.0, 2.0, 5.0],
-        "answers": [0, 1, 0, 1],
-        "targets": [0, 0, 0, 1],
-    },
-    SimilarityMetric: {"predictions": [0.1, 0.3, 0.2, 0.3], "references": [1.0, 2.0, 2.0, 5.0]},
+NUMBERS = {"predictions": [0.1, 0.3, 0.2, 0.3], "references": [1.0, 2.0, 2.0, 5.0]}
+TOKENS = {"losses": [1.5, 2.5, 0.1, 4.0], "tokens": [3, 4, 1, 2], "hits": [1, 4, 0, 1]}
+RANKED = {"predictions": [1, 0, 1, 2], "references": [1, 0, 0, 2], "top5": [True, True, True, False]}
+SEQUENCES = {
+    "predictions": ["a b", "", "c", "d e"],
+    "references": ["a b", "b", "a c", "d f"],
+    "losses": [0.1, 0.2, 0.3, 0.4],
+    "tokens": [2, 1, 2, 2],
 }
+SETS = {"predictions": ["110", "000", "011", "100"], "references": ["100", "010", "011", "010"]}
+SIDES = {"predictions": [0, 1, 0, 1], "references": [0, 0, 0, 1]}
+COLUMNS: list[dict[str, dict[str, list[Any]]]] = [
+    {"ranked label": RANKED},
+    {"label": {name: RANKED[name] for name in ("predictions", "references")}},
+    {"label set": SETS},
+    {"tokens": TOKENS},
+    {"text": {**TOKENS, "bytes": [9.0, 14.0, 2.0, 7.0]}},
+    {"sequence": SEQUENCES},
+    {"score": NUMBERS},
+    {"number": NUMBERS, "label": SIDES},
+]
 
 
-@pytest.mark.parametrize("metric", COLUMNS, ids=lambda metric: metric.__name__)
-def test_a_weighted_sample_measures_as_if_each_example_stood_in_it_so_often(metric: Any) -> None:
-    columns = {
-        name: np.array(values, dtype=object if isinstance(values[0], str) else None)
-        for name, values in COLUMNS[metric].items()
+def test_each_kind_of_answer_is_tried() -> None:
+    assert {kind for columns in COLUMNS for kind in columns} == ANSWERS.keys()
+    assert {name for columns in COLUMNS for name in measured(rows_of(columns))} == METRICS.keys()
+
+
+@pytest.mark.parametrize("columns", COLUMNS, ids=" ".join)
+def test_a_weighted_sample_measures_as_if_each_example_stood_in_it_so_often(
+    columns: dict[str, dict[str, list[Any]]],
+) -> None:
+    arrays = {
+        kind: {
+            name: np.array(values, dtype=object if isinstance(values[0], str) else None)
+            for name, values in some.items()
+        }
+        for kind, some in columns.items()
     }
-    assert metric.values(**columns) == metric.measure(**COLUMNS[metric])
+    assert measured(rows_of(arrays)) == measured(rows_of(columns))
     weights = np.array([[1, 1, 1, 1], [2, 0, 1, 1], [0, 3, 1, 0], [1, 0, 2, 1]])
-    found = metric.statistics(weights.astype(float), **metric.rows(**columns))
+    found = statistics_of(weights.astype(float), rows_of(arrays))
     for sample, counts in enumerate(weights):
-        drawn = {name: np.repeat(values, counts) for name, values in columns.items()}
-        expected = metric.values(**drawn)
+        drawn = {k: {name: np.repeat(values, counts) for name, values in some.items()} for k, some in arrays.items()}
+        expected = measured(rows_of(drawn))
         assert {name: values[sample] for name, values in found.items()} == pytest.approx(expected, nan_ok=True)
-    empty = metric.values(**{name: values[:0] for name, values in columns.items()})
+    empty = measured(rows_of({k: {name: values[:0] for name, values in some.items()} for k, some in arrays.items()}))
+    assert empty.keys() == found.keys()
     assert all(math.isnan(value) for name, value in empty.items() if name != "edit_error_rate")
 
 
@@ -334,15 +345,15 @@ def test_one_text_that_went_wrong_does_not_make_a_model_worse() -> None:
     """Fifty positions lost, all in one of twenty blocks: McNemar's test takes them for fifty independent losses."""
     right = [Outcome((1,) * 100, (1,) * 100, 1.0, 100) for _ in range(20)]
     wrong = [Outcome((0,) * 50 + (1,) * 50, (1,) * 100, 1.0, 100), *right[1:]]
-    found = compare(right, wrong, text, LanguageModelMetric, seed=0, **SCALES)
+    found = compare(right, wrong, text, seed=0, **SCALES)
     assert found.mcnemar_p < 1e-12
     assert found.p == pytest.approx(ttest_1samp([-50] + [0] * 19, 0).pvalue)
     assert judge(found) == "answers changed, none the worse as far as can be told"
     assert found.differences["token_accuracy"].low < 0 <= found.differences["token_accuracy"].high
     spread = [Outcome((0,) * 3 + (1,) * 97, (1,) * 100, 1.0, 100) for _ in range(20)]
-    assert judge(compare(right, spread, text, LanguageModelMetric, seed=0, **SCALES)) == "answers worse"
-    assert judge(compare(right[:1], spread[:1], text, LanguageModelMetric, seed=0, **SCALES)) != "answers worse"
-    assert judge(compare(right[:1] * 2, spread[:1] * 2, text, LanguageModelMetric, seed=0, **SCALES)) == "answers worse"
+    assert judge(compare(right, spread, text, seed=0, **SCALES)) == "answers worse"
+    assert judge(compare(right[:1], spread[:1], text, seed=0, **SCALES)) != "answers worse"
+    assert judge(compare(right[:1] * 2, spread[:1] * 2, text, seed=0, **SCALES)) == "answers worse"
 
 
 def test_the_false_alarms_of_the_verdict_on_running_text() -> None:
@@ -395,19 +406,20 @@ def test_the_interval_covers_the_truth(size: int) -> None:
     for _ in range(200):
         old = [Outcome((), (), 10.0, 1)] * size
         new = [Outcome((), (), 10.0 + change, 1) for change in generator.gamma(4, 0.25, size)]
-        found = compare(old, new, sequence, SequenceMetric, seed=0, **SCALES).differences["loss"]
+        found = compare(old, new, sequence, seed=0, **SCALES).differences["loss"]
         covered += found.low <= 1 <= found.high
     assert covered >= 0.89 * 200
 
 
 def sequence(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     answers = [[(str(one[0]) if one else "") for one in (o.answers, o.targets)] for o in outcomes]
-    return {
+    columns = {
         "predictions": np.array([said for said, _ in answers], dtype=object),
         "references": np.array([right for _, right in answers], dtype=object),
         "losses": np.array([o.loss for o in outcomes]),
         "tokens": np.array([o.tokens for o in outcomes]),
     }
+    return {"sequence": columns}
 
 
 def test_many_examples_are_resampled_within_bounds() -> None:
@@ -416,7 +428,7 @@ def test_many_examples_are_resampled_within_bounds() -> None:
     outcomes = [Outcome((1,), (1,), 1.0, 1)] * 40_000
     changed = [Outcome((0,), (1,), 1.0, 1)] * 400 + outcomes[400:]
     tracemalloc.start()
-    found = compare(outcomes, changed, labels, ClassificationMetric, seed=0, **SCALES)
+    found = compare(outcomes, changed, labels, seed=0, **SCALES)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found.differences["accuracy"].value == pytest.approx(-0.01)
@@ -433,7 +445,7 @@ def test_changed_answers_are_counted_by_what_became_of_them() -> None:
 
     before = outcomes((1, 1, 0, 0), (2, 1))
     after = outcomes((1, 0, 1, 2), (1, 1))  # kept, lost, gained, changed and still wrong; gained, kept
-    found = compare(before, after, text, LanguageModelMetric, seed=0, **SCALES)
+    found = compare(before, after, text, seed=0, **SCALES)
     assert (found.examples, found.answers, found.flips) == (2, 6, 4)
     assert (found.right_to_wrong, found.wrong_to_right) == (1, 2)
     assert found.mcnemar_p == exact_mcnemar(1, 2)
@@ -448,7 +460,7 @@ def test_changed_answers_are_counted_by_what_became_of_them() -> None:
     assert found.differences["token_accuracy"].value == pytest.approx(1 / 6)
     assert found.equivalent is None
     with pytest.raises(ValueError, match="zip"):
-        compare(before, after[:1], text, LanguageModelMetric, seed=0, **SCALES)
+        compare(before, after[:1], text, seed=0, **SCALES)
 
 
 def test_the_first_hundred_flips_are_listed() -> None:
@@ -517,11 +529,11 @@ def test_the_margin_of_perplexity_is_a_share_of_it() -> None:
     generator = np.random.default_rng(0)
     old = [Outcome((1,) * 10, (1,) * 10, 40.0, 10) for _ in range(200)]  # perplexity 54.6
     new = [Outcome(o.answers, o.targets, 40.0 + generator.normal(0.02, 0.02), 10) for o in old]
-    found = compare(old, new, text, LanguageModelMetric, seed=0, margin=0.01, **SCALES)
+    found = compare(old, new, text, seed=0, margin=0.01, **SCALES)
     assert found.differences["perplexity"].low > 0.08
     assert found.equivalent == {"perplexity": True, "token_accuracy": True}
     assert judge(found) == "equivalent within ±0.01"
-    found = compare(old, new, text, LanguageModelMetric, seed=0, margin=0.002, **SCALES)
+    found = compare(old, new, text, seed=0, margin=0.002, **SCALES)
     assert found.equivalent == {"perplexity": False, "token_accuracy": True}
     assert judge(found) == "answers unchanged, perplexity worse"
 
@@ -529,18 +541,16 @@ def test_the_margin_of_perplexity_is_a_share_of_it() -> None:
 def test_a_loss_that_grew_is_said_though_no_answer_shows_it() -> None:
     old = [Outcome((1, 2), (1, 1), 2.0, 2)] * 30
     worse = [Outcome((1, 2), (1, 1), 2.1, 2)] * 30
-    assert (
-        judge(compare(old, worse, text, LanguageModelMetric, seed=0, **SCALES)) == "answers unchanged, perplexity worse"
-    )
+    assert judge(compare(old, worse, text, seed=0, **SCALES)) == "answers unchanged, perplexity worse"
     flipped = [Outcome((1, 0), (1, 1), 2.1, 2)] * 30
-    found = compare(old, flipped, text, LanguageModelMetric, seed=0, **SCALES)
+    found = compare(old, flipped, text, seed=0, **SCALES)
     assert judge(found) == "answers changed, perplexity worse"
     rounding = [Outcome((1, 2), (1, 1), 2.0 + 1e-6, 2)] * 30
-    found = compare(old, rounding, text, LanguageModelMetric, seed=0, **SCALES)
+    found = compare(old, rounding, text, seed=0, **SCALES)
     assert found.differences["perplexity"].low > 0
     assert judge(found) == "answers unchanged"
     better = [Outcome((1, 2), (1, 1), 1.9, 2)] * 30
-    assert judge(compare(old, better, text, LanguageModelMetric, seed=0, **SCALES)) == "answers unchanged"
+    assert judge(compare(old, better, text, seed=0, **SCALES)) == "answers unchanged"
 
 
 def test_answers_that_are_numbers() -> None:
@@ -577,20 +587,20 @@ def test_one_example_says_nothing_of_others() -> None:
 
 def test_infinite_losses() -> None:
     outcomes = [Outcome((1,), (1,), math.inf, 1), Outcome((1,), (1,), 1.0, 1), Outcome((1,), (1,), 2.0, 1)]
-    same = compare(outcomes, outcomes, text, LanguageModelMetric, seed=0, **SCALES)
+    same = compare(outcomes, outcomes, text, seed=0, **SCALES)
     assert same.before["perplexity"] == math.inf
     assert same.differences["perplexity"] == Interval(0.0, 0.0, 0.0)
     finite = [Outcome((1,), (1,), 1.0, 1)] * 3
-    grown = compare(finite, outcomes, text, LanguageModelMetric, seed=0, **SCALES)
+    grown = compare(finite, outcomes, text, seed=0, **SCALES)
     assert grown.differences["perplexity"].value == math.inf
 
 
 def test_nothing_to_compare() -> None:
     none = [Outcome((), (), 0.0, 0)] * 3
-    found = compare(none, none, lambda _: {}, None, seed=0, margin=0.1, **SCALES)
+    found = compare(none, none, lambda _: {}, seed=0, margin=0.1, **SCALES)
     assert (found.before, found.after, found.differences, found.equivalent) == ({}, {}, {}, {})
     assert judge(found) == "no answers to compare"
-    empty = compare([], [], labels, ClassificationMetric, seed=0, **SCALES)
+    empty = compare([], [], labels, seed=0, **SCALES)
     assert empty.examples == 0
     assert math.isnan(empty.before["accuracy"])
     assert math.isnan(empty.differences["accuracy"].value)

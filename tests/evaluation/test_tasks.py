@@ -27,6 +27,7 @@ from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.models import load_model
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
+from hf_gelu_patch.evaluation.metrics.registry import measured, rows_of
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.base import Task
@@ -138,7 +139,7 @@ def test_text_classification(classifier: Path, tmp_path: Path) -> None:
         assert (outcome.answers, outcome.targets, outcome.tokens) == ((int(logits.argmax()),), (target,), 1)
         assert outcome.loss == pytest.approx(-float(logits.log_softmax(-1)[target]), abs=1e-5)
         assert outcome.top5 == ()
-    assert task.metrics(outcomes) == pytest.approx(task.metric.values(**task.columns(outcomes)))
+    assert task.metrics(outcomes) == pytest.approx(measured(rows_of(task.columns(outcomes))))
     assert task.describe(3) == rows()[3][0]
     assert len(task.describe(0)) <= 100
     assert len(load(subject(str(classifier), validation_file=str(tmp_path / "a.csv")), limit=4)[2].examples) == 4
@@ -473,7 +474,7 @@ def test_feature_drift_needs_no_right_answers(masked: Path, vit: Path, tmp_path:
     texts = sentences(5)
     data = write_rows(tmp_path / "a.csv", ["text"], [(text,) for text in texts])
     model, tokenizer, task = load(subject(str(masked), task="feature-drift", validation_file=data))
-    assert task.metric is None
+    assert not task.answered
     outcomes = run(model, task, 5)
     assert (task.metrics(outcomes), task.columns(outcomes)) == ({}, {})
     [batch] = task.batches(5)

@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
 from hf_gelu_patch.evaluation.loading.models import quieten
-from hf_gelu_patch.evaluation.tasks.own_file import own_file
+from hf_gelu_patch.evaluation.tasks.registry import task_info
 from hf_gelu_patch.evaluation.tasks.vocabulary import check_vocabulary
 
 
@@ -19,11 +19,7 @@ def load_processor(place: str, task: str, *, trust_remote_code: bool = False, al
     import transformers
 
     quieten()
-    kinds = ["AutoTokenizer"]
-    if own_file(task) or task == "feature-drift":
-        kinds = ["AutoProcessor", "AutoImageProcessor", "AutoTokenizer"]
-    elif task == "image-classification":
-        kinds = ["AutoImageProcessor"]
+    kinds = task_info(task).processors
     failed: list[Exception] = []
     for kind in kinds:
         try:

@@ -15,7 +15,7 @@ from hf_gelu_patch.evaluation.reference import REFERENCES, Reference
 from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.labels import READINGS
 from hf_gelu_patch.evaluation.tasks.own_file import own_file
-from hf_gelu_patch.evaluation.tasks.registry import ARCHITECTURES, TASKS, task_info
+from hf_gelu_patch.evaluation.tasks.registry import TASKS, task_info
 
 if TYPE_CHECKING:
     import datasets
@@ -131,12 +131,12 @@ def _task_of(model: str, place: str) -> str:
     config = read_config(place)
     architectures = list(map(str, config.get("architectures") or []))
     for architecture in architectures:
-        for suffix, task in ARCHITECTURES.items():
-            if architecture.endswith(suffix):
+        for task, info in TASKS.items():
+            if architecture.endswith(info.architectures):
                 return task
     # Code that comes with a model says which of transformers' classes its own stand for.
     own = set(config.get("auto_map") or {}) - {"AutoModel"}
-    mapped = [name for name, info in TASKS.items() if info.auto_class in own]
+    mapped = [name for name, info in TASKS.items() if info.architectures and info.auto_class in own]
     if len(mapped) == 1:
         return mapped[0]
     raise EvaluationError(

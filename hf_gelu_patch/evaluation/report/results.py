@@ -8,7 +8,6 @@ Numbers that are not finite, which JSON does not have, are written by their name
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.plain_data import as_json
 
 if TYPE_CHECKING:
     from hf_gelu_patch.evaluation.run import Result, Settings, VariantResult
@@ -39,15 +39,15 @@ _SAME = ("weights", "config", "rows", "data", "order", "dtype", "attn_implementa
 
 def plain(results: Sequence[Result], settings: Settings, surroundings: Mapping[str, Any]) -> Data:
     """Everything that was found out, raw samples included."""
-    from hf_gelu_patch.evaluation.quality import LOWER_IS_BETTER
+    from hf_gelu_patch.evaluation.metrics.registry import lower_is_better
 
-    found: Data = _named(
+    found: Data = as_json(
         {
             "schema": SCHEMA,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "settings": asdict(settings),
             "environment": dict(surroundings),
-            "lower_is_better": sorted(LOWER_IS_BETTER),
+            "lower_is_better": lower_is_better(),
             "models": [_model(result) for result in results],
         }
     )
@@ -117,15 +117,6 @@ def _speed(speed: Speed) -> Data:
         "verdict": speed.verdict,
         "percentiles": speed.percentiles,
     }
-
-
-def _named(value: Any) -> Any:
-    """As JSON has it: lists for tuples, texts for keys, and what is not finite by its name."""
-    if isinstance(value, Mapping):
-        return {str(key): _named(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_named(item) for item in value]
-    return repr(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ------------------------------------------------------------------------------------------------------ several runs

@@ -24,6 +24,7 @@ from hf_gelu_patch.evaluation.data.tables import PROBLEM
 from hf_gelu_patch.evaluation.digests import rows_digest
 from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
 from hf_gelu_patch.evaluation.metrics.plugged import load_metric
+from hf_gelu_patch.evaluation.metrics.registry import Columns, measured, rows_of
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.heads import MAX_LOGITS, read_logits
@@ -73,7 +74,7 @@ class Task(ABC):
 
     Attributes:
         unit: what throughput counts.
-        metric: how its outcomes are measured; None where there is no right answer to measure them by.
+        answered: whether there are right answers to measure its outcomes by.
         generates: whether there is something to generate, with ``generate``.
         softmax: whether the softmax of what ``forward`` gives means something: it does of logits, not of features.
         output: what ``forward`` gives, in a word.
@@ -85,7 +86,7 @@ class Task(ABC):
     """
 
     unit = "examples"
-    metric: type[Any] | None = None
+    answered: bool = True
     generates: ClassVar[bool] = False
     softmax: bool = True
     output: str = "logits"
@@ -119,7 +120,7 @@ class Task(ABC):
             raise self._nothing_left()
         self._check_known()
         if subject.metric is not None:
-            if self.metric is None:
+            if not self.answered:
                 raise EvaluationError(f"{subject.task} has no right answers to measure by: drop --metric.")
             self.extra = load_metric(subject.metric, allow_download=subject.allow_download)
 
@@ -134,14 +135,15 @@ class Task(ABC):
     @abstractmethod
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch: ...
 
-    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
-        """What the metric takes, an entry for each example: of all examples, in their order."""
+    def columns(self, outcomes: Sequence[Outcome]) -> Columns:
+        """What the metrics take, by the kind of answer: an entry for each example, of all examples in their order. The
+        kinds are among the ``answers`` of the task's ``TaskInfo``."""
         del outcomes
         return {}
 
     def pairs(self, outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
         """The predictions, and the references they are held to, as any other metric takes them."""
-        columns = self.columns(outcomes)
+        [columns, *_] = self.columns(outcomes).values()
         return columns["predictions"].tolist(), columns["references"].tolist()
 
     def metrics(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -150,7 +152,7 @@ class Task(ABC):
         Raises:
             EvaluationError: the other metric does not take what this task predicts.
         """
-        found: dict[str, float] = {} if self.metric is None else self.metric.measure(**self.columns(outcomes))
+        found = measured(rows_of(self.columns(outcomes)))
         if self.extra is None:
             return found
         predictions, references = self.pairs(outcomes)

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch
 from hf_gelu_patch.evaluation.tasks.generation import MOST_DECODED, generate_greedily
 from hf_gelu_patch.evaluation.tasks.heads import IGNORED
-from hf_gelu_patch.evaluation.tasks.language import LanguageModel, tokens_around
+from hf_gelu_patch.evaluation.tasks.language import LanguageModel, token_columns, tokens_around
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,8 +89,9 @@ class CausalLM(LanguageModel):
         ends = [0, *(place for _, place in encoded["offset_mapping"][before : end - 1]), len(text)]
         return ids[:before], ids[before:end], np.diff(reached[np.maximum.accumulate(ends)])
 
-    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
-        return {**super().columns(outcomes), "bytes": np.array([example["bytes"] for example in self.examples])}
+    def columns(self, outcomes: Sequence[Outcome]) -> Columns:
+        sizes = np.array([example["bytes"] for example in self.examples])
+        return {"text": {**token_columns(outcomes), "bytes": sizes}}
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
         windows = [torch.tensor(example["input_ids"]) for example in examples]

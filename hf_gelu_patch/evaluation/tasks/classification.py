@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
-import numpy as np
 from torch import Tensor
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
@@ -28,7 +28,7 @@ class Classification(Task):
 
     def __init__(self, subject: Subject, config: Any, *arguments: Any, **options: Any) -> None:
         self.head = head_of(config, subject, likeliest=self._likeliest)
-        self.metric, self.softmax = self.head.metric, self.head.softmax
+        self.softmax = self.head.softmax
         self._answer: Callable[[Any], Any] | None = None
         super().__init__(subject, config, *arguments, **options)
 
@@ -64,7 +64,7 @@ class Classification(Task):
             )
         return Prediction(logits, tuple(self.head.outcomes(logits[:, 0], self._right(batch.ids))))
 
-    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
+    def columns(self, outcomes: Sequence[Outcome]) -> Columns:
         return self.head.columns(outcomes, self._right(range(len(outcomes))))
 
     def pairs(self, outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:

@@ -30,6 +30,7 @@ class FeatureDrift(Task):
     """Texts, or images, without right answers: the last hidden states stand where other tasks have logits, at each
     token that is no padding. An image's are one position. Of a model with a tower for each, the data say which."""
 
+    answered = False
     softmax = False
     output = "features"
     names_files = True

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
-from hf_gelu_patch.evaluation.metrics.measures import ClassificationMetric, MultiLabelMetric, RegressionMetric
+from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.labels import BadLabelError, Labels, LabelsError, as_number, class_names, shown
@@ -27,8 +27,6 @@ MAX_LOGITS = 2**25
 """Numbers in the logits of one batch, 128 MB in float32."""
 
 _MAX_READ = 2**20  # of them that are read at a time on a CPU
-
-Columns = dict[str, np.ndarray[Any, Any]]
 
 
 def read_logits(logits: Tensor, targets: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...], float, int]]:
@@ -74,12 +72,10 @@ class Head(ABC):
     """What one kind of head answers.
 
     Attributes:
-        metric: how its outcomes are measured.
         outputs: the numbers it gives an example.
         softmax: whether their softmax means something.
     """
 
-    metric: type[Any]
     softmax = False
 
     def __init__(self, outputs: int) -> None:
@@ -108,11 +104,12 @@ class Head(ABC):
 
     @abstractmethod
     def columns(self, outcomes: Sequence[Outcome], right: Sequence[Any]) -> Columns:
-        """What ``metric`` takes."""
+        """What the metrics take, by the kind of answer."""
 
     def pairs(self, columns: Columns) -> tuple[list[Any], list[Any]]:
         """The predictions and references, as another metric takes them."""
-        return columns["predictions"].tolist(), columns["references"].tolist()
+        [first, *_] = columns.values()
+        return first["predictions"].tolist(), first["references"].tolist()
 
     def named(self, answer: str) -> str:
         """An answer as people know it."""
@@ -128,7 +125,6 @@ class SingleLabel(Head):
             not to look.
     """
 
-    metric = ClassificationMetric
     softmax = True
 
     def __init__(self, labels: Labels, likeliest: int | None = None) -> None:
@@ -159,14 +155,14 @@ class SingleLabel(Head):
 
 
 def label_columns(outcomes: Sequence[Outcome]) -> Columns:
-    """What ``ClassificationMetric`` takes, from outcomes of one answer each."""
-    columns: Columns = {
+    """What the metrics of labels take, from outcomes of one answer each."""
+    columns = {
         "predictions": np.array([outcome.answers[0] for outcome in outcomes], dtype=np.int64),
         "references": np.array([outcome.targets[0] for outcome in outcomes], dtype=np.int64),
     }
-    if any(outcome.top5 for outcome in outcomes):
-        columns["top5"] = np.array([outcome.top5[0] for outcome in outcomes], dtype=np.bool_)
-    return columns
+    if not any(outcome.top5 for outcome in outcomes):
+        return {"label": columns}
+    return {"ranked label": {**columns, "top5": np.array([outcome.top5[0] for outcome in outcomes], dtype=np.bool_)}}
 
 
 class MultiLabel(Head):
@@ -177,8 +173,6 @@ class MultiLabel(Head):
         labels: the model's.
         threshold: 0 is a probability of ½.
     """
-
-    metric = MultiLabelMetric
 
     def __init__(self, labels: Labels, threshold: float = 0.0) -> None:
         super().__init__(len(labels))
@@ -205,14 +199,13 @@ class MultiLabel(Head):
         ]
 
     def columns(self, outcomes: Sequence[Outcome], right: Sequence[str]) -> Columns:
-        return {
-            "predictions": np.array([outcome.answers[0] for outcome in outcomes], dtype=object),
-            "references": np.array(right, dtype=object),
-        }
+        said = np.array([outcome.answers[0] for outcome in outcomes], dtype=object)
+        return {"label set": {"predictions": said, "references": np.array(right, dtype=object)}}
 
     def pairs(self, columns: Columns) -> tuple[list[Any], list[Any]]:
         """Vectors of 0 and 1."""
-        said, right = ([list(map(int, bits)) for bits in columns[name]] for name in ("predictions", "references"))
+        sets = columns["label set"]
+        said, right = ([list(map(int, bits)) for bits in sets[name]] for name in ("predictions", "references"))
         return said, right
 
     def named(self, answer: str) -> str:
@@ -226,8 +219,6 @@ class Regression(Head):
     Args:
         threshold: an answer, and a right one, is 1 above it and else 0, which is measured too; None not to.
     """
-
-    metric = RegressionMetric
 
     def __init__(self, threshold: float | None = None) -> None:
         super().__init__(1)
@@ -276,14 +267,9 @@ class Regression(Head):
         ]
 
     def columns(self, outcomes: Sequence[Outcome], right: Sequence[float]) -> Columns:
-        columns: Columns = {
-            "predictions": np.array([outcome.score for outcome in outcomes], dtype=np.float64),
-            "references": np.array(right, dtype=np.float64),
-        }
-        if self._threshold is not None:
-            sides = label_columns(outcomes)
-            columns |= {"answers": sides["predictions"], "targets": sides["references"]}
-        return columns
+        said = np.array([outcome.score for outcome in outcomes], dtype=np.float64)
+        numbers = {"number": {"predictions": said, "references": np.array(right, dtype=np.float64)}}
+        return numbers if self._threshold is None else {**numbers, **label_columns(outcomes)}
 
     def named(self, answer: str) -> str:
         if self._threshold is None:

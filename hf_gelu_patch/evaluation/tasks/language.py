@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_gelu_patch.evaluation.metrics.measures import LanguageModelMetric
+from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Task, shortened
 
@@ -22,13 +22,12 @@ class LanguageModel(Task):
 
     unit = "tokens"
     limits_rows = False
-    metric = LanguageModelMetric
 
     def logits_per_example(self) -> int:
         return max(map(self.size, self.examples)) * int(self.config.get_text_config().vocab_size)
 
-    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
-        return token_columns(outcomes)
+    def columns(self, outcomes: Sequence[Outcome]) -> Columns:
+        return {"tokens": token_columns(outcomes)}
 
     def pairs(self, outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
         return token_pairs(outcomes)

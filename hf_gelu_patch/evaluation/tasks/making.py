@@ -8,25 +8,8 @@ import datasets
 
 from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.base import Task
-from hf_gelu_patch.evaluation.tasks.causal import CausalLM
-from hf_gelu_patch.evaluation.tasks.classification import ImageClassification, TextClassification
-from hf_gelu_patch.evaluation.tasks.features import FeatureDrift
 from hf_gelu_patch.evaluation.tasks.limits import Limits
-from hf_gelu_patch.evaluation.tasks.masked import MaskedLM
-from hf_gelu_patch.evaluation.tasks.own import OwnTask
-from hf_gelu_patch.evaluation.tasks.own_file import own_file
-from hf_gelu_patch.evaluation.tasks.pairs import SentenceSimilarity
-from hf_gelu_patch.evaluation.tasks.seq2seq import Seq2Seq
-
-_CLASSES: dict[str, type[Task]] = {
-    "text-classification": TextClassification,
-    "sentence-similarity": SentenceSimilarity,
-    "masked-lm": MaskedLM,
-    "causal-lm": CausalLM,
-    "seq2seq": Seq2Seq,
-    "image-classification": ImageClassification,
-    "feature-drift": FeatureDrift,
-}
+from hf_gelu_patch.evaluation.tasks.registry import task_info
 
 
 def make_task(
@@ -52,5 +35,5 @@ def make_task(
     Raises:
         EvaluationError: a row holds what the task cannot take, or the other metric cannot be loaded.
     """
-    kind = OwnTask if own_file(subject.task) else _CLASSES[subject.task]
+    kind = task_info(subject.task).load()
     return kind(subject, config, processor, data, limit, limits=limits or Limits(), skip_bad_rows=skip_bad_rows)

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
-import numpy as np
 import torch
 from torch import Tensor
 
 from hf_gelu_patch.evaluation.data.tables import PROBLEM
 from hf_gelu_patch.evaluation.digests import rows_digest, text_digest
 from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
-from hf_gelu_patch.evaluation.metrics.measures import ClassificationMetric, LanguageModelMetric
+from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
 from hf_gelu_patch.evaluation.tasks.heads import label_columns
@@ -56,7 +55,7 @@ class OwnTask(Task):
         if examples:
             _, targets = self._made(examples[:1])
             self._kind = "none" if targets is None else "one" if targets.dim() == 1 else "many"
-            self.metric = {"none": None, "one": ClassificationMetric, "many": LanguageModelMetric}[self._kind]
+            self.answered = self._kind != "none"
         return examples
 
     def _made(self, examples: Sequence[dict[str, Any]]) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -108,10 +107,10 @@ class OwnTask(Task):
             return super().predict(model, batch)
         return Prediction(self.forward(model, batch), (Outcome((), (), 0.0, 0),) * len(batch.ids))
 
-    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
+    def columns(self, outcomes: Sequence[Outcome]) -> Columns:
         if self._kind == "none":
             return {}
-        return token_columns(outcomes) if self._kind == "many" else label_columns(outcomes)
+        return {"tokens": token_columns(outcomes)} if self._kind == "many" else label_columns(outcomes)
 
     def pairs(self, outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
         return token_pairs(outcomes)  # an answer for each row, or for each position

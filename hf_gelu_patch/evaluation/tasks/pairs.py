@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_gelu_patch.evaluation.metrics.measures import SimilarityMetric
+from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows, shortened
 from hf_gelu_patch.evaluation.tasks.features import tower
@@ -28,7 +28,6 @@ class SentenceSimilarity(Task):
     the encoder's (Ni et al. 2021), of an image and a text tower the text's. The embeddings stand where other tasks have
     logits: two positions for each example."""
 
-    metric = SimilarityMetric
     softmax = False
     output = "embeddings"
 
@@ -85,8 +84,9 @@ class SentenceSimilarity(Task):
         cosines = torch.cosine_similarity(one, two, dim=-1).tolist()
         return Prediction(embeddings, tuple(Outcome((), (), 0.0, 0, score=cosine) for cosine in cosines))
 
-    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
-        return {
+    def columns(self, outcomes: Sequence[Outcome]) -> Columns:
+        scores = {
             "predictions": np.array([outcome.score for outcome in outcomes], dtype=np.float64),
             "references": np.array([example["score"] for example in self.examples], dtype=np.float64),
         }
+        return {"score": scores}

@@ -1,14 +1,26 @@
-"""Every task in short, by name."""
+"""Every task in short, by name: one record a task. Its class, which needs torch, is imported when it is used."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.metrics.registry import check_answers, metric_names
 from hf_gelu_patch.evaluation.tasks.own_file import own_file, own_module
+
+if TYPE_CHECKING:
+    from hf_gelu_patch.evaluation.tasks.base import Task
+
+__all__ = ["TASKS", "TaskInfo", "register_task", "task_info"]
+
+TOKENIZER = ("AutoTokenizer",)
+IMAGE_PROCESSOR = ("AutoImageProcessor",)
+EITHER = ("AutoProcessor", "AutoImageProcessor", "AutoTokenizer")
 
 
 @dataclass(frozen=True)
@@ -16,108 +28,70 @@ class TaskInfo:
     """A task in short.
 
     Attributes:
+        name: a key of ``TASKS``.
         summary: what it is, in one line.
+        task: its class, a ``Task``; or where that is, as "module:Class", to import it only when it is used.
         auto_class: the class in transformers that loads its models.
+        answers: the kinds of answers that it may have (keys of ``metrics.ANSWERS``), which its metrics follow from: of
+            a classifier, one for each kind of head; none where there are no right answers.
         input_column: the column that holds what the model is given, unless another is named.
         second_column: the one that holds a second text; None where there is none by default.
         target_column: the one that holds the right answer; None where the input is its own, or there is none.
-        metrics: what is measured, besides loss and drift; of a classifier, those for its kind of head.
+        options: what it has a use for, of the options that not all tasks have: "second_column", "stride", "labels"
+            and "threshold".
+        processors: the classes in transformers that load what it reads data with; the first that a checkpoint has.
+        architectures: what the classes of its models end in, by which a checkpoint's config names it.
+        aliases: what transformers' pipelines and the hub call the same task.
     """
 
+    name: str
     summary: str
-    auto_class: str
-    input_column: str | None
-    second_column: str | None
-    target_column: str | None
-    metrics: tuple[str, ...]
+    task: str | type[Task]
+    auto_class: str = "AutoModel"
+    answers: tuple[str, ...] = ()
+    input_column: str | None = "text"
+    second_column: str | None = None
+    target_column: str | None = None
+    options: frozenset[str] = frozenset()
+    processors: tuple[str, ...] = TOKENIZER
+    architectures: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those that data have to have, unless others are named."""
+        return tuple(filter(None, (self.input_column, self.second_column, self.target_column)))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is measured, besides drift; of a classifier, those for its kind of head."""
+        return metric_names(self.answers)
+
+    def load(self) -> type[Task]:
+        """The task's class."""
+        if not isinstance(self.task, str):
+            return self.task
+        module, _, name = self.task.partition(":")
+        found: type[Task] = getattr(importlib.import_module(module), name)
+        return found
 
 
-_OF_HEADS = ("accuracy", "macro_f1", "subset_accuracy", "micro_f1", "spearman", "pearson", "mse")
-
-TASKS: dict[str, TaskInfo] = {
-    "text-classification": TaskInfo(
-        "a label for a text, or for a pair of texts (--second_column); or several, or a number, as the head has it",
-        "AutoModelForSequenceClassification",
-        "text",
-        None,
-        "label",
-        _OF_HEADS,
-    ),
-    "sentence-similarity": TaskInfo(
-        "cosine of the mean-pooled last hidden states of two texts, against a score",
-        "AutoModel",
-        "text1",
-        "text2",
-        "score",
-        ("spearman", "pearson"),
-    ),
-    "masked-lm": TaskInfo(
-        "15 % of a text's tokens, drawn once by a seed, to be told from the rest",
-        "AutoModelForMaskedLM",
-        "text",
-        None,
-        None,
-        ("perplexity", "token_accuracy"),
-    ),
-    "causal-lm": TaskInfo(
-        "each token of running text from those before it, in blocks or a sliding window (--stride)",
-        "AutoModelForCausalLM",
-        "text",
-        None,
-        None,
-        ("perplexity", "token_accuracy", "bits_per_byte"),
-    ),
-    "seq2seq": TaskInfo(
-        "a text from another: generated greedily, and its loss token by token",
-        "AutoModelForSeq2SeqLM",
-        "source",
-        None,
-        "target",
-        ("exact_match", "edit_error_rate", "loss"),
-    ),
-    "image-classification": TaskInfo(
-        "a label for an image; or several, or a number, as the head has it",
-        "AutoModelForImageClassification",
-        "image",
-        None,
-        "label",
-        ("top5_accuracy", *_OF_HEADS),
-    ),
-    "feature-drift": TaskInfo(
-        "how far the last hidden states of a text (or an image) move; no right answers",
-        "AutoModel",
-        "text",
-        None,
-        None,
-        (),
-    ),
-}
+TASKS: dict[str, TaskInfo] = {}
 """Every task by name. A file of one's own, ``path/to/file.py``, is one more: ``own_task``."""
 
-_CALLED_ELSEWHERE = {
-    "sentiment-analysis": "text-classification",
-    "sequence-classification": "text-classification",
-    "natural-language-inference": "text-classification",
-    "semantic-textual-similarity": "sentence-similarity",
-    "fill-mask": "masked-lm",
-    "text-generation": "causal-lm",
-    "language-modeling": "causal-lm",
-    "text2text-generation": "seq2seq",
-    "seq2seq-lm": "seq2seq",
-    "summarization": "seq2seq",
-    "translation": "seq2seq",
-    "feature-extraction": "feature-drift",
-}
-"""What transformers' pipelines and the hub call the same tasks."""
 
-ARCHITECTURES = {
-    "ForSequenceClassification": "text-classification",
-    "ForImageClassification": "image-classification",
-    "ForConditionalGeneration": "seq2seq",
-    "ForMaskedLM": "masked-lm",
-    "ForCausalLM": "causal-lm",
-    "LMHeadModel": "causal-lm",
-}
+def register_task(info: TaskInfo) -> None:
+    """Add a task, to be asked for by its name. The command line, the list of tasks and the reports then have it.
+
+    Raises:
+        EvaluationError: the name is taken, or is that of a Python file; or there is no such kind of answer.
+    """
+    if info.name in TASKS:
+        raise EvaluationError(f"the task name {info.name!r} is taken: register it under another.")
+    if own_file(info.name):
+        raise EvaluationError(f"the task name {info.name!r} is a Python file's: register it under another.")
+    check_answers(info.answers)
+    TASKS[info.name] = info
 
 
 def task_info(task: str) -> TaskInfo:
@@ -130,7 +104,8 @@ def task_info(task: str) -> TaskInfo:
         path = Path(task).expanduser()
         if not path.is_file():
             raise EvaluationError(f"there is no file {task} that could hold a task. Tasks: {', '.join(TASKS)}.")
-        return TaskInfo(path.stem, getattr(own_module(path), "AUTO_CLASS", "AutoModel"), None, None, None, ())
+        auto_class = getattr(own_module(path), "AUTO_CLASS", "AutoModel")
+        return TaskInfo(task, path.stem, f"{_HERE}.own:OwnTask", auto_class, input_column=None, processors=EITHER)
     if task not in TASKS:
         raise EvaluationError(
             f"unknown task {task!r}.{_near_task(task)} Tasks: {', '.join(TASKS)}, or a Python file of your own."
@@ -142,10 +117,92 @@ def _near_task(name: str) -> str:
     """The task that does what is asked for under another name, or whose name is mistyped: each word of it has to be
     near, for token-classification is no text-classification."""
     words = re.split(r"[-_ ]", name.lower())
-    if (same := _CALLED_ELSEWHERE.get("-".join(words))) is not None:
-        return f" It is called {same!r} here."
+    for task, info in TASKS.items():
+        if "-".join(words) in info.aliases:
+            return f" It is called {task!r} here."
     for task in TASKS:
         own = task.split("-")
         if len(own) == len(words) and all(map(difflib.get_close_matches, words, ([word] for word in own))):
             return f" Did you mean {task!r}?"
     return ""
+
+
+# ----------------------------------------------------------------------------------------------- tasks that come along
+
+_HERE = "hf_gelu_patch.evaluation.tasks"
+_OF_HEADS = ("label", "label set", "number")
+
+for _info in (
+    TaskInfo(
+        "text-classification",
+        "a label for a text, or for a pair of texts (--second_column); or several, or a number, as the head has it",
+        f"{_HERE}.classification:TextClassification",
+        "AutoModelForSequenceClassification",
+        _OF_HEADS,
+        target_column="label",
+        options=frozenset({"second_column", "labels", "threshold"}),
+        architectures=("ForSequenceClassification",),
+        aliases=("sentiment-analysis", "sequence-classification", "natural-language-inference"),
+    ),
+    TaskInfo(
+        "sentence-similarity",
+        "cosine of the mean-pooled last hidden states of two texts, against a score",
+        f"{_HERE}.pairs:SentenceSimilarity",
+        answers=("score",),
+        input_column="text1",
+        second_column="text2",
+        target_column="score",
+        options=frozenset({"second_column"}),
+        aliases=("semantic-textual-similarity",),
+    ),
+    TaskInfo(
+        "masked-lm",
+        "15 % of a text's tokens, drawn once by a seed, to be told from the rest",
+        f"{_HERE}.masked:MaskedLM",
+        "AutoModelForMaskedLM",
+        ("tokens",),
+        architectures=("ForMaskedLM",),
+        aliases=("fill-mask",),
+    ),
+    TaskInfo(
+        "causal-lm",
+        "each token of running text from those before it, in blocks or a sliding window (--stride)",
+        f"{_HERE}.causal:CausalLM",
+        "AutoModelForCausalLM",
+        ("text",),
+        options=frozenset({"stride"}),
+        architectures=("ForCausalLM", "LMHeadModel"),
+        aliases=("text-generation", "language-modeling"),
+    ),
+    TaskInfo(
+        "seq2seq",
+        "a text from another: generated greedily, and its loss token by token",
+        f"{_HERE}.seq2seq:Seq2Seq",
+        "AutoModelForSeq2SeqLM",
+        ("sequence",),
+        input_column="source",
+        target_column="target",
+        architectures=("ForConditionalGeneration",),
+        aliases=("text2text-generation", "seq2seq-lm", "summarization", "translation"),
+    ),
+    TaskInfo(
+        "image-classification",
+        "a label for an image; or several, or a number, as the head has it",
+        f"{_HERE}.classification:ImageClassification",
+        "AutoModelForImageClassification",
+        ("ranked label", *_OF_HEADS),
+        input_column="image",
+        target_column="label",
+        options=frozenset({"labels", "threshold"}),
+        processors=IMAGE_PROCESSOR,
+        architectures=("ForImageClassification",),
+    ),
+    TaskInfo(
+        "feature-drift",
+        "how far the last hidden states of a text (or an image) move; no right answers",
+        f"{_HERE}.features:FeatureDrift",
+        processors=EITHER,
+        aliases=("feature-extraction",),
+    ),
+):
+    register_task(_info)

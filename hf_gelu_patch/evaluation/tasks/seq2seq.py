@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_gelu_patch.evaluation.metrics.measures import SequenceMetric
+from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
 from hf_gelu_patch.evaluation.tasks.generation import MOST_DECODED, generate_greedily
@@ -30,7 +30,6 @@ class Seq2Seq(Task):
         decode_tokens: how many ``generate`` makes: as many as the longest right answer has, at most 32.
     """
 
-    metric = SequenceMetric
     generates = True
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
@@ -91,10 +90,11 @@ class Seq2Seq(Task):
         inputs = {key: value for key, value in batch.inputs.items() if key != "labels"}
         return generate_greedily(model, new_tokens or self.decode_tokens, **inputs)
 
-    def columns(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray[Any, Any]]:
-        return {
+    def columns(self, outcomes: Sequence[Outcome]) -> Columns:
+        sequences = {
             "predictions": np.array([outcome.answers[0] for outcome in outcomes], dtype=object),
             "references": np.array([outcome.targets[0] for outcome in outcomes], dtype=object),
             "losses": np.array([outcome.loss for outcome in outcomes], dtype=np.float64),
             "tokens": np.array([outcome.tokens for outcome in outcomes], dtype=np.int64),
         }
+        return {"sequence": sequences}
