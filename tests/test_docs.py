@@ -1,0 +1,391 @@
+"""The README, the guides and the notes for contributors: their code runs, and what they name is there."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import importlib.util
+import inspect
+import json
+import math
+import re
+import shutil
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers.activations import ACT2FN
+
+import hf_gelu_patch
+from hf_gelu_patch import IMPLEMENTATIONS, Report, patched
+from hf_gelu_patch.cli import main
+from hf_gelu_patch.evaluation.reference import REFERENCES
+from hf_gelu_patch.implementations import aten, triton_ops
+from hf_gelu_patch.recognition import resolve
+from scripts.benchmarking.planted import command as planted
+
+if transformers.__version__.startswith("4."):
+    pytest.skip("the documents are about the newest transformers", allow_module_level=True)
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKING = ROOT / "scripts" / "benchmarking"
+GUIDES = sorted((ROOT / "hf_gelu_patch" / "guides").glob("*.md"))
+DOCUMENTS = [ROOT / "README.md", *GUIDES, *sorted((ROOT / ".github").glob("*.md"))]
+TEXT = {path.name: path.read_text(encoding="utf-8") for path in DOCUMENTS}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return [block for found, block in FENCE.findall(text) if found == language]
+
+
+def spans(text: str) -> list[str]:
+    """The pieces of code within sentences and tables."""
+    return re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+
+
+def flat(name: str) -> str:
+    """A document as one line, so that it does not matter where its lines break."""
+    return " ".join(TEXT[name].split())
+
+
+LARGE = aten.LARGE  # as it is outside the tests, which write small tensors in place too
+each_document = pytest.mark.parametrize("name", TEXT)
+
+
+# ---------------------------------------------------------------------------------------------------------------- code
+
+
+@pytest.fixture
+def _models_by_their_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of a model's name in the working directory is what from_pretrained loads."""
+    shutil.copytree(REFERENCES["gpt2"].model_path(), tmp_path / "openai-community" / "gpt2")
+    monkeypatch.chdir(tmp_path)
+
+
+RUN = [name for name, text in TEXT.items() if name.islower() or name == "README.md" if blocks(text, "python")]
+
+
+@pytest.mark.parametrize("name", RUN)
+@pytest.mark.usefixtures("_models_by_their_hub_names")
+def test_every_block_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    transformers.logging.set_verbosity_error()
+    code = blocks(TEXT[name], "python")
+    names: dict[str, object] = {"model": transformers.AutoModelForCausalLM.from_pretrained("openai-community/gpt2")}
+    known = set(IMPLEMENTATIONS)
+    try:
+        for number, block in enumerate(code):
+            exec(compile(block, f"{name}, block {number + 1}", "exec"), names)
+    finally:
+        for added in set(IMPLEMENTATIONS) - known:
+            del IMPLEMENTATIONS[added]
+    printed = capsys.readouterr().out
+    if any("print(patch(model))" in block for block in code):
+        assert (
+            "3 × GPT2MLP.act  linear  gelu_new → gelu_tanh  aten, rounding; 8 aten ops become one, in place" in printed
+        )
+    shown = re.findall(r"^# > (.*)$", "\n".join(code), re.MULTILINE)
+    assert all(line in printed for line in shown)
+    for diff in blocks(TEXT[name], "diff"):
+        lines = diff.splitlines()
+        assert len(lines) > 8
+        assert [line for line in lines if not line.startswith(("---", "+++", "@@"))] == [
+            line for line in printed.splitlines() if line in lines and not line.startswith(("---", "+++", "@@"))
+        ][: len(lines) - 3]
+
+
+def test_there_is_code_to_run() -> None:
+    code = [block for name in RUN for block in blocks(TEXT[name], "python")]
+    assert len(code) >= 8
+    assert len(re.findall(r"^# > ", "\n".join(code), re.MULTILINE)) == 6
+    assert sum(len(blocks(text, "diff")) for text in TEXT.values()) == 1
+
+
+def test_what_the_patch_prints_is_what_the_readme_shows() -> None:
+    with torch.device("meta"):
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+    with patched(model) as report:
+        assert blocks(TEXT["README.md"], "text")[0].rstrip("\n") == str(report)
+
+
+# --------------------------------------------------------------------------------------------------- what is mentioned
+
+
+def anchors(text: str) -> set[str]:
+    """What a link can point to within a page, as GitHub makes it of headings."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    prose = re.sub(r"`[^`\n]*`", "code", FENCE.sub("", TEXT[path.name]))
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        place = (path.parent / file).resolve() if file else path
+        assert place.exists(), target
+        assert place.is_relative_to(ROOT), target
+        if anchor:
+            assert anchor in anchors(place.read_text(encoding="utf-8")), target
+
+
+@each_document
+def test_every_path_is_there(name: str) -> None:
+    own = {path.name for path in ROOT.iterdir()}
+    for span in [*spans(TEXT[name]), *"\n".join(blocks(TEXT[name], "sh")).split()]:
+        for word in re.findall(r"(?<![\w/.])[\w.*-]+/[\w./*-]*", span):
+            if word.split("/")[0] in own - {"results", ".venv"}:
+                assert list(ROOT.glob(word.rstrip("/"))), f"{word} is not there"
+
+
+EXAMPLES = {"act", "linear", "conv", "function", "batch"}  # a name for any of its kind
+
+
+@each_document
+def test_every_name_is_one_that_there_is(name: str) -> None:
+    public = {attribute: getattr(hf_gelu_patch, attribute) for attribute in hf_gelu_patch.__all__}
+    taking = [getattr(hf_gelu_patch, one) for one in ("patch", "find_sites", "Implementation")] + [torch.compile]
+    parameters = {parameter for one in taking for parameter in inspect.signature(one).parameters}
+    fields = {*dir(Report), *Report.__dataclass_fields__}
+    for span in spans(TEXT[name]):
+        for dotted in re.findall(r"\bhf_gelu_patch(?:\.[a-z_]\w*)+", span.replace("/", " ")):
+            if not dotted.endswith((".py", ".md")):
+                importlib.import_module(dotted)
+        if re.fullmatch(r"[A-Z]\w+(Error|Warning)", span):
+            assert span in public, span
+        if match := re.match(r"report\.(\w+)", span):
+            assert match[1] in fields, span
+        if match := re.match(r"(\w+)=", span):
+            assert match[1] in parameters, span
+        if match := re.match(r"(\w+)\(", span):
+            places = (builtins, torch, nn.Module, transformers.PreTrainedModel)
+            assert match[1] in public or match[1] in EXAMPLES or any(hasattr(p, match[1]) for p in places), span
+
+
+def shell_commands(text: str) -> list[list[str]]:
+    """The words of each command in a document's blocks, without what is said behind it."""
+    code = "\n".join(blocks(text, "sh")).replace("\\\n", " ")
+    lines = [re.sub(r"\s#.*", "", line) for line in code.splitlines()]
+    return [line.split() for line in lines if line and not line.startswith("#")]
+
+
+@each_document
+def test_every_option_is_one_that_the_command_has(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    helped: dict[str, str] = {}
+
+    def help_of(command: str) -> str:
+        if command not in helped:
+            with pytest.raises(SystemExit) as stopped:
+                main([command, "--help"])
+            assert stopped.value.code == 0, command
+            helped[command] = capsys.readouterr().out
+        return helped[command]
+
+    given = [words for words in [*shell_commands(TEXT[name]), *map(str.split, spans(TEXT[name]))] if words]
+    for words in given:
+        if words[0] == "hf-gelu-patch" and len(words) > 1:
+            for option in (word for word in words[2:] if word.startswith("--")):
+                assert f"{option} " in help_of(words[1]) or f"{option}]" in help_of(words[1]), (words, option)
+            help_of(words[1])
+        if words[:2] == ["python", "-m"]:
+            assert importlib.util.find_spec(f"{words[2]}.__main__"), words
+            for command in words[3:4]:
+                documented = importlib.import_module(f"{words[2]}.__main__").__doc__ or ""
+                assert f"python -m {words[2]} {command} " in documented, words
+    for option in (words[0] for words in map(str.split, spans(TEXT[name])) if words and words[0].startswith("--")):
+        if name in ("README.md", "evaluating.md"):
+            assert option in help_of("evaluate"), option
+
+
+# -------------------------------------------------------------------------------------------------------------- layout
+
+
+def said(path: Path) -> str:
+    """How a module's docstring begins."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(re.split(r"(?<=\w)[.:;](?:\s|$)", docstring.replace("``", ""))[0].split())
+
+
+def picture() -> str:
+    """The tree of packages: each with how its docstring begins, then its modules."""
+    lines = []
+
+    def add(name: str, text: str) -> None:
+        lines.extend(textwrap.wrap(text, 118, initial_indent=f"{name:<24}", subsequent_indent=" " * 24))
+
+    for top in ("hf_gelu_patch", "scripts"):
+        for init in sorted((ROOT / top).rglob("__init__.py")):
+            folder = init.parent.relative_to(ROOT)
+            add("  " * (len(folder.parts) - 1) + folder.name + "/", said(init))
+            modules = sorted(path for path in init.parent.glob("*.py") if path != init)
+            if folder == Path("hf_gelu_patch"):
+                for path in modules:
+                    add(f"  {path.stem}", said(path))
+            else:
+                add("", "  " + " ".join(path.stem for path in modules))
+    return "\n".join(lines) + "\n"
+
+
+def test_the_layout_shown_is_that_of_the_tree() -> None:
+    assert blocks(TEXT["CONTRIBUTING.md"], "text") == [picture()]
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_the_coverage_shown_is_that_of_the_table() -> None:
+    totals = (ROOT / "scripts" / "covering" / "coverage.md").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    assert len(totals) == 5
+    for line in totals:
+        assert line in flat("patching.md")
+    tried, kept = re.findall(r"^([\d,]+) model types, ([\d,]+) as promised, 0 not", totals[0])[0]
+    assert f"{tried} model types were tried, and all {kept} kept" in flat("README.md")
+
+
+def test_what_is_said_of_other_tools_is_that_of_the_table() -> None:
+    totals = (BENCHMARKING / "tools" / "tools.md").read_text(encoding="utf-8").split("\n\n")[2]
+    assert "tools, " in totals
+    assert f"[The table](../../scripts/benchmarking/tools/tools.md) lists each tool: {totals}" in flat("patching.md")
+
+
+def test_the_quantizers_named_are_those_tried() -> None:
+    recorded = json.loads((BENCHMARKING / "tools" / "tools.json").read_text(encoding="utf-8"))["tools"]
+    packages = [tool["package"] for tool in recorded.values() if tool["does"] == "quantizes"]
+    *others, last = ["torch.ao" if package == "torch" else package for package in packages]
+    assert f"Tried with {', '.join(others)} and {last}" in flat("patching.md")
+
+
+def test_the_verdicts_shown_are_those_recorded() -> None:
+    recorded = json.loads((BENCHMARKING / "benchmark.json").read_text(encoding="utf-8"))["noise"]
+    runs = recorded["runs"]
+    verdicts = {name: Counter(run[name]["verdict"] for run in runs) for name in ("eager", "slowed")}
+    covered = sum(run["eager"]["ratio"]["low"] <= 1 <= run["eager"]["ratio"]["high"] for run in runs)
+    assert covered == recorded["cover_one"]
+    same = verdicts["eager"]["no difference detected"]
+    shown = (
+        f'against itself "no difference detected" in {same} of {len(runs)} runs, '
+        f"the interval covers 1 in {covered} of {len(runs)}; "
+        f'the planted delay is "slower" in {verdicts["slowed"]["slower"]} of {len(runs)}.'
+    )
+    assert shown in flat("evaluating.md")
+    assert f"a planted delay of {recorded['delay']:.0%}, {len(runs)} times each".replace("%", " %") in flat(
+        "evaluating.md"
+    )
+    assert f"for {recorded['seconds']:.0f} s or more a variant" in flat("evaluating.md")
+
+
+def test_the_faults_shown_are_those_recorded() -> None:
+    recorded = json.loads((BENCHMARKING / "planted" / "planted.json").read_text(encoding="utf-8"))
+    faults, entries, right = recorded["faults"], recorded["planted"], recorded["right"]
+    models = {entry["model"] for entry in entries}
+    held = [entry for entry in entries if faults[entry["fault"]]["held_out"]]
+    every, aside, alarms = map(planted.caught, (entries, held, right))
+    assert alarms["by neither"] == alarms["all"]
+    shown = (
+        f"{len(faults)} faults of known kinds in {len(models)} tiny models, each in those that can have it: "
+        f"{every['all']} in all. `verify=` with `gradients=True` catches {every['by verify']}, the "
+        f"evaluation's verdict {every['by evaluate']}, neither {every['by neither']}. Of {aside['all']} that were kept "
+        f"for judging, {aside['by neither']} are caught by neither. None of {alarms['all']} right patches is called "
+        "wrong, over implementations, dtypes, modes and wrappers."
+    )
+    assert shown in flat("verifying.md")
+
+
+def test_the_bars_shown_are_those_that_hold() -> None:
+    bars = {dtype: math.sqrt(torch.finfo(getattr(torch, dtype)).eps) for dtype in ("float32", "bfloat16")}
+    shown = ", ".join(f"{dtype} {bar:.1e}".replace("e-0", "e-") for dtype, bar in bars.items())
+    assert f"√ε of its output's usual numbers: {shown} |" in flat("verifying.md")
+
+
+def test_the_operations_shown_are_those_counted() -> None:
+    counts: dict[str, int] = {}
+    for spelling in ACT2FN:
+        found = resolve(ACT2FN[spelling])
+        counts[spelling] = getattr(found, "aten_ops", 0)
+    bloom = resolve(transformers.models.bloom.modeling_bloom.BloomGelu())
+    assert bloom is not None
+    (row,) = [line for line in TEXT["speed.md"].splitlines() if "`gelu_new`" in line and line.startswith("|")]
+    shown = [counts[span] for span in spans(row)] + [getattr(bloom, "aten_ops", 0)]
+    assert f"{min(shown)}–{max(shown)} operations" in row
+    assert f"{min(shown)}–{max(shown)} operations become one" in flat("README.md")
+    (row,) = [line for line in TEXT["speed.md"].splitlines() if line.startswith("| `quick_gelu`")]
+    shown = [counts[span] for span in spans(row)]
+    assert f"{min(shown)}–{max(shown)} operations" in row
+    assert f"`gelu_new` is {['no', 'one', *'234567', 'eight', 'nine'][counts['gelu_new']]} operations" in flat(
+        "speed.md"
+    )
+    for name in ("README.md", "speed.md"):
+        assert f"{LARGE >> 20} MiB or larger" in flat(name)
+
+
+def test_the_times_shown_are_those_recorded() -> None:
+    recorded = json.loads((BENCHMARKING / "benchmark.json").read_text(encoding="utf-8"))["patching"]
+    for model, name in (("gpt2", "GPT-2 small"), ("llama-405b", "Llama 405B without weights")):
+        median = recorded[model]["median_ms"]
+        shown = f"{name} {median['first']:.1f} ms the first time and {median['again']:.1f} ms again"
+        assert shown in flat("speed.md")
+
+
+def test_the_costs_of_a_launch_shown_are_those_recorded() -> None:
+    recorded = json.loads((BENCHMARKING / "launch" / "launch.json").read_text(encoding="utf-8"))
+    calls, about = recorded["launch"]["calls"], recorded["environment"]
+    names = ("ops.pointwise", "ops.pointwise, to be differentiated", "F.gelu")
+    plain, differentiable, aten = (calls[name]["least_us"] for name in names)
+    assert all(one["least_us"] == min(one["samples_us"]) for one in calls.values())
+    torch_version, triton_version = (about["versions"][name].rsplit(".", 1)[0] for name in ("torch", "triton"))
+    shown = (
+        f"the least of {recorded['launch']['rounds']} rounds, torch {torch_version}, triton {triton_version}): "
+        f"{plain:.1f} µs a call, {differentiable:.1f} µs with what autograd keeps, "
+        f"where `F.gelu` of eight elements takes {aten:.1f} µs."
+    )
+    assert shown in flat("implementations.md")
+
+
+def test_the_errors_shown_are_those_of_the_kernels_table() -> None:
+    table = (BENCHMARKING / "static" / "kernels.md").read_text(encoding="utf-8")
+    text = flat("implementations.md")
+
+    def cells(start: str) -> list[list[str]]:
+        return [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith(start)]
+
+    emulated = {dtype: cells(f"| {dtype} | ")[-1] for dtype in ("bfloat16", "float16", "float32")}
+    for dtype in ("bfloat16", "float16"):
+        own, torchs = cells(f"| gelu | {dtype} | ")[0][3].split(" / ")
+        assert f"| {dtype} | {own} | {emulated[dtype][3]} | {torchs} |" in text
+    assert f"The {emulated['bfloat16'][3]} is of subnormal values" in text
+    assert f"From −5 on it is {emulated['bfloat16'][1]}." in text
+    assert f"the emulated absolute error is at most {emulated['float32'][5]}." in text
+    steepest = cells("| gelu | bfloat16 | ")[0][4].split(" / ")[1]
+    assert f"exact GELU's is {emulated['bfloat16'][4]} ulp in bfloat16, against {steepest} of PyTorch" in text
+    for name in triton_ops.POINTWISE:  # "no activation's largest error is above PyTorch's"
+        rows = [row for row in cells(f"| {name} | ") if row[1] in emulated and "%" not in row[-1]]
+        assert len(rows) == 3
+        for row in rows:
+            own, torchs = map(float, row[4].split(" / "))
+            assert own <= max(torchs, 0.51), row
+    once, first = (cells("| gelu | bfloat16 | ")[1][column].split(" / ")[0] for column in (2, 4))
+    assert f"exact GELU's mean error in bfloat16 is {once} ulp, and {first} with PyTorch's two operations" in text
+    alike = [row[3].split(", ")[1] for dtype in ("bfloat16", "float16") for name in ("gelu", "gelu_tanh", "silu")
+             for row in cells(f"| {name} | {dtype} | ") if "%" in row[3]]  # fmt: skip
+    assert len(alike) == 6
+    assert f"their bits in {min(float(share.rstrip('%')) for share in alike):.2f} % of cases or more" in text
+    for said in ("beyond −13.2", "at most 7e−38"):
+        assert said in " ".join(table.split())
+    assert "PyTorch on this CPU returns NaN there: at −∞ for values, and at both ends for many derivatives" in text
+    header, row = (next(iter(cells(start))) for start in ("| activation | 0 | −0", "| gelu | 0, 0.5"))
+    assert row[header.index("−∞")].endswith("(nan, nan)")
+    assert row[header.index("∞")].endswith("(inf, nan)")
+
+
+def test_the_implementations_shown_are_those_there_are() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", TEXT["implementations.md"], re.MULTILINE)
+    assert sorted(rows) == sorted([*IMPLEMENTATIONS, "auto"])
+    listed = TEXT["implementations.md"].partition("They compute ")[2].partition(".\n")[0]
+    assert re.findall(r"`(\w+)`", listed) == [*triton_ops.POINTWISE, "swiglu_oai"]
