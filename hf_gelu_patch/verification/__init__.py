@@ -1,13 +1,14 @@
 """What a patch does to a model's outputs on a batch: the drift of each, beside the model's own rounding error.
 
-values (what of an output can be compared), runs (a model on a batch, both left as they were), bars (how far numbers may
-move). ``Verification`` is the three together.
+values (what of an output can be compared), copies (of a batch; of a model, in float64), restoring (a model as it was),
+runs (a model on a batch), bars (how far numbers may move). ``Verification`` is all of them together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +23,21 @@ from hf_gelu_patch.verification.bars import (
     relative,
     scale_of,
 )
-from hf_gelu_patch.verification.runs import GRADIENT, exact_copy, exact_run, free_memory, redraw, run
+from hf_gelu_patch.verification.copies import Exact, exact_copy, free_memory, in_double, redraw
+from hf_gelu_patch.verification.runs import GRADIENT, run
 from hf_gelu_patch.verification.values import Found, finite, output_tensors
 
 __all__ = [
     "Drift",
+    "Exact",
     "Scale",
     "Verification",
     "drifts",
+    "exact_copy",
     "exact_outputs",
     "free_memory",
     "half_the_digits",
+    "in_double",
     "largest_difference",
     "output_tensors",
     "outputs",
@@ -50,8 +55,7 @@ def outputs(model: nn.Module, batch: object) -> dict[str, Tensor]:
 def exact_outputs(model: nn.Module, batch: object) -> dict[str, Tensor] | None:
     """``outputs`` of a float64 copy of a model; None where there is no memory for one, where weights are offloaded or
     quantized, or where it cannot run in float64."""
-    exact = exact_copy(model)
-    found = None if exact is None else exact_run(exact, batch)
+    found = exact_copy(model, batch, run).output
     return None if found is None else found.tensors
 
 
@@ -102,10 +106,9 @@ class Verification:
                 ". Verify a part of it, or a model around it, that returns tensors of numbers which are finite; or "
                 "leave out verify=."
             )
-        exact_model = exact_copy(model)
-        exact = None if exact_model is None else exact_run(exact_model, batch, gradients=gradients)
+        exact = exact_copy(model, batch, partial(run, gradients=gradients))
         epsilon = _coarsest(model)
-        return cls(batch, gradients, before, exact, exact_model if epsilon <= _FINE else None, epsilon)
+        return cls(batch, gradients, before, exact.output, exact.model if epsilon <= _FINE else None, epsilon)
 
     @property
     def far_from_exact(self) -> bool:

@@ -1,0 +1,155 @@
+"""What a run of a model may change, put back: the random states, and what its modules keep."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from hf_gelu_patch.verification.values import attributes
+
+__all__ = ["as_it_was", "seeded"]
+
+Restore = Callable[[], object]
+
+_NOT_KEPT = ("_parameters", "_modules", "_hf_hook", "_old_forward")  # accelerate's hold the weights that it offloads
+_DEPTH = 6  # of objects in objects that a module keeps: module → cache → list of layers → layer → tensor
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """The random numbers of torch, NumPy and Python begin with seed 0, and are the user's again afterwards."""
+    python, numpy_, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    try:
+        random.seed(0)
+        np.random.seed(0)
+        torch.default_generator.manual_seed(0)
+        if cuda:
+            torch.cuda.manual_seed_all(0)
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_)
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def as_it_was(model: nn.Module) -> Iterator[None]:
+    """The buffers of a model, its training mode and whatever else its modules keep, put back to what they hold now.
+    Parameters are not: a copy of them would take as much memory as the model."""
+    seen: set[int] = {id(weight) for weight in model.parameters()}
+    restores: list[Restore] = []
+    for module in model.modules():
+        # torch's wrappers of distributed training keep books of what ran, and lazy modules make their weights by it
+        distributed = type(module).__module__.startswith(("torch.distributed", "torch.nn.parallel"))
+        if not distributed and not isinstance(module, LazyModuleMixin):
+            restores.append(_kept_in_module(module, seen))
+    flags = [(weight, weight.requires_grad) for weight in model.parameters()]
+    try:
+        yield
+    finally:
+        for restore in restores:
+            restore()
+        for weight, flag in flags:
+            if weight.requires_grad != flag:
+                weight.requires_grad_(flag)
+
+
+def _kept_in_module(module: nn.Module, seen: set[int]) -> Restore:
+    own = vars(module)
+    kept = {key: value for key, value in own.items() if key not in _NOT_KEPT}
+    inner = [_kept(value, seen, _DEPTH) for value in kept.values()]
+
+    def restore() -> None:
+        for key in [key for key in own if key not in _NOT_KEPT and key not in kept]:
+            del own[key]
+        own.update(kept)
+        for part in inner:
+            part()
+
+    return restore
+
+
+def _nothing() -> None:
+    pass
+
+
+_GENERATORS: tuple[tuple[type, Callable[[Any], Any], Callable[[Any, Any], object]], ...] = (
+    (torch.Generator, torch.Generator.get_state, torch.Generator.set_state),
+    (random.Random, random.Random.getstate, random.Random.setstate),
+    (np.random.RandomState, np.random.RandomState.get_state, np.random.RandomState.set_state),
+    (np.random.Generator, lambda own: own.bit_generator.state, lambda own, to: setattr(own.bit_generator, "state", to)),
+)  # how each is read, and put back
+
+
+def _kept(value: Any, seen: set[int], depth: int) -> Restore:
+    """What puts back the content that an object has now."""
+    if depth == 0 or id(value) in seen or isinstance(value, (nn.Module, nn.Parameter)):
+        return _nothing
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        return _kept_tensor(value)
+    for kind, read, write in _GENERATORS:
+        if isinstance(value, kind):
+            return partial(write, value, read(value))
+    if isinstance(value, np.ndarray):
+        array = value.copy()
+        return lambda: np.copyto(value, array) if value.flags.writeable else None
+    if isinstance(value, (list, deque, set)):
+        return _kept_container(value, seen, depth)
+    if isinstance(value, dict):
+        return _kept_mapping(value, seen, depth)
+    if hasattr(value, "__dict__") and not type(value).__module__.startswith("torch.") and attributes(value):
+        return _kept_mapping(vars(value), seen, depth)
+    return _nothing
+
+
+def _kept_tensor(value: Tensor) -> Restore:
+    if value.is_meta or type(value) is not Tensor:
+        return _nothing
+    content = value.detach().clone()
+
+    def restore() -> None:
+        if not torch.equal(value, content):  # batch norm's do not count their versions
+            value.data.copy_(content)
+
+    return restore
+
+
+def _kept_container(value: Any, seen: set[int], depth: int) -> Restore:
+    parts = list(value)
+    inner = [_kept(part, seen, depth - 1) for part in parts]
+
+    def restore() -> None:
+        if list(value) != parts if isinstance(value, set) else [*map(id, value)] != [*map(id, parts)]:
+            value.clear()
+            value.update(parts) if isinstance(value, set) else value.extend(parts)
+        for part in inner:
+            part()
+
+    return restore
+
+
+def _kept_mapping(value: dict[Any, Any], seen: set[int], depth: int) -> Restore:
+    items = dict(value)
+    inner = [_kept(part, seen, depth - 1) for part in items.values()]
+
+    def restore() -> None:
+        if [*map(id, value.values())] != [*map(id, items.values())] or list(value) != list(items):
+            value.clear()
+            value.update(items)
+        for part in inner:
+            part()
+
+    return restore
