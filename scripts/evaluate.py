@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""``hf-gelu-patch evaluate`` as a script, for torchrun and accelerate launch, which take one."""
+"""``hf-gelu-patch evaluate`` as a script, for launchers that take one. It becomes that command: run as a script, Python
+would look for libraries in this folder first, and find this file for the library ``evaluate``."""
 
 from __future__ import annotations
 
+import os
 import sys
+import sysconfig
 from pathlib import Path
 
-# Python looks in a script's own folder first, where this file would pass for the library of its name.
-sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
-
-from hf_gelu_patch.cli import main  # noqa: E402
-
-if __name__ == "__main__":
-    sys.exit(main(["evaluate", *sys.argv[1:]]))
+command = Path(sysconfig.get_path("scripts")) / "hf-gelu-patch"
+if not command.is_file():
+    sys.exit("hf_gelu_patch is not installed here: run scripts/setup, or pip install 'hf-gelu-patch[evaluation]'")
+os.execv(sys.executable, [sys.executable, str(command), "evaluate", *sys.argv[1:]])

@@ -18,12 +18,15 @@ import pytest
 from tiny_classifier import write_checkpoint, write_data
 
 from hf_gelu_patch.cli import main
+from hf_gelu_patch.evaluation import reference
+from hf_gelu_patch.evaluation.reference import materialise
 from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "evaluate.py"
 BIN = Path(sys.executable).parent
-COMMAND = (sys.executable, "-m", "hf_gelu_patch.cli")
+COMMAND = (sys.executable, "-m", "hf_gelu_patch")
+MODULE = ("-m", "hf_gelu_patch", "evaluate")
 ENVIRONMENT = {
     **{key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "COLUMNS")},
     "OMP_NUM_THREADS": "1",
@@ -155,7 +158,7 @@ def test_two_processes_find_the_same_to_the_last_digit(
         "--standalone",
         "--nproc_per_node",
         2,
-        SCRIPT,
+        *MODULE,
         "--num_processes",
         2,
         "--model_name_or_path",
@@ -180,7 +183,8 @@ def test_two_processes_find_the_same_to_the_last_digit(
 def test_two_processes_of_accelerate_on_the_reference_models(tmp_path: Path) -> None:
     models = [word for name in ("gpt2", "t5") for word in ("--model_name_or_path", name)]
     arguments = (*models, "--limit", 37, "--per_device_eval_batch_size", 8, *QUICK)
-    one = run(sys.executable, SCRIPT, *arguments, "--output_dir", "one", cwd=tmp_path)
+    # In the script's own folder it must not pass for the library of its name.
+    one = run(sys.executable, SCRIPT.name, *arguments, "--output_dir", tmp_path / "one", cwd=SCRIPT.parent)
     assert one.returncode == 0, one.stderr
     two = run(
         BIN / "accelerate",
@@ -197,7 +201,7 @@ def test_two_processes_of_accelerate_on_the_reference_models(tmp_path: Path) -> 
             "no",
         ),
         *("--main_process_port", 0),
-        SCRIPT,
+        *MODULE,
         *arguments,
         *("--output_dir", "two", "--num_processes", 2),
         cwd=tmp_path,
@@ -214,12 +218,20 @@ def test_one_process_instead_of_two_is_refused(tmp_path: Path) -> None:
     assert "torchrun" in done.stderr
 
 
+def test_torchrun_that_starts_one_of_two_is_refused(tmp_path: Path) -> None:
+    launch = (BIN / "torchrun", "--standalone", "--nproc_per_node", 1)
+    done = run(*launch, SCRIPT, "--num_processes", 2, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "1 process was started, and 2 asked for" in done.stderr
+
+
+@pytest.mark.parametrize("what", [(SCRIPT,), MODULE], ids=["script", "module"])
 @pytest.mark.parametrize("how", ["option", "config"])
-def test_accelerate_launch_that_starts_one_of_two_is_refused(how: str, tmp_path: Path) -> None:
+def test_accelerate_launch_that_starts_one_of_two_is_refused(how: str, what: Sequence[object], tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("distributed_type: MULTI_CPU\nnum_processes: 2\nnum_machines: 1\nuse_cpu: true\n")
     options = ("--cpu", "--num_processes", 2) if how == "option" else ("--config_file", config)
-    done = run(BIN / "accelerate", "launch", *options, SCRIPT, cwd=tmp_path)
+    done = run(BIN / "accelerate", "launch", *options, *what, cwd=tmp_path)
     assert done.returncode != 0
     assert "1 process was started, and 2 asked for" in done.stderr
 
@@ -310,6 +322,18 @@ def test_sites_are_printed_without_loading_weights(checkpoint: Path, tmp_path: P
     )
     done = run(*COMMAND, "sites", "./nowhere", cwd=tmp_path)
     refused(done, 1, "no model folder")
+
+
+def test_sites_of_a_packaged_model_read_none_of_its_weights(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read: list[str] = []
+    hashed = reference.sha256
+    for module in (reference, materialise):
+        monkeypatch.setattr(module, "sha256", lambda path: (read.append(path.name), hashed(path))[1])
+    assert main(["sites", "bert"]) == 0
+    assert "activation sites would be patched" in capsys.readouterr().out
+    assert read == ["config.json"]
 
 
 def test_help_has_examples_and_loads_nothing_heavy(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.padding import check_padding
 from hf_gelu_patch.evaluation.quality import Quality, compare
 from hf_gelu_patch.evaluation.records import Fingerprint, Row
+from hf_gelu_patch.evaluation.settings import Settings
 from hf_gelu_patch.evaluation.speed import CudaClock, Speed, measure, measure_generation, peak_memory, summarise
 from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task
@@ -71,39 +72,6 @@ _TIMED_BATCHES = 4
 _OTHER_TIMES = 1 / 3  # how long to measure end to end, and generation, beside the forward alone
 _AGAIN = "again"
 _ALIGNMENT = 64  # bytes, as torch gives them out
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to compare, and how to measure.
-
-    Attributes:
-        variants: each is compared with the unpatched model.
-        margin: how far a metric may move and count as equivalent, as for ``quality.compare``; None to declare none.
-        resume: go on with the records of a run that died.
-        skip_bad_rows: leave out rows that cannot be used, and count them; otherwise they are an error.
-        limit: use the first so many examples; None for all.
-        batch_size: examples in a batch; None for 32, or fewer where the logits would take more than 128 MB.
-        seed: for the order of timed runs and the bootstrap.
-        dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
-        attn_implementation, trust_remote_code: as for ``from_pretrained``.
-        min_rounds, min_seconds, max_seconds: how long to time the forward: so many rounds and so long for each
-            variant, but no longer than this in all. Each of what is timed beside it takes a third of that.
-    """
-
-    variants: tuple[Variant, ...] = (Variant("auto"),)
-    margin: float | None = None
-    resume: bool = False
-    skip_bad_rows: bool = False
-    limit: int | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    dtype: str = "auto"
-    attn_implementation: str | None = None
-    trust_remote_code: bool = False
-    min_rounds: int = 30
-    min_seconds: float = 10.0
-    max_seconds: float = 60.0
 
 
 @dataclass(frozen=True)

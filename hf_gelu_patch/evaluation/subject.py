@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
+
+from hf_gelu_patch.evaluation.options import GROUPS, finite, option, positive
+from hf_gelu_patch.evaluation.tasks.labels import READINGS
+from hf_gelu_patch.evaluation.tasks.registry import TASKS
+
+__all__ = ["Subject"]
+
+_DATA = GROUPS[0]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One model, and the data to evaluate it on.
+    """One model, and the data to evaluate it on. Its options say of themselves what may be asked for, and what they
+    are where nothing is said; here they are complete, as ``loading.subjects.subject`` makes them.
 
     Attributes:
         name: what it is called in results.
@@ -16,36 +25,77 @@ class Subject:
         model: a checkpoint folder, or an id on the hub.
         task: a key of ``TASKS``, or the path of a Python file (``own_task``).
         data: a file or folder, or (a str) an id on the hub, as ``load_data`` takes it.
-        input_column: the column that holds what the model is given; None where a task of one's own knows.
-        target_column: the column that holds the right answer; None where the input is its own answer.
-        max_length: tokens in an example; None for the model's own limit, at most 512.
-        second_column: the column that holds a second text; None where there is none.
-        split, config_name: of the data, as ``load_data`` takes them.
-        metric: another metric, besides the task's own, by the path of its script or its name on the hub.
-        stride: for causal-lm, the tokens that a sliding window moves on by; None for blocks that do not overlap.
-        labels: how labels are written in the data, one of ``labels.READINGS``; None to tell it from them.
+        input_column: None where a task of one's own knows.
+        target_column: None where the input is its own answer.
+        max_length: None for the model's own limit, at most 512.
+        second_column: None where there is none.
+        metric: besides the task's own, by the path of its script or its name on the hub.
+        stride: for causal-lm; None for blocks that do not overlap.
+        labels: one of ``labels.READINGS``; None to tell it from the data.
         threshold: for a classifier's head that gives a number, the answer is 1 above it and else 0, and measured as
             such too; for one of several labels, the logit above which a label holds. None for no such answer, and for
             0, a probability of ½.
-        allow_download: whether what isn't here may be fetched from the hub.
     """
 
     name: str
     title: str
     model: str
-    task: str
-    data: Path | str
-    input_column: str | None
-    target_column: str | None
-    max_length: int | None = None
-    second_column: str | None = None
-    split: str | None = None
-    config_name: str | None = None
-    metric: str | None = None
-    stride: int | None = None
-    labels: str | None = None
-    threshold: float | None = None
-    allow_download: bool = False
+    task: str = option(
+        MISSING,
+        f"{', '.join(TASKS)}, or a Python file (default: as the model's config tells)",
+        _DATA,
+        metavar="TASK",
+    )
+    data: Path | str = option(
+        MISSING,
+        "csv, json, jsonl, parquet, arrow or txt, a folder of images or of a saved dataset, or an id on the hub "
+        "(default: the model's)",
+        _DATA,
+        metavar="DATA",
+        spelled="validation_file",
+    )
+    input_column: str | None = option(
+        MISSING,
+        "what the model is given (default: text, image or source; text1 for similarity)",
+        _DATA,
+        metavar="NAME",
+    )
+    target_column: str | None = option(
+        MISSING, "the right answer (default: label, target or score)", _DATA, metavar="NAME"
+    )
+    max_length: int | None = option(
+        None, "tokens in an example (default: the model's, at most 512)", _DATA, metavar="N", read=positive
+    )
+    second_column: str | None = option(None, "a second text (default: text2, for similarity)", _DATA, metavar="NAME")
+    split: str | None = option(
+        None, "of the data, where they have several (default: validation, else test)", _DATA, metavar="NAME"
+    )
+    config_name: str | None = option(None, "of data on the hub, where they have several", _DATA, metavar="NAME")
+    metric: str | None = option(
+        None, "another metric beside the task's own: a script, or a name on the hub", _DATA, metavar="METRIC"
+    )
+    stride: int | None = option(
+        None,
+        "running text by a window that moves on by N tokens (default: in blocks)",
+        _DATA,
+        metavar="N",
+        read=positive,
+    )
+    labels: str | None = option(
+        None,
+        "how labels are written in the data (default: told from them; needed where both would do)",
+        _DATA,
+        choices=READINGS,
+    )
+    threshold: float | None = option(
+        None,
+        "of a head that gives a number: above it the answer is 1, else 0; of one that gives several labels: the logit "
+        "above which a label holds (default: none, and 0)",
+        _DATA,
+        metavar="X",
+        read=finite,
+    )
+    allow_download: bool = option(False, "fetch models, data and metrics from the hub that are not here", _DATA)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.options import GROUPS, declared, option
 
 __all__ = ["BEFORE", "Variant", "check_variants"]
+
+_PATCH = GROUPS[1]
 
 BEFORE = "before"
 """What the unpatched model is called beside its variants."""
@@ -25,10 +28,20 @@ class Variant:
     """
 
     name: str
-    implementation: str = "auto"
-    activation: str | None = None
-    include: tuple[str, ...] | None = None
-    exclude: tuple[str, ...] | None = None
+    implementation: str = option(
+        "auto",
+        "auto, aten, triton, epilogue or eager (default: auto: aten, where it gains something; on a GPU triton, where "
+        "it was measured faster)",
+        _PATCH,
+        metavar="NAME",
+    )
+    activation: str | None = option(None, "another function to swap in (default: keep each)", _PATCH, metavar="NAME")
+    include: tuple[str, ...] | None = option(
+        None, "patch only such sites; may be repeated", _PATCH, metavar="PATTERN", repeated=True
+    )
+    exclude: tuple[str, ...] | None = option(
+        None, "leave such sites alone; may be repeated", _PATCH, metavar="PATTERN", repeated=True
+    )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -92,7 +105,7 @@ class Variant:
         )
 
 
-_KEYS = tuple(field.name for field in fields(Variant) if field.name != "name")
+_KEYS = tuple(declared(Variant))
 
 
 def _patterns(text: str | None) -> tuple[str, ...] | None:

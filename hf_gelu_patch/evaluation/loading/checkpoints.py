@@ -47,6 +47,15 @@ def locate(model: str, *, allow_download: bool = False) -> str:
     return model
 
 
+def locate_config(model: str, *, allow_download: bool = False) -> str:
+    """Where a model's config is, as ``locate`` says; of a reference model neither are the weights read nor is anything
+    unpacked that its config does not need. Errors as for ``locate``."""
+    if (reference := REFERENCES.get(model)) is None:
+        return locate(model, allow_download=allow_download)
+    with unavailable_told(reference):
+        return str(reference.config_path())
+
+
 @contextmanager
 def unavailable_told(reference: Reference) -> Iterator[None]:
     """Say of a reference model or its data that cannot be had, as an ``EvaluationError``."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_gelu_patch.evaluation.data.places import data_file
 from hf_gelu_patch.evaluation.data.reading import load_data
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.checkpoints import locate, read_config, unavailable_told
 from hf_gelu_patch.evaluation.metrics.plugged import find_metric
+from hf_gelu_patch.evaluation.options import declared
 from hf_gelu_patch.evaluation.reference import REFERENCES, Reference
 from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.labels import READINGS
@@ -21,98 +23,80 @@ if TYPE_CHECKING:
     import datasets
 
 
-def subject(
-    model: str,
-    *,
-    task: str | None = None,
-    validation_file: str | None = None,
-    input_column: str | None = None,
-    second_column: str | None = None,
-    target_column: str | None = None,
-    max_length: int | None = None,
-    split: str | None = None,
-    config_name: str | None = None,
-    metric: str | None = None,
-    stride: int | None = None,
-    labels: str | None = None,
-    threshold: float | None = None,
-    allow_download: bool = False,
-) -> Subject:
+def subject(model: str, **asked: Any) -> Subject:
     """Complete what was named to all that an evaluation needs; no model is loaded.
 
     Args:
         model: a reference's name, a checkpoint folder, or an id on the hub.
-        task: None to read it off the model: a reference's own, or by the architecture that its config names.
-        validation_file: a file, a folder, or an id on the hub; None for a reference's own data.
-        input_column, second_column, target_column: None for a reference's own, or the task's usual ones.
-        max_length: None for a reference's own, or the model's limit.
-        split, config_name, metric, stride, labels, threshold: as in ``Subject``.
-        allow_download: whether an id on the hub may be fetched; otherwise it has to be in the cache.
+        asked: options of ``Subject`` as the command line spells them (``validation_file`` for its data), those that
+            are not None or empty. What is not asked for is a reference's own, read off the model, or usual for the
+            task.
 
     Raises:
+        TypeError: there is no such option.
         EvaluationError: model, data or metric aren't there, no task can be told, or the data are not known.
     """
-    if task is not None:
-        task_info(task)
-    data = data_file(validation_file, allow_download=allow_download) if validation_file is not None else None
-    if metric is not None:
-        find_metric(metric, allow_download=allow_download)
-    if (reference := REFERENCES.get(model)) is not None and (data is None or task in (None, reference.task)):
-        if task not in (None, reference.task):
+    if unknown := asked.keys() - declared(Subject).keys():
+        raise TypeError(f"a subject has no {', '.join(sorted(unknown))}; there are {', '.join(declared(Subject))}.")
+    asked = {name: value for name, value in asked.items() if value not in (None, "")}
+    if "task" in asked:
+        task_info(asked["task"])
+    download = asked.get("allow_download", False)
+    if "validation_file" in asked:
+        asked["data"] = data_file(asked.pop("validation_file"), allow_download=download)
+    if "metric" in asked:
+        find_metric(asked["metric"], allow_download=download)
+    reference = REFERENCES.get(model)
+    if reference is not None and ("data" not in asked or asked.get("task", reference.task) == reference.task):
+        if asked.get("task", reference.task) != reference.task:
             raise EvaluationError(
-                f"the data of the reference model {model!r} are for {reference.task}, not for {task}: drop --task, or "
-                "name data with --validation_file."
+                f"the data of the reference model {model!r} are for {reference.task}, not for {asked['task']}: drop "
+                "--task, or name data with --validation_file."
             )
-        own = reference_subject(reference)
-        found = replace(
-            own,
-            data=data or own.data,
-            input_column=input_column or own.input_column,
-            target_column=target_column or own.target_column,
-            max_length=max_length or own.max_length,
-        )
+        found = reference_subject(reference)
     else:
-        place = locate(model, allow_download=allow_download)
-        task = task or _task_of(model, place)
-        usual = task_info(task)
-        if data is None:
-            columns = ", ".join(filter(None, (usual.input_column, usual.second_column, usual.target_column)))
-            raise EvaluationError(
-                f"there are no data for {model!r}: name them with --validation_file FILE (csv, json, jsonl, parquet, "
-                f"arrow, txt, a folder, or owner/name on the hub{'; columns: ' if columns else ''}{columns})."
-            )
-        found = Subject(
-            name=model if not Path(model).is_dir() else Path(model).resolve().name,
-            title=model,
-            model=place,
-            task=task,
-            data=data,
-            input_column=input_column or usual.input_column,
-            second_column=usual.second_column,
-            target_column=(target_column or usual.target_column) if usual.target_column or own_file(task) else None,
-            max_length=max_length,
+        found = _named(model, asked)
+        if found.target_column is None and not own_file(found.task):
+            asked.pop("target_column", None)  # the input is its own answer, or there is none
+    _check(found.task, asked)
+    return replace(found, **asked)
+
+
+def _named(model: str, asked: Mapping[str, Any]) -> Subject:
+    """A model by itself, with what its task usually takes."""
+    place = locate(model, allow_download=asked.get("allow_download", False))
+    task = asked.get("task") or _task_of(model, place)
+    usual = task_info(task)
+    if "data" not in asked:
+        columns = ", ".join(filter(None, (usual.input_column, usual.second_column, usual.target_column)))
+        raise EvaluationError(
+            f"there are no data for {model!r}: name them with --validation_file FILE (csv, json, jsonl, parquet, "
+            f"arrow, txt, a folder, or owner/name on the hub{'; columns: ' if columns else ''}{columns})."
         )
-    if second_column is not None and found.task not in ("text-classification", "sentence-similarity"):
-        raise EvaluationError(f"{found.task} reads no second text: drop --second_column.")
-    if stride is not None and found.task != "causal-lm":
-        raise EvaluationError(f"{found.task} has no sliding window, only causal-lm has: drop --stride.")
-    if found.task not in ("text-classification", "image-classification"):
-        for option, value in (("labels", labels), ("threshold", threshold)):
-            if value is not None:
-                raise EvaluationError(f"{found.task} is no classification: drop --{option}.")
-    if labels is not None and labels not in READINGS:
-        raise EvaluationError(f"labels are read as {', '.join(READINGS)}; got {labels!r}.")
-    return replace(
-        found,
-        second_column=second_column or found.second_column,
-        split=split,
-        config_name=config_name,
-        metric=metric,
-        stride=stride,
-        labels=labels,
-        threshold=threshold,
-        allow_download=allow_download,
+    return Subject(
+        name=model if not Path(model).is_dir() else Path(model).resolve().name,
+        title=model,
+        model=place,
+        task=task,
+        data=asked["data"],
+        input_column=usual.input_column,
+        second_column=usual.second_column,
+        target_column=usual.target_column,
     )
+
+
+def _check(task: str, asked: Mapping[str, Any]) -> None:
+    """See that what was asked for means something to the task."""
+    if "second_column" in asked and task not in ("text-classification", "sentence-similarity"):
+        raise EvaluationError(f"{task} reads no second text: drop --second_column.")
+    if "stride" in asked and task != "causal-lm":
+        raise EvaluationError(f"{task} has no sliding window, only causal-lm has: drop --stride.")
+    if task not in ("text-classification", "image-classification"):
+        for option in ("labels", "threshold"):
+            if option in asked:
+                raise EvaluationError(f"{task} is no classification: drop --{option}.")
+    if asked.get("labels", READINGS[0]) not in READINGS:
+        raise EvaluationError(f"labels are read as {', '.join(READINGS)}; got {asked['labels']!r}.")
 
 
 def load_rows(subject: Subject, *, skip_bad_rows: bool = False) -> datasets.Dataset:

