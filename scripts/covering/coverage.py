@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 import hf_gelu_patch
 from hf_gelu_patch.activations import ACTIVATIONS, Resolved
 from hf_gelu_patch.errors import NothingPatchedWarning
+from hf_gelu_patch.evaluation.plain_data import as_json
 from hf_gelu_patch.forwards.binding import is_patched, kept
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.patching import patch, unpatch
@@ -530,8 +531,8 @@ class Coverage:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data; a drift that is no number is spelt out, so that it is valid JSON."""
-        data = asdict(self)
-        return {**data, "missing": [*self.missing], "drift": data["drift"] if self.drift < float("inf") else "inf"}
+        plain: dict[str, Any] = as_json(asdict(self))
+        return plain
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Coverage:
