@@ -64,7 +64,7 @@ def parser_of(commands: Iterable[Command]) -> argparse.ArgumentParser:
 
 def _add(group: Any, options: Mapping[str, Option]) -> None:
     for name, option in options.items():
-        how: dict[str, Any] = {"help": option.help}
+        how: dict[str, Any] = {"help": option.help if isinstance(option.help, str) else option.help()}
         if option.switch:
             how |= {"action": "store_true"}
         else:

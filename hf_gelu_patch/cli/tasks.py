@@ -15,9 +15,8 @@ _NEEDED = ("accelerate", "datasets", "evaluate", "rich")
 def _run(said: Said) -> int:
     del said
     for name, task in TASKS.items():
-        columns = ", ".join(filter(None, (task.input_column, task.second_column, task.target_column)))
         print(f"{name}: {task.summary}")
-        print(f"  models: {task.auto_class}; columns: {columns}")
+        print(f"  models: {task.auto_class}; columns: {', '.join(task.columns)}")
         print(f"  metrics: {', '.join(task.metrics) or 'none, only drift and speed'}")
     print("path/to/file.py: a task of your own; see hf_gelu_patch.evaluation.OWN_TASK")
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:

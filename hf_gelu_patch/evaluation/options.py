@@ -25,7 +25,8 @@ class Option:
     """What a command line has to know of a field.
 
     Attributes:
-        help: what it is for, in a line.
+        help: what it is for, in a line; or what gives that line when it is shown, where it depends on what is
+            registered.
         group: one of ``GROUPS``; None for none.
         metavar: what stands for its value in the help.
         read: makes the value of a text; raises ``argparse.ArgumentTypeError`` for one that makes no sense.
@@ -36,7 +37,7 @@ class Option:
         switch: it takes no value.
     """
 
-    help: str
+    help: str | Callable[[], str]
     group: str | None = None
     metavar: str | None = None
     read: Callable[[str], Any] = str
@@ -47,7 +48,7 @@ class Option:
     switch: bool = False
 
 
-def option(default: Any, help: str, group: str | None = None, **more: Any) -> Any:
+def option(default: Any, help: str | Callable[[], str], group: str | None = None, **more: Any) -> Any:
     """A field of a dataclass that is an option: a switch where its default is False.
 
     Args:

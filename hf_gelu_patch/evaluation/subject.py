@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hf_gelu_patch.evaluation.options import GROUPS, finite, option, positive
 from hf_gelu_patch.evaluation.tasks.labels import READINGS
-from hf_gelu_patch.evaluation.tasks.registry import TASKS
+from hf_gelu_patch.evaluation.tasks.registry import TASKS, usual_columns
 
 __all__ = ["Subject"]
 
@@ -42,7 +42,7 @@ class Subject:
     model: str
     task: str = option(
         MISSING,
-        f"{', '.join(TASKS)}, or a Python file (default: as the model's config tells)",
+        lambda: f"{', '.join(TASKS)}, or a Python file (default: as the model's config tells)",
         _DATA,
         metavar="TASK",
     )
@@ -56,17 +56,19 @@ class Subject:
     )
     input_column: str | None = option(
         MISSING,
-        "what the model is given (default: text, image or source; text1 for similarity)",
+        lambda: f"what the model is given (default: {usual_columns('input_column')})",
         _DATA,
         metavar="NAME",
     )
     target_column: str | None = option(
-        MISSING, "the right answer (default: label, target or score)", _DATA, metavar="NAME"
+        MISSING, lambda: f"the right answer (default: {usual_columns('target_column')})", _DATA, metavar="NAME"
     )
     max_length: int | None = option(
         None, "tokens in an example (default: the model's, at most 512)", _DATA, metavar="N", read=positive
     )
-    second_column: str | None = option(None, "a second text (default: text2, for similarity)", _DATA, metavar="NAME")
+    second_column: str | None = option(
+        None, lambda: f"a second text (default: {usual_columns('second_column')})", _DATA, metavar="NAME"
+    )
     split: str | None = option(
         None, "of the data, where they have several (default: validation, else test)", _DATA, metavar="NAME"
     )

@@ -17,7 +17,7 @@ from hf_gelu_patch.evaluation.reference import REFERENCES, Reference
 from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.labels import READINGS
 from hf_gelu_patch.evaluation.tasks.own_file import own_file
-from hf_gelu_patch.evaluation.tasks.registry import TASKS, task_info
+from hf_gelu_patch.evaluation.tasks.registry import TASKS, check_options, task_info
 
 if TYPE_CHECKING:
     import datasets
@@ -58,7 +58,9 @@ def subject(model: str, **asked: Any) -> Subject:
         found = _named(model, asked)
         if found.target_column is None and not own_file(found.task):
             asked.pop("target_column", None)  # the input is its own answer, or there is none
-    _check(found.task, asked)
+    check_options(found.task, asked)
+    if asked.get("labels", READINGS[0]) not in READINGS:
+        raise EvaluationError(f"labels are read as {', '.join(READINGS)}; got {asked['labels']!r}.")
     return replace(found, **asked)
 
 
@@ -68,7 +70,7 @@ def _named(model: str, asked: Mapping[str, Any]) -> Subject:
     task = asked.get("task") or _task_of(model, place)
     usual = task_info(task)
     if "data" not in asked:
-        columns = ", ".join(filter(None, (usual.input_column, usual.second_column, usual.target_column)))
+        columns = ", ".join(usual.columns)
         raise EvaluationError(
             f"there are no data for {model!r}: name them with --validation_file FILE (csv, json, jsonl, parquet, "
             f"arrow, txt, a folder, or owner/name on the hub{'; columns: ' if columns else ''}{columns})."
@@ -83,20 +85,6 @@ def _named(model: str, asked: Mapping[str, Any]) -> Subject:
         second_column=usual.second_column,
         target_column=usual.target_column,
     )
-
-
-def _check(task: str, asked: Mapping[str, Any]) -> None:
-    """See that what was asked for means something to the task."""
-    if "second_column" in asked and task not in ("text-classification", "sentence-similarity"):
-        raise EvaluationError(f"{task} reads no second text: drop --second_column.")
-    if "stride" in asked and task != "causal-lm":
-        raise EvaluationError(f"{task} has no sliding window, only causal-lm has: drop --stride.")
-    if task not in ("text-classification", "image-classification"):
-        for option in ("labels", "threshold"):
-            if option in asked:
-                raise EvaluationError(f"{task} is no classification: drop --{option}.")
-    if asked.get("labels", READINGS[0]) not in READINGS:
-        raise EvaluationError(f"labels are read as {', '.join(READINGS)}; got {asked['labels']!r}.")
 
 
 def load_rows(subject: Subject, *, skip_bad_rows: bool = False) -> datasets.Dataset:

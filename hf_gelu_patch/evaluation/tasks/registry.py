@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from hf_gelu_patch.evaluation.tasks.own_file import own_file, own_module
 if TYPE_CHECKING:
     from hf_gelu_patch.evaluation.tasks.base import Task
 
-__all__ = ["TASKS", "TaskInfo", "register_task", "task_info"]
+__all__ = ["TASKS", "TaskInfo", "check_options", "register_task", "task_info", "usual_columns"]
 
 TOKENIZER = ("AutoTokenizer",)
 IMAGE_PROCESSOR = ("AutoImageProcessor",)
@@ -37,8 +38,7 @@ class TaskInfo:
         input_column: the column that holds what the model is given, unless another is named.
         second_column: the one that holds a second text; None where there is none by default.
         target_column: the one that holds the right answer; None where the input is its own, or there is none.
-        options: what it has a use for, of the options that not all tasks have: "second_column", "stride", "labels"
-            and "threshold".
+        options: those of ``OPTIONS`` that it has a use for.
         processors: the classes in transformers that load what it reads data with; the first that a checkpoint has.
         architectures: what the classes of its models end in, by which a checkpoint's config names it.
         aliases: what transformers' pipelines and the hub call the same task.
@@ -76,6 +76,14 @@ class TaskInfo:
         return found
 
 
+OPTIONS = {
+    "second_column": "reads no second text",
+    "stride": "has no sliding window, only {} has",
+    "labels": "is no classification",
+    "threshold": "is no classification",
+}
+"""The options that not all tasks have a use for, and what is said of a task that has none; {} are those that have."""
+
 TASKS: dict[str, TaskInfo] = {}
 """Every task by name. A file of one's own, ``path/to/file.py``, is one more: ``own_task``."""
 
@@ -111,6 +119,35 @@ def task_info(task: str) -> TaskInfo:
             f"unknown task {task!r}.{_near_task(task)} Tasks: {', '.join(TASKS)}, or a Python file of your own."
         )
     return TASKS[task]
+
+
+def check_options(task: str, asked: Iterable[str]) -> None:
+    """See that what was asked for means something to a task.
+
+    Args:
+        task: its name.
+        asked: the options that were given.
+
+    Raises:
+        EvaluationError: the task has no use for one of them.
+    """
+    own = task_info(task).options
+    for option in [name for name in OPTIONS if name in asked and name not in own]:
+        others = " and ".join(name for name, info in TASKS.items() if option in info.options)
+        raise EvaluationError(f"{task} {OPTIONS[option].format(others)}: drop --{option}.")
+
+
+def usual_columns(which: str) -> str:
+    """The columns that tasks take where none is named, in words: "text for causal-lm; source for seq2seq".
+
+    Args:
+        which: "input_column", "second_column" or "target_column".
+    """
+    tasks: dict[str, list[str]] = {}
+    for name, info in TASKS.items():
+        if (column := getattr(info, which)) is not None:
+            tasks.setdefault(column, []).append(name)
+    return "; ".join(f"{column} for {', '.join(names)}" for column, names in tasks.items())
 
 
 def _near_task(name: str) -> str:
