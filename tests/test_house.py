@@ -39,12 +39,9 @@ EXCEPTIONS = {
     "parameters of hf_gelu_patch/verification/bars.py::drifts": LATER,
     "lines of scripts/benchmarking/kernels/command.py": LATER,
     "lines of scripts/benchmarking/planted/faults.py": LATER,
-    "lines of scripts/benchmarking/static/__main__.py": LATER,
-    "lines of scripts/benchmarking/static/__main__.py::document": LATER,
     "lines of scripts/benchmarking/tools/catalogue.py": LATER,
     "lines of scripts/covering/coverage.py": LATER,
     "lines of scripts/covering/tiny.py": LATER,
-    "lines of scripts/training/__main__.py": LATER,
 }
 
 

@@ -19,7 +19,8 @@ import triton.language as tl
 
 from hf_gelu_patch import ACTIVATIONS
 from hf_gelu_patch.implementations import triton_kernels, triton_launch, triton_ops
-from scripts.benchmarking.static import __main__ as script
+from scripts.benchmarking.static import coefficients, errors, page
+from scripts.benchmarking.static import compiled as compiling
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "scripts" / "benchmarking" / "static" / "kernels.md"
@@ -43,15 +44,15 @@ BOUNDS = {
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("activation", triton_ops.POINTWISE)
 def test_every_value_of_16_bits(activation: str, dtype: str) -> None:
-    record, x = ACTIVATIONS[activation], script.values(script.DTYPES[dtype])
+    record, x = ACTIVATIONS[activation], errors.values(errors.DTYPES[dtype])
     exact, slope = record.bind(record.reference)(x.double()), record.bind(record.derivative)(x.double())
-    y, grad = script.computed(activation, x)
-    value, derivative = script.in_ulp(y, exact), script.in_ulp(grad, slope)
+    y, grad = errors.computed(activation, x)
+    value, derivative = errors.in_ulp(y, exact), errors.in_ulp(grad, slope)
     near, everywhere, steep = BOUNDS[activation][dtype]
     assert float(value[x >= -5].max()) <= near
     assert float(value.max()) <= everywhere
     assert float(derivative.max()) <= steep
-    own = script.in_ulp(script.by_torch(activation, x)[1], slope)
+    own = errors.in_ulp(errors.by_torch(activation, x)[1], slope)
     assert float(derivative.max()) <= max(0.51, float(own.max()))
     assert len(x) == {"bfloat16": 65280, "float16": 63488}[dtype]
     (line,) = _lines(TABLE.read_text(encoding="utf-8"), f"| {activation} | {dtype} | ")[:1]
@@ -61,33 +62,33 @@ def test_every_value_of_16_bits(activation: str, dtype: str) -> None:
 
 
 def test_exact_gelu_in_float32() -> None:
-    x = script.values(torch.float32)
+    x = errors.values(torch.float32)
     exact = ACTIVATIONS["gelu"].reference(x.double())
-    y, _ = script.computed("gelu", x)
+    y, _ = errors.computed("gelu", x)
     within = x.abs() <= 1e3
     assert float((y.double() - exact)[within].abs().max()) <= 3e-7
-    assert float(script.in_ulp(y, exact)[x.abs() <= 1].max()) <= 3
+    assert float(errors.in_ulp(y, exact)[x.abs() <= 1].max()) <= 3
     tail = (x >= -12) & (x < 0)
     relative = ((y.double() - exact) / exact)[tail].abs()
     assert float(relative.max()) <= 2e-5
-    own, _ = script.by_torch("gelu", x)  # which loses everything there
+    own, _ = errors.by_torch("gelu", x)  # which loses everything there
     assert float(((own.double() - exact) / exact)[(x >= -12) & (x < -5.5)].abs().max()) > 0.99
 
 
 @pytest.mark.parametrize("activation", triton_ops.POINTWISE)
 def test_derivatives_in_float32_are_no_worse_than_torchs(activation: str) -> None:
     """In ulp over all finite values; and near zero by a bound of their own, in absolute terms."""
-    x, record = script.values(torch.float32), ACTIVATIONS[activation]
+    x, record = errors.values(torch.float32), ACTIVATIONS[activation]
     slope = record.bind(record.derivative)(x.double())
-    grad, own = script.computed(activation, x)[1], script.by_torch(activation, x)[1]
-    assert float(script.in_ulp(grad, slope).max()) <= float(script.in_ulp(own, slope).max())
+    grad, own = errors.computed(activation, x)[1], errors.by_torch(activation, x)[1]
+    assert float(errors.in_ulp(grad, slope).max()) <= float(errors.in_ulp(own, slope).max())
     absolute = {"gelu": 1.2e-7, "gelu_clipped": 1.2e-7, "mish": 5e-7}.get(activation, 3e-7)
     assert float((grad.double() - slope)[x.abs() <= 14].abs().max()) <= absolute
 
 
 def test_the_errors_of_a_gpus_instructions_are_borne() -> None:
     """Exact GELU, with ex2.approx and div.approx as far off as PTX allows: emulated."""
-    found = script.on_hardware()
+    found = errors.on_hardware()
     for dtype, limits in {
         "bfloat16": (0.51, 0.51, 40, 220, 8e-3, 4e-3),
         "float16": (0.56, 1.35, 0.56, 1.35, 1e-3, 5e-4),
@@ -125,12 +126,12 @@ SPECIAL = {  # value, derivative at 0, −0, ± the smallest subnormal, the smal
 
 @pytest.fixture(scope="module")
 def special() -> dict[str, list[list[str]]]:
-    return script.special(torch.float32)
+    return errors.special(torch.float32)
 
 
 @pytest.mark.parametrize("activation", triton_ops.POINTWISE)
 def test_special_values(special: dict[str, list[list[str]]], activation: str) -> None:
-    for point, (ours, _), expected in zip(script.SPECIAL, special[activation], SPECIAL[activation], strict=True):
+    for point, (ours, _), expected in zip(errors.SPECIAL, special[activation], SPECIAL[activation], strict=True):
         found, wanted = ([float(value) for value in pair.split(", ")] for pair in (ours, expected))
         # Half the least number is a tie, which triton 3.7's interpreter, whose fma rounds twice, does not see.
         least = point.removeprefix("−") == "least"
@@ -141,11 +142,11 @@ def test_special_values(special: dict[str, list[list[str]]], activation: str) ->
 
 
 def test_special_values_of_16_bits_are_of_the_same_kind() -> None:
-    assert script.other_kind() == []
+    assert errors.other_kind() == []
 
 
 def test_one_rounding_is_nearer_and_two_are_as_eager() -> None:
-    for name, dtypes in script.rounding().items():
+    for name, dtypes in errors.rounding().items():
         for dtype, ways in dtypes.items():
             once, two, own = (ways[way] for way in ("once", "as eager", "torch"))
             assert once["ulp"][0] <= 0.255 < 0.34 < own["ulp"][0], (name, dtype)
@@ -160,7 +161,7 @@ def test_one_rounding_is_nearer_and_two_are_as_eager() -> None:
 def test_what_is_not_finite_in_16_bits(activation: str, dtype: torch.dtype) -> None:
     record = ACTIVATIONS[activation]
     x = torch.tensor([math.inf, -math.inf, math.nan], dtype=dtype)
-    y, grad = script.computed(activation, x)
+    y, grad = errors.computed(activation, x)
     assert y.isnan().tolist() == [False, False, True]
     assert grad[:2].isfinite().all() or activation == "relu_squared"
     limits = record.bind(record.reference)(torch.tensor([1e300, -1e300], dtype=torch.float64)).clamp(max=1e3)
@@ -190,7 +191,7 @@ def test_offsets_past_two_to_the_31st_element() -> None:
     assert torch.equal(y, triton_ops.pointwise(x.contiguous(), "silu"))
     grad = storage.as_strided((2, 1024), (far, 1), 1024)
     triton_launch.launch("backward", (x, torch.ones_like(y), grad), "silu", ())
-    assert torch.equal(grad, script.computed("silu", x.contiguous())[1])
+    assert torch.equal(grad, errors.computed("silu", x.contiguous())[1])
 
 
 @triton.jit
@@ -235,20 +236,20 @@ def test_there_is_a_kernel_for_every_activation_the_ops_declare() -> None:
 # Coefficients
 
 
-@pytest.mark.parametrize("dtype", script.FITS)
+@pytest.mark.parametrize("dtype", coefficients.FITS)
 def test_the_coefficients_are_those_of_the_fit(dtype: str) -> None:
     shift, kept = triton_kernels.MILLS[dtype]
-    assert shift == script.FITS[dtype][1]
-    error, found = script.fitted(dtype)
+    assert shift == coefficients.FITS[dtype][1]
+    error, found = coefficients.fitted(dtype)
     t = np.linspace(0.0, 14.2, 20_001)
-    apart = np.abs(script.polynomial(dtype, found, t) - script.polynomial(dtype, list(kept), t)).max()
+    apart = np.abs(coefficients.polynomial(dtype, found, t) - coefficients.polynomial(dtype, list(kept), t)).max()
     assert apart <= (2e-8 if dtype == "float32" else 1e-7)
     weighted, *limits = {
         "bfloat16": (8.5e-7, 3.5e-7, 4.3e-4),
         "float16": (1.1e-7, 5.2e-8, 1.1e-4),
         "float32": (6.1e-9, 3.7e-9, 1.05e-7),
     }[dtype]
-    bounds = script.bounds(dtype, list(kept))
+    bounds = coefficients.bounds(dtype, list(kept))
     assert bounds["tail_absolute"] <= limits[0]
     assert bounds["ratio_relative"] <= limits[1]
     assert error <= weighted
@@ -281,19 +282,19 @@ def instructions(compiled: list[dict[str, Any]], kernel: tuple[str, str], layout
     """An element's, bf16 on sm_90, of the variant that is chosen."""
     activation, form = kernel
     key = (activation, form, "bf16", "sm_90", layout, triton_launch.CHOSEN[form.replace(" ", "_")])
-    (row,) = [row for row in compiled if tuple(row[name] for name in script.KEYS) == key]
+    (row,) = [row for row in compiled if tuple(row[name] for name in compiling.KEYS) == key]
     return float(row["instructions"])
 
 
-@pytest.mark.parametrize("kernel", script.BUDGETS, ids=" ".join)
+@pytest.mark.parametrize("kernel", compiling.BUDGETS, ids=" ".join)
 def test_instructions_an_element(compiled: list[dict[str, Any]], kernel: tuple[str, str]) -> None:
-    assert 1 < instructions(compiled, kernel, "dense") <= script.BUDGETS[kernel]
+    assert 1 < instructions(compiled, kernel, "dense") <= compiling.BUDGETS[kernel]
 
 
-@pytest.mark.parametrize("form", script.FORMS)
+@pytest.mark.parametrize("form", compiling.FORMS)
 def test_rows_take_hardly_more_instructions(compiled: list[dict[str, Any]], form: str) -> None:
     dense, rows = (instructions(compiled, ("gelu", form), layout) for layout in ("dense", "rows"))
-    assert dense <= rows <= dense + script.ROWS_TAKE
+    assert dense <= rows <= dense + compiling.ROWS_TAKE
 
 
 def test_what_is_to_be_timed_does_not_spill(compiled: list[dict[str, Any]]) -> None:
@@ -320,8 +321,8 @@ def test_the_table_is_that_of_the_command(compiled: list[dict[str, Any]]) -> Non
         assert line.split(" | ")[7:] == ["yes", f"{row['instructions']:.1f} |" if "instructions" in row else " |"]
         if (row["target"], row["layout"]) == ("sm_90", "dense"):
             (line,) = _lines(text, f"| {row['activation']} | {row['dtype']} | ")
-            cell = line.strip("| ").split(" | ")[2 + script.FORMS.index(row["form"])]
-            assert cell == script.instructions(row)
+            cell = line.strip("| ").split(" | ")[2 + compiling.FORMS.index(row["form"])]
+            assert cell == page.instructions(row)
 
 
 def _lines(text: str, start: str) -> list[str]:
