@@ -106,6 +106,14 @@ def test_there_is_code_to_run() -> None:
     assert sum(len(blocks(text, "diff")) for text in TEXT.values()) == 1
 
 
+def test_what_contributors_are_shown_is_what_tests_run() -> None:
+    tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_extending.py")]
+    shown = blocks(TEXT["CONTRIBUTING.md"], "python")
+    assert shown
+    for block in shown:
+        assert any(textwrap.indent(block, "    ") in test for test in tests), block
+
+
 def test_what_the_patch_prints_is_what_the_readme_shows() -> None:
     with torch.device("meta"):
         model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
