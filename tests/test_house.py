@@ -40,8 +40,6 @@ EXCEPTIONS = {
     "lines of scripts/benchmarking/kernels/command.py": LATER,
     "lines of scripts/benchmarking/planted/faults.py": LATER,
     "lines of scripts/benchmarking/tools/catalogue.py": LATER,
-    "lines of scripts/covering/coverage.py": LATER,
-    "lines of scripts/covering/tiny.py": LATER,
 }
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from scripts.covering.coverage import Coverage, table, totals
+from scripts.covering.coverage import Coverage
 from scripts.covering.processes import cover_all
+from scripts.covering.table import table, totals
 from scripts.covering.tiny import model_types
 
 

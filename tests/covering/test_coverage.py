@@ -24,8 +24,10 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_gelu_patch import IMPLEMENTATIONS, Implementation, find_sites, patch, unpatch
 from scripts.covering import coverage
-from scripts.covering.coverage import LARGEST_DRIFT, Coverage, Execution, cover, table, totals, trace
+from scripts.covering.coverage import LARGEST_DRIFT, Coverage, cover
+from scripts.covering.table import table, totals
 from scripts.covering.tiny import TinyModel, model_types
+from scripts.covering.tracing import Execution, trace
 
 X = torch.linspace(-3.0, 3.0, 32).reshape(4, 8)
 
@@ -805,7 +807,6 @@ _NOT_HERE = {
     "edgetam_vision_model",
     "gemma4_assistant",
     "inkling_vision",
-    "iquestcoder",
     "janus_vqgan",
     "pe_video_encoder",
     "sam3_mask_decoder",

@@ -12,9 +12,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers.activations import ACT2CLS
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_gelu_patch.verification import output_tensors
-from scripts.covering import tiny
+from scripts.covering import feeding, overrides
 from scripts.covering.tiny import TinyModel, TinyModelError, model_types, tiny_model
 
 # One of each kind, and the towers whose activations the inputs have to reach.
@@ -145,7 +146,7 @@ def test_unknown_and_impossible_types_are_refused() -> None:
 
 
 def test_an_argument_that_nobody_can_make_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(tiny._BUILDERS, "past_values")
+    monkeypatch.delitem(feeding.BUILDERS, "past_values")
     with pytest.raises(TinyModelError, match=r"patchtst: .*no input for 'past_values' of PatchTSTModel\.forward"):
         tiny_model("patchtst")
 
@@ -183,4 +184,4 @@ def test_model_types() -> None:
     assert list(types) == sorted(types)
     assert {"bert", "clip_text_model", "llava"} <= set(types)
     assert len(types) >= 650
-    assert {*tiny._OVERRIDES, *tiny._FEEDS} - {""} <= set(tiny.CONFIG_MAPPING)
+    assert {*overrides.OVERRIDES, *feeding.FEEDS} - {""} <= set(CONFIG_MAPPING)

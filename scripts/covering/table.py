@@ -1,0 +1,71 @@
+"""The rows of all types: what they come to, and a table of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from scripts.covering.coverage import Coverage
+
+
+def totals(rows: Sequence[Coverage]) -> str:
+    """What the rows come to, in a few lines of Markdown."""
+    tried = [row for row in rows if row.unavailable is None]
+    failed = [row for row in tried if row.problems]
+    counts = {
+        name: sum(getattr(row, name) for row in tried)
+        for name in ("executions", "in_modules", "written", "changed", "gated", "gated_fused", "linear", "linear_fused")
+    }
+    kinds: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for row in tried:
+        kinds.update(row.sites)
+        reasons.update(row.left)
+    elsewhere = counts["executions"] - counts["in_modules"] - counts["written"]
+    lines = [
+        f"{len(tried):,} model types, {len(tried) - len(failed):,} as promised, {len(failed):,} not; "
+        f"{len(rows) - len(tried):,} more cannot be built here.",
+        f"One forward of each executes {counts['executions']:,} activations: {counts['in_modules']:,} in modules, "
+        f"{counts['written']:,} written in a forward, {elsewhere:,} in modules that are not part of the model. "
+        f"Not listed by find_sites: {sum(len(row.missing) for row in tried):,} places.",
+        f"Sites: {sum(kinds.values()):,} ({', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())}), "
+        f"{counts['changed']:,} changed.",
+        f"Gated products: {counts['gated_fused']:,} of {counts['gated']:,} fused. "
+        f"Behind a linear layer, not gated: {counts['linear_fused']:,} of {counts['linear']:,} fused.",
+        f"Largest drift: {max((row.drift for row in tried), default=0.0):.1e} of the output's scale.",
+    ]
+    if reasons:
+        lines += ["", "Left alone:", *(f"- {count:,} × {reason}" for reason, count in reasons.most_common())]
+    if failed:
+        lines += ["", "Not as promised:", *(f"- {row.model_type}: {'; '.join(row.problems)}" for row in failed)]
+    return "\n".join(lines)
+
+
+def table(rows: Iterable[Coverage]) -> str:
+    """A line of Markdown for each row."""
+    lines = [
+        "| type | model | parameters | activations | sites | changed | gated | linear | drift | as promised |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        if row.unavailable is not None:
+            lines.append(f"| {row.model_type} | {_cell(row.unavailable)} | | | | | | | | |")
+            continue
+        cells = (
+            row.model_type,
+            row.model,
+            f"{row.parameters:,}",
+            f"{row.executions:,}",
+            f"{sum(row.sites.values()):,}",
+            f"{row.changed:,}",
+            f"{row.gated_fused:,} of {row.gated:,}" if row.gated else "",
+            f"{row.linear_fused:,} of {row.linear:,}" if row.linear else "",
+            f"{row.drift:.0e}" if row.drift else "0",
+            _cell("; ".join(row.problems)) or "yes",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
