@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_gelu_patch.activations import Activation, of_records
 from hf_gelu_patch.sources import faithful_source_of, is_empty, is_model_code
 
 __all__ = [
@@ -156,10 +157,9 @@ _OPERATIONS = (
     *("sub", "subtract", "tanh", "true_divide", "where", "zeros_like", "sin", "cos", "sinh", "cosh", "asinh", "sign"),
     *("arctan", "atan", "celu", "selu", "threshold", "hardshrink"),
 )
-_ACTIVATIONS = (
-    *("celu", "elu", "gelu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish"),
-    *("relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softshrink", "softsign", "tanh", "tanhshrink"),
-    "threshold",
+_FUNCTIONAL = (
+    *("celu", "hardshrink", "hardsigmoid", "hardtanh", "logsigmoid", "selu", "softplus", "softshrink", "softsign"),
+    *("tanhshrink", "threshold"),
 )
 _SPECIAL = ("erf", "erfc", "exp2", "expit", "expm1", "log1p", "log_ndtr", "ndtr")
 _METHODS = frozenset(name for stem in _OPERATIONS for name in (stem, f"{stem}_") if hasattr(Tensor, name))
@@ -168,12 +168,16 @@ _METHODS = frozenset(name for stem in _OPERATIONS for name in (stem, f"{stem}_")
 def _functions() -> Iterator[Any]:
     yield abs
     yield from (getattr(Tensor, name) for name in _METHODS)
-    for scope, names in ((torch, _OPERATIONS), (F, _ACTIVATIONS), (torch.special, _SPECIAL)):
+    for scope, names in ((torch, _OPERATIONS), (F, _FUNCTIONAL), (torch.special, _SPECIAL)):
         for name in names:
             yield from (getattr(scope, one) for one in (name, f"{name}_") if hasattr(scope, one))
 
 
-_ELEMENTWISE = frozenset(_functions())
+@of_records
+def _elementwise(records: tuple[Activation, ...]) -> frozenset[Any]:
+    return frozenset((*_functions(), *(call.function for record in records for call in record.calls)))
+
+
 _BINARY: Mapping[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -206,7 +210,7 @@ _PLAIN = (int, float, str, type(None))
 def is_elementwise(value: object) -> bool:
     """Whether ``value`` is a function of torch that takes each number of its tensors by itself, and draws none."""
     try:
-        return value in _ELEMENTWISE
+        return value in _elementwise()
     except TypeError:  # not hashable
         return False
 

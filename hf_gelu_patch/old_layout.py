@@ -17,6 +17,13 @@ from hf_gelu_patch.errors import PatchError
 __all__ = ["MOVED", "moved_from", "register"]
 
 MOVED = {
+    "activations._gelu_clipped": "activations.known.gelu_clipped",
+    "activations._gelu_tanh": "activations.known.gelu_tanh",
+    "activations._laplace": "activations.known.laplace",
+    "activations._linear": "activations.known.linear",
+    "activations._quick_gelu": "activations.known.quick_gelu",
+    "activations._relu_squared": "activations.known.relu_squared",
+    "activations._sqrt_softplus": "activations.known.sqrt_softplus",
     "binding.Kept": "forwards.binding.Kept",
     "binding.StandIn": "forwards.binding.StandIn",
     "binding._rewritten_class": "forwards.binding._rewritten_class",

@@ -45,7 +45,7 @@ from hf_gelu_patch.forwards.binding import (
 from hf_gelu_patch.forwards.carried import reaches
 from hf_gelu_patch.forwards.replacements import hooked, substitute
 from hf_gelu_patch.forwards.rewriting import Part, rewritten
-from hf_gelu_patch.implementations.registry import Fused
+from hf_gelu_patch.implementations.registry import Fused, Implementation
 from hf_gelu_patch.planning import Plan, plan
 from hf_gelu_patch.recognition import resolve
 from hf_gelu_patch.report import Report
@@ -60,7 +60,7 @@ __all__ = ["explain", "patch", "patched", "unpatch"]
 def patch(
     model: nn.Module,
     *,
-    implementation: str = "auto",
+    implementation: str | Implementation = "auto",
     activation: str | None = None,
     include: Selector = None,
     exclude: Selector = None,
@@ -73,7 +73,8 @@ def patch(
 
     Args:
         model: any ``nn.Module``, on any device (meta too), in training or evaluation mode.
-        implementation: a registered name, or ``"auto"``: the best one for the device, where one gains anything.
+        implementation: ``"auto"``: the best one for the device, where one gains anything. Or a registered name; or an
+            ``Implementation``, which need not be registered.
         activation: another function to compute instead, by name or transformers spelling; None keeps each site's
             own. Where the model's config sets the swapped sites, its entry follows, so that save → reload computes
             the same.
@@ -326,7 +327,7 @@ def _colored(line: str) -> str:
 def patched(
     model: nn.Module,
     *,
-    implementation: str = "auto",
+    implementation: str | Implementation = "auto",
     activation: str | None = None,
     include: Selector = None,
     exclude: Selector = None,

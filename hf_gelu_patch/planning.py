@@ -51,7 +51,7 @@ class Plan:
 def find_sites(
     model: nn.Module,
     *,
-    implementation: str = "auto",
+    implementation: str | Implementation = "auto",
     activation: str | None = None,
     include: Selector = None,
     exclude: Selector = None,
@@ -67,7 +67,7 @@ def find_sites(
 
 
 def plan(
-    model: nn.Module, implementation: str, activation: str | None, include: Selector, exclude: Selector
+    model: nn.Module, implementation: str | Implementation, activation: str | None, include: Selector, exclude: Selector
 ) -> tuple[Plan, ...]:
     """One ``Plan`` for each place below ``model`` that applies an activation, in the order of its modules.
 
@@ -145,21 +145,20 @@ def _plan_place(place: Place, wanted: _Wanted, where: tuple[torch.device, torch.
             f"implementation {asked.name!r} cannot run at {site.path}: {obstacle}. "
             f"What can, on {device.type} in {site.dtype}: {', '.join(able)}."
         )
-    name = "auto" if asked is None else asked.name
     unfused = _why_not_fused(site.kind, module, use)
     kind = "pointwise" if unfused else site.kind
-    chosen, reason = choose(name, kind, current, target, dtype, measured_on(device) if name == "auto" else None)
+    table = measured_on(device) if asked is None else None
+    taken, reason = choose(asked or "auto", kind, current, target, dtype, table)
     if unfused:
         reason += f"; not fused: {unfused}"
-    if chosen is None or (edge is None and use is not None and use.obstacle):
+    if taken is None or (edge is None and use is not None and use.obstacle):
         return left(reason)
-    taken = IMPLEMENTATIONS[chosen]
     identical = target.name in taken.identical and current.as_eager
     equivalence, bound = _equivalence(source, target, identical=identical)
     site = replace(
         site,
         target=target.label,
-        implementation=chosen,
+        implementation=taken.name,
         fused=not unfused and taken.fuses(site.kind, target),
         equivalence=equivalence,
         bound=bound,

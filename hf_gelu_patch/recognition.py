@@ -11,22 +11,22 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_gelu_patch.activations import ACTIVATIONS, Activation, Resolved, Unresolved
+from hf_gelu_patch.activations import ACTIVATIONS, Activation, Call, Module, Resolved, Unresolved, of_records
 from hf_gelu_patch.formulas import INPUT, Formula, NotAFormulaError, formula_of, formula_of_module
 
 __all__ = [
-    "METHODS",
     "is_function",
     "looks_like_activation",
+    "methods",
+    "names",
     "recognise",
     "resolve",
     "resolve_call",
@@ -38,97 +38,25 @@ Function = Callable[..., Tensor]
 # Modules of torch and transformers, by their exact type
 
 
-def _plain(name: str, aten_ops: int = 1, spelling: str | None = None) -> Callable[[Any], Resolved | None]:
-    def read(_: Any) -> Resolved:
-        return Resolved(ACTIVATIONS[name], spelling or name, aten_ops)
-
-    return read
-
-
-_GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
-
-
-def _read_torch_gelu(module: nn.GELU) -> Resolved | None:
-    name = _GELUS.get(module.approximate)
-    return Resolved(ACTIVATIONS[name], name, 1) if name else None
+@of_records
+def _classes(records: tuple[Activation, ...]) -> dict[str, list[tuple[Activation, Module]]]:
+    """By a class's qualified name, the activations that its modules may compute."""
+    found: dict[str, list[tuple[Activation, Module]]] = {}
+    for record in records:
+        for module in record.modules:
+            found.setdefault(module.cls, []).append((record, module))
+    return found
 
 
-def _is_bound_method(function: object, module: nn.Module, name: str) -> bool:
-    return isinstance(function, MethodType) and function.__func__ is getattr(type(module), name, None)
-
-
-def _read_gelu_activation(module: Any) -> Resolved | None:
-    if module.act is F.gelu:
-        return Resolved(ACTIVATIONS["gelu"], "gelu", 1)
-    if _is_bound_method(module.act, module, "_gelu_python"):
-        return Resolved(ACTIVATIONS["gelu"], "gelu_python", 5)
+def _read(module: Any, candidates: Sequence[tuple[Activation, Module]]) -> Resolved | None:
+    """What a module computes by its class and the arguments it holds; None where it holds others than known."""
+    for record, known in candidates:
+        if known.when is None or known.when(module):
+            held = {name: getattr(module, name) for name in known.constants}
+            activation = record.with_parameters(**{**dict(record.parameters), **held}) if held else record
+            return Resolved(activation, known.spelling or activation.label, known.aten_ops)
     return None
 
-
-def _read_gelu_tanh(module: Any) -> Resolved | None:
-    act = module.act
-    if isinstance(act, functools.partial) and act.func is F.gelu and not act.args:
-        approximate = act.keywords.get("approximate", "none")
-        if set(act.keywords) <= {"approximate"} and approximate in ("none", "tanh"):
-            name = "gelu_tanh" if approximate == "tanh" else "gelu"
-            return Resolved(ACTIVATIONS[name], "gelu_pytorch_tanh" if approximate == "tanh" else name, 1)
-    if _is_bound_method(act, module, "_gelu_tanh_python"):
-        return Resolved(ACTIVATIONS["gelu_tanh"], "gelu_python_tanh", 8)
-    return None
-
-
-def _read_clipped_gelu(module: Any) -> Resolved:
-    activation = ACTIVATIONS["gelu_clipped"].with_parameters(min=module.min, max=module.max)
-    return Resolved(activation, activation.label, 2)
-
-
-def _read_leaky_relu(module: nn.LeakyReLU) -> Resolved:
-    activation = ACTIVATIONS["leaky_relu"].with_parameters(negative_slope=module.negative_slope)
-    return Resolved(activation, activation.label, 1)
-
-
-def _read_elu(module: nn.ELU) -> Resolved:
-    activation = ACTIVATIONS["elu"].with_parameters(alpha=module.alpha)
-    return Resolved(activation, activation.label, 1)
-
-
-def _read_mish_activation(module: Any) -> Resolved | None:
-    if module.act is F.mish:
-        return Resolved(ACTIVATIONS["mish"], "mish", 1)
-    if _is_bound_method(module.act, module, "_mish_python"):
-        return Resolved(ACTIVATIONS["mish"], "mish_python", 3)
-    return None
-
-
-# By qualified name, so that transformers is not imported for its types.
-_TYPES: dict[str, Callable[[Any], Resolved | None]] = {
-    "torch.nn.modules.activation.GELU": _read_torch_gelu,
-    "torch.nn.modules.activation.SiLU": _plain("silu"),
-    "torch.nn.modules.activation.ReLU": _plain("relu"),
-    "torch.nn.modules.activation.ReLU6": _plain("relu6"),
-    "torch.nn.modules.activation.LeakyReLU": _read_leaky_relu,
-    "torch.nn.modules.activation.ELU": _read_elu,
-    "torch.nn.modules.activation.Mish": _plain("mish"),
-    "torch.nn.modules.activation.Hardswish": _plain("hardswish"),
-    "torch.nn.modules.activation.Tanh": _plain("tanh"),
-    "torch.nn.modules.activation.Sigmoid": _plain("sigmoid"),
-    "torch.nn.modules.activation.PReLU": _plain("prelu"),
-    "transformers.activations.GELUActivation": _read_gelu_activation,
-    "transformers.activations.GELUTanh": _read_gelu_tanh,
-    "transformers.activations.NewGELUActivation": _plain("gelu_tanh", 8, "gelu_new"),
-    "transformers.activations.FastGELUActivation": _plain("gelu_tanh", 9, "gelu_fast"),
-    "transformers.activations.AccurateGELUActivation": _plain("gelu_tanh", 8, "gelu_accurate"),
-    "transformers.activations.QuickGELUActivation": _plain("quick_gelu", 3),
-    "transformers.activations.ClippedGELUActivation": _read_clipped_gelu,
-    "transformers.activations.SiLUActivation": _plain("silu"),
-    "transformers.activations.MishActivation": _read_mish_activation,
-    "transformers.activations.ReLUSquaredActivation": _plain("relu_squared", 2, "relu2"),
-    "transformers.activations.LaplaceActivation": _plain("laplace", 5),
-    "transformers.activations.SqrtSoftplusActivation": _plain("sqrt_softplus", 2, "sqrtsoftplus"),
-    "transformers.activations.LinearActivation": _plain("linear", 0),
-    "transformers.activations.XIELUActivation": _plain("xielu", 15),
-    "transformers.models.bloom.modeling_bloom.BloomGelu": _plain("gelu_tanh", 9, "bloom_gelu"),
-}
 
 _PROBE_TOLERANCE = 1e-4  # the two closest activations, gelu and gelu_tanh, are 4.7e-4 apart
 
@@ -145,16 +73,16 @@ def resolve(module: nn.Module) -> Resolved | Unresolved | None:
         None for any other module.
     """
     cls = type(module)
-    read = _TYPES.get(f"{cls.__module__}.{cls.__qualname__}")
-    if read is not None and _has_own_forward(cls) and not _is_bound_otherwise(module):
-        found = read(module)
+    candidates = _classes().get(f"{cls.__module__}.{cls.__qualname__}")
+    if candidates is not None and _has_own_forward(cls) and not _is_bound_otherwise(module):
+        found = _read(module, candidates)
         if found is not None and (found.activation.learned or _is_confirmed(cls.forward, found, module)):
             formula = None if found.as_eager else _formula_or_none(module)
             return replace(found, formula=formula, in_place=bool(getattr(module, "inplace", False)))
     judged = _judged(module)
     if not isinstance(judged, str):
         return judged
-    return None if read is None else _unknown(cls, judged)
+    return None if candidates is None else _unknown(cls, judged)
 
 
 def _unknown(cls: type[nn.Module], why: str) -> Unresolved:
@@ -191,6 +119,10 @@ def _formula_or_none(module: nn.Module) -> Formula | None:
         return formula_of_module(module)
     except NotAFormulaError:
         return None
+
+
+def _is_bound_method(function: object, module: nn.Module, name: str) -> bool:
+    return isinstance(function, MethodType) and function.__func__ is getattr(type(module), name, None)
 
 
 def _is_bound_otherwise(module: nn.Module) -> bool:
@@ -231,7 +163,6 @@ _NEAR = 20.0  # beyond it every activation is its asymptote
 _FORMULA_TOLERANCE = 1e-6  # constants are written with ten digits or more: 0.7978845608
 
 
-@functools.lru_cache(maxsize=4096)
 def recognise(formula: Formula) -> Resolved | Unresolved | None:
     """The activation without learned parameters that a formula computes; None if there is none.
 
@@ -239,9 +170,19 @@ def recognise(formula: Formula) -> Resolved | Unresolved | None:
     around each number in the formula, out to the largest and down to the smallest numbers of float32, at ±∞ and NaN.
     It has to give back the dtype it is given.
     """
+    return _recogniser()(formula)
+
+
+@of_records
+def _recogniser(_: tuple[Activation, ...]) -> Callable[[Formula], Resolved | Unresolved | None]:
+    """``recognise``, which remembers its answers for as long as the activations are these."""
+    return functools.lru_cache(maxsize=4096)(_recognise)
+
+
+def _recognise(formula: Formula) -> Resolved | Unresolved | None:
     if len(formula.steps) == 1 and formula.result.number == 1:
         (step,) = formula.steps
-        function = _OF_METHODS.get(step.function, step.function)
+        function = _methods_functions().get(step.function, step.function)
         if is_function(function) and step.arguments[:1] == (INPUT,):
             return resolve_call(function, step.arguments[1:], dict(step.keywords))
     try:
@@ -309,42 +250,40 @@ def _same_at_the_ends(y: Tensor, expected: Tensor) -> bool:
 # Calls written in a forward: torch's functions, how their arguments are read, and the model's own functions
 
 
-def _call(name: str, *parameters: str, inplace: bool = False) -> tuple[str, tuple[str, ...], bool]:
-    return name, parameters, inplace
+@of_records
+def _functions(records: tuple[Activation, ...]) -> dict[Function, list[tuple[Activation, Call]]]:
+    """By a function of torch, the activations that its calls may compute."""
+    found: dict[Function, list[tuple[Activation, Call]]] = {}
+    for record in records:
+        for call in record.calls:
+            found.setdefault(call.function, []).append((record, call))
+    return found
 
 
-_FUNCTIONS: dict[Function, tuple[str, tuple[str, ...], bool]] = {
-    F.gelu: _call("gelu", "approximate"),
-    F.silu: _call("silu", "inplace"),
-    F.relu: _call("relu", "inplace"),
-    torch.relu: _call("relu"),
-    F.relu6: _call("relu6", "inplace"),
-    F.leaky_relu: _call("leaky_relu", "negative_slope", "inplace"),
-    F.elu: _call("elu", "alpha", "inplace"),
-    F.mish: _call("mish", "inplace"),
-    F.hardswish: _call("hardswish", "inplace"),
-    F.tanh: _call("tanh"),
-    torch.tanh: _call("tanh"),
-    F.sigmoid: _call("sigmoid"),
-    torch.sigmoid: _call("sigmoid"),
-    torch.special.expit: _call("sigmoid"),
-    torch.relu_: _call("relu", inplace=True),
-    torch.tanh_: _call("tanh", inplace=True),
-    torch.sigmoid_: _call("sigmoid", inplace=True),
-    F.elu_: _call("elu", "alpha", inplace=True),
-    F.leaky_relu_: _call("leaky_relu", "negative_slope", inplace=True),
-}
-METHODS: Mapping[str, Function] = {
-    name: getattr(torch, name) for name in ("sigmoid", "tanh", "relu", "sigmoid_", "tanh_", "relu_")
-}
-"""The tensor methods that are activations, as the functions they are."""
-_OF_METHODS: Mapping[Any, Function] = {getattr(Tensor, name): function for name, function in METHODS.items()}
+@of_records
+def methods(_: tuple[Activation, ...]) -> Mapping[str, Function]:
+    """The tensor methods that are activations, as the functions of torch they are."""
+    named = {function.__name__: function for function in _functions()}
+    return {name: one for name, one in named.items() if hasattr(Tensor, name) and getattr(torch, name, None) is one}
+
+
+@of_records
+def _methods_functions(_: tuple[Activation, ...]) -> Mapping[Any, Function]:
+    return {getattr(Tensor, name): function for name, function in methods().items()}
+
+
+@of_records
+def names(records: tuple[Activation, ...]) -> frozenset[str]:
+    """The names by which code calls torch's activations: functions, methods, and classes without learned parameters."""
+    functions = {function.__name__.removeprefix("special_") for function in _functions()}
+    classes = {module.cls for record in records if not record.learned for module in record.modules}
+    return frozenset(functions | {cls.rpartition(".")[2] for cls in classes if cls.startswith("torch.")})
 
 
 def is_function(value: object) -> bool:
     """Whether ``value`` is one of torch's activation functions."""
     try:
-        return value in _FUNCTIONS
+        return value in _functions()
     except TypeError:  # not hashable
         return False
 
@@ -357,20 +296,22 @@ def resolve_call(
     if not is_function(function):
         unknown = f"what {getattr(function, '__name__', function)} computes with these arguments is not known"
         return resolve_function(function, arguments, keywords) or Unresolved(unknown)
-    name, parameters, inplace = _FUNCTIONS[function]
-    given = dict(zip(parameters, arguments, strict=False)) | dict(keywords)
-    if len(arguments) > len(parameters) or not given.keys() <= set(parameters):
-        return Unresolved(f"{name} is called with arguments that are not known")
-    inplace = bool(given.pop("inplace", False)) or inplace
-    if name == "gelu":
-        approximate = given.get("approximate", "none")
-        if approximate not in _GELUS:
-            return Unresolved(f"gelu is called with approximate={approximate!r}")
-        return Resolved(ACTIVATIONS[_GELUS[approximate]], _GELUS[approximate], 1)
-    if not all(isinstance(value, (int, float)) for value in given.values()):
-        return Unresolved(f"{name} is called with arguments that are no numbers")
-    activation = ACTIVATIONS[name].with_parameters(**{**dict(ACTIVATIONS[name].parameters), **given})  # type: ignore[arg-type]
-    return Resolved(activation, activation.label, 1, in_place=inplace)
+    candidates = _functions()[function]
+    record, call = candidates[0]
+    given = dict(zip(call.arguments, arguments, strict=False)) | dict(keywords)
+    if len(arguments) > len(call.arguments) or not given.keys() <= set(call.arguments):
+        return Unresolved(f"{record.name} is called with arguments that are not known")
+    in_place = bool(given.pop("inplace", False)) or call.in_place
+    meant = next((record for record, call in candidates if call.when is None or call.when(**given)), None)
+    if meant is None:
+        shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        return Unresolved(f"{record.name} is called with {shown}")
+    usual = dict(meant.parameters)
+    constants = {name: value for name, value in given.items() if name in usual}
+    if not all(isinstance(value, (int, float)) for value in constants.values()):
+        return Unresolved(f"{meant.name} is called with arguments that are no numbers")
+    activation = meant.with_parameters(**{**usual, **constants})  # type: ignore[arg-type]
+    return Resolved(activation, activation.label, 1, in_place=in_place)
 
 
 def resolve_function(

@@ -25,7 +25,7 @@ import hf_gelu_patch
 from hf_gelu_patch import IMPLEMENTATIONS, Report, patched
 from hf_gelu_patch.cli import main
 from hf_gelu_patch.evaluation.reference import REFERENCES
-from hf_gelu_patch.implementations import aten, triton_ops
+from hf_gelu_patch.implementations import aten, triton_forms
 from hf_gelu_patch.recognition import resolve
 from scripts.benchmarking.planted import command as planted
 
@@ -372,7 +372,7 @@ def test_the_errors_shown_are_those_of_the_kernels_table() -> None:
     assert f"the emulated absolute error is at most {emulated['float32'][5]}." in text
     steepest = cells("| gelu | bfloat16 | ")[0][4].split(" / ")[1]
     assert f"exact GELU's is {emulated['bfloat16'][4]} ulp in bfloat16, against {steepest} of PyTorch" in text
-    for name in triton_ops.POINTWISE:  # "no activation's largest error is above PyTorch's"
+    for name in triton_forms.POINTWISE:  # "no activation's largest error is above PyTorch's"
         rows = [row for row in cells(f"| {name} | ") if row[1] in emulated and "%" not in row[-1]]
         assert len(rows) == 3
         for row in rows:
@@ -396,4 +396,4 @@ def test_the_implementations_shown_are_those_there_are() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", TEXT["implementations.md"], re.MULTILINE)
     assert sorted(rows) == sorted([*IMPLEMENTATIONS, "auto"])
     listed = TEXT["implementations.md"].partition("They compute ")[2].partition(".\n")[0]
-    assert re.findall(r"`(\w+)`", listed) == [*triton_ops.POINTWISE, "swiglu_oai"]
+    assert re.findall(r"`(\w+)`", listed) == [*triton_forms.POINTWISE, "swiglu_oai"]

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from hf_gelu_patch import ACTIVATIONS
 from hf_gelu_patch.implementations import triton_kernels, triton_launch
-from hf_gelu_patch.implementations.triton_ops import POINTWISE, gated, gated_halves, pointwise
+from hf_gelu_patch.implementations.triton_forms import POINTWISE
+from hf_gelu_patch.implementations.triton_ops import gated, gated_halves, pointwise
 
 pytestmark = pytest.mark.gpu
 

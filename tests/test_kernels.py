@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from hf_gelu_patch import ACTIVATIONS
-from hf_gelu_patch.implementations import triton_kernels, triton_launch, triton_ops
+from hf_gelu_patch.implementations import triton_forms, triton_kernels, triton_launch, triton_ops
 from scripts.benchmarking.static import coefficients, errors, page
 from scripts.benchmarking.static import compiled as compiling
 
@@ -42,7 +42,7 @@ BOUNDS = {
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("activation", triton_ops.POINTWISE)
+@pytest.mark.parametrize("activation", triton_forms.POINTWISE)
 def test_every_value_of_16_bits(activation: str, dtype: str) -> None:
     record, x = ACTIVATIONS[activation], errors.values(errors.DTYPES[dtype])
     exact, slope = record.bind(record.reference)(x.double()), record.bind(record.derivative)(x.double())
@@ -75,7 +75,7 @@ def test_exact_gelu_in_float32() -> None:
     assert float(((own.double() - exact) / exact)[(x >= -12) & (x < -5.5)].abs().max()) > 0.99
 
 
-@pytest.mark.parametrize("activation", triton_ops.POINTWISE)
+@pytest.mark.parametrize("activation", triton_forms.POINTWISE)
 def test_derivatives_in_float32_are_no_worse_than_torchs(activation: str) -> None:
     """In ulp over all finite values; and near zero by a bound of their own, in absolute terms."""
     x, record = errors.values(torch.float32), ACTIVATIONS[activation]
@@ -129,7 +129,7 @@ def special() -> dict[str, list[list[str]]]:
     return errors.special(torch.float32)
 
 
-@pytest.mark.parametrize("activation", triton_ops.POINTWISE)
+@pytest.mark.parametrize("activation", triton_forms.POINTWISE)
 def test_special_values(special: dict[str, list[list[str]]], activation: str) -> None:
     for point, (ours, _), expected in zip(errors.SPECIAL, special[activation], SPECIAL[activation], strict=True):
         found, wanted = ([float(value) for value in pair.split(", ")] for pair in (ours, expected))
@@ -157,7 +157,7 @@ def test_one_rounding_is_nearer_and_two_are_as_eager() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("activation", triton_ops.POINTWISE)
+@pytest.mark.parametrize("activation", triton_forms.POINTWISE)
 def test_what_is_not_finite_in_16_bits(activation: str, dtype: torch.dtype) -> None:
     record = ACTIVATIONS[activation]
     x = torch.tensor([math.inf, -math.inf, math.nan], dtype=dtype)
@@ -229,8 +229,17 @@ def test_nothing_behind_a_tensor_past_two_to_the_31st_element_is_touched() -> No
 
 
 def test_there_is_a_kernel_for_every_activation_the_ops_declare() -> None:
-    assert set(triton_ops.GATED) == triton_kernels.FUNCTIONS.keys() == triton_kernels.UP_FUNCTIONS.keys()
-    assert set(triton_ops.POINTWISE) < set(triton_ops.GATED)
+    declared = {*triton_forms.POINTWISE, *triton_forms.GATED_FORMS}
+    written = {
+        name
+        for name, value in vars(triton_kernels).items()
+        if getattr(value, "arg_names", None) in (["x", "P", "DTYPE"], ["gate", "P", "DTYPE"])
+    }
+    assert declared == written
+    for name in declared:
+        up = triton_kernels.swiglu_oai_up if name == "swiglu_oai" else triton_kernels.identity
+        assert triton_launch.device_functions(name) == (getattr(triton_kernels, name), up)
+    assert set(triton_forms.POINTWISE) < declared
 
 
 # Coefficients

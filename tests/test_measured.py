@@ -16,7 +16,7 @@ import torch
 from conftest import FAMILIES, printed_by
 from torch import nn
 
-from hf_gelu_patch import ACTIVATIONS, PatchError, find_sites, patched, sites
+from hf_gelu_patch import ACTIVATIONS, PatchError, find_sites, patched, planning
 from hf_gelu_patch.activations import Resolved
 from hf_gelu_patch.cli import main
 from hf_gelu_patch.implementations import measured
@@ -241,7 +241,8 @@ def chosen(
 ) -> tuple[str | None, str]:
     current = resolve(ACTS[activation])
     assert isinstance(current, Resolved)
-    return choose(name, kind, current, ACTIVATIONS[target or activation], dtype, table)
+    taken, reason = choose(name, kind, current, ACTIVATIONS[target or activation], dtype, table)
+    return (None if taken is None else taken.name), reason
 
 
 def test_where_triton_won_auto_takes_it_and_says_by_how_much(table: Table) -> None:
@@ -310,7 +311,7 @@ def test_the_card_is_asked_for_only_where_there_is_one(monkeypatch: pytest.Monke
 
 
 def test_a_model_on_a_measured_card(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sites, "measured_on", {torch.device("cpu"): table}.__getitem__)
+    monkeypatch.setattr(planning, "measured_on", {torch.device("cpu"): table}.__getitem__)
     family = FAMILIES["llama"]
     model = family.build(torch.bfloat16)
     before = family.run(model)

@@ -25,11 +25,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssConfig, GptOssExperts
 
 from hf_gelu_patch import ACTIVATIONS, UnknownNameError, patch, unpatch
-from hf_gelu_patch.implementations import triton_dispatch, triton_launch, triton_library
-from hf_gelu_patch.implementations.triton_ops import GATED, POINTWISE, gated, gated_halves, pointwise
+from hf_gelu_patch.implementations import triton_dispatch, triton_forms, triton_launch, triton_library
+from hf_gelu_patch.implementations.triton_ops import gated, gated_halves, pointwise
 from tests.conftest import FAMILIES, printed_by
 
 OPS = torch.ops.hf_gelu_patch
+POINTWISE, GATED = tuple(triton_forms.POINTWISE), (*triton_forms.POINTWISE, *triton_forms.GATED_FORMS)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CONSTANTS = {"gelu_clipped": [-10.0, 10.0], "laplace": [0.707107, 0.282095], "swiglu_oai": [1.702, 7.0]}
 SMALL = 64
@@ -904,11 +905,11 @@ def test_autocast_gives_the_dtype_of_the_expression(activation: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         for dtype in DTYPES:
             gate, up = randn(8, 8, dtype=dtype), randn(8, 8, dtype=dtype)
-            expected = triton_library.eager_gated(activation, CONSTANTS.get(activation, []))(gate, up)
+            expected = triton_forms.eager_gated(activation, CONSTANTS.get(activation, []))(gate, up)
             assert gated(gate, up, activation).dtype == expected.dtype
             assert gated_halves(gate, activation).dtype == expected.dtype
             if activation in POINTWISE:
-                expected = triton_library.eager(activation, CONSTANTS.get(activation, []))(gate)
+                expected = triton_forms.eager(activation, CONSTANTS.get(activation, []))(gate)
                 assert pointwise(gate, activation).dtype == expected.dtype
     linear, x = nn.Linear(8, 8), randn(4, 8).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):

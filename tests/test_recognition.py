@@ -312,7 +312,7 @@ def test_the_state_that_torch_is_in_makes_no_difference(name: str, state: str) -
 
 
 def clear_caches() -> None:
-    for cached in (recognition.recognise, recognition._grid, recognition._on_grid):
+    for cached in (recognition._recogniser(), recognition._grid, recognition._on_grid):
         cached.cache_clear()
 
 

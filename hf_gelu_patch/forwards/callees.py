@@ -15,7 +15,7 @@ from hf_gelu_patch.formulas import is_elementwise, is_elementwise_method, is_of_
 from hf_gelu_patch.forwards.flow import Flow, assigned_name
 from hf_gelu_patch.forwards.methods import formula_of
 from hf_gelu_patch.forwards.names import MISSING, Names, dotted
-from hf_gelu_patch.recognition import METHODS, is_function
+from hf_gelu_patch.recognition import is_function, methods
 
 __all__ = ["Callee", "Callees"]
 
@@ -38,7 +38,7 @@ class Callee:
     @property
     def is_method(self) -> bool:
         """Whether it is written as a tensor's method: ``x.sigmoid()``."""
-        return isinstance(self.node, ast.Attribute) and METHODS.get(self.node.attr) is self.value is not None
+        return isinstance(self.node, ast.Attribute) and methods().get(self.node.attr) is self.value is not None
 
 
 class Callees:
@@ -53,11 +53,11 @@ class Callees:
         if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
             return None
         method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
-        if method in METHODS and not call.args and not call.keywords:
+        if method in methods() and not call.args and not call.keywords:
             assert isinstance(call.func, ast.Attribute)
             if self.names.static(call.func.value) is MISSING:
                 how = "method" if self.names.is_of_owner(call.func.value) else "function"
-                return Callee(how, call.func, METHODS[method]), call.func.value, ()
+                return Callee(how, call.func, methods()[method]), call.func.value, ()
         keywords = [(k.arg, k.value) for k in call.keywords]
         arguments = [(None, a) for a in call.args]
         if not arguments:

@@ -12,6 +12,7 @@ from torch import nn
 
 from hf_gelu_patch.activations import Resolved, Unresolved
 from hf_gelu_patch.recognition import is_function, resolve_function
+from hf_gelu_patch.recognition import names as names_of_activations
 from hf_gelu_patch.sources import OUT_OF_REACH, all_names, is_empty, is_model_code, layers, remembered, undecorated
 
 __all__ = ["Method", "formula_of", "holds_activation", "mentions_an_activation", "methods_of"]
@@ -20,12 +21,12 @@ Method = tuple[str, "FunctionType | None", FunctionType, "str | None"]
 """(name, the method as the class has it (None for a helper), the function below its decorators, why it cannot be
 rewritten)."""
 
-_NAMES = {
-    *("gelu", "silu", "relu", "relu6", "leaky_relu", "elu", "mish", "hardswish", "sigmoid", "tanh", "erf", "exp"),
-    *("relu_", "sigmoid_", "tanh_", "silu_", "elu_", "leaky_relu_", "expit"),
-    *("GELU", "SiLU", "ReLU", "ReLU6", "LeakyReLU", "ELU", "Mish", "Hardswish", "Sigmoid", "Tanh"),
-    *("ACT2FN", "ACT2CLS", "get_activation"),
-}
+_FURTHER_NAMES = frozenset({"erf", "exp", "silu_", "ACT2FN", "ACT2CLS", "get_activation"})
+"""Names in a function that may apply an activation, beside torch's names of activations."""
+
+
+def _names() -> frozenset[str]:
+    return names_of_activations() | _FURTHER_NAMES
 
 
 def formula_of(function: FunctionType) -> Resolved | Unresolved | None:
@@ -45,12 +46,12 @@ def _formula_in(function: FunctionType, code: CodeType) -> Resolved | Unresolved
         return None
     named = [function.__globals__.get(name) for name in all_names(code)]
     names = all_names(code).union(*(all_names(one.__code__) for one in named if isinstance(one, FunctionType)))
-    return resolve_function(function) if names & _NAMES else None
+    return resolve_function(function) if names & _names() else None
 
 
 def mentions_an_activation(function: FunctionType, attributes: frozenset[str] = frozenset()) -> bool:
     names = all_names(function.__code__)
-    if names & _NAMES or names & attributes or function is nn.Sequential.forward:
+    if names & _names() or names & attributes or function is nn.Sequential.forward:
         return True
     cells = [cell.cell_contents for cell in function.__closure__ or () if not is_empty(cell)]
     values = [value for name in names if (value := function.__globals__.get(name)) is not None]

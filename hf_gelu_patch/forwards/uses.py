@@ -19,7 +19,7 @@ from hf_gelu_patch.forwards.names import dotted, reach
 from hf_gelu_patch.forwards.replacements import is_linear
 from hf_gelu_patch.forwards.resolving import Edge, Resolve, resolve_chain, resolve_expression
 from hf_gelu_patch.forwards.writes import leaves_its_input, may_pass_on
-from hf_gelu_patch.recognition import METHODS, is_function, resolve_call
+from hf_gelu_patch.recognition import is_function, methods, resolve_call
 from hf_gelu_patch.sources import all_names
 
 __all__ = ["Use", "uses"]
@@ -154,7 +154,7 @@ def uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve) 
 def _named_in(function: FunctionType) -> Iterator[Resolved]:
     """The activations that a function without source names among its globals."""
     for name in function.__code__.co_names:
-        value = function.__globals__.get(name, METHODS.get(name))
+        value = function.__globals__.get(name, methods().get(name))
         if value is None:
             value = getattr(nn.functional, name, None)
         if value is not None and is_function(value):

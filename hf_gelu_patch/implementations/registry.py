@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -71,7 +71,7 @@ class Implementation:
     devices: frozenset[str] | None = None
     dtypes: frozenset[torch.dtype] | None = None
     backward: bool = True
-    identical: frozenset[str] = frozenset()
+    identical: Collection[str] = frozenset()
     missing: Callable[[], str | None] = field(default=lambda: None, repr=False)
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -137,14 +137,46 @@ IMPLEMENTATIONS: dict[str, Implementation] = {}
 
 
 def register_implementation(implementation: Implementation) -> None:
-    """Add an implementation, to be asked for by its name. ``auto`` never takes one that was added.
+    """Add an implementation, to be asked for by its name and listed with the others. ``auto`` never takes one that was
+    added.
 
     Raises:
         PatchError: the name is taken, or ``"auto"``; or it fuses an activation it does not compute.
         UnknownNameError: it names an activation there isn't.
     """
-    if implementation.name == "auto" or implementation.name in IMPLEMENTATIONS:
-        raise PatchError(f"the implementation name {implementation.name!r} is taken: register it under another.")
+    _check(implementation)
+    if implementation.name in IMPLEMENTATIONS:
+        raise _taken(implementation)
+    IMPLEMENTATIONS[implementation.name] = implementation
+
+
+def get_implementation(asked: str | Implementation) -> Implementation:
+    """The implementation called ``asked``; or ``asked`` itself, which need not be registered.
+
+    Raises:
+        UnknownNameError: there is none of this name, and the message lists the valid ones; or it names an activation
+            there isn't.
+        PatchError: it bears the name of another that is registered, or ``"auto"``; or it fuses an activation it does
+            not compute.
+    """
+    if isinstance(asked, str):
+        if asked not in IMPLEMENTATIONS:
+            raise UnknownNameError("implementation", asked, [*IMPLEMENTATIONS, "auto"])
+        return IMPLEMENTATIONS[asked]
+    _check(asked)
+    if IMPLEMENTATIONS.get(asked.name, asked) is not asked:
+        raise _taken(asked)
+    return asked
+
+
+def _taken(implementation: Implementation) -> PatchError:
+    return PatchError(f"the implementation name {implementation.name!r} is taken: give it another.")
+
+
+def _check(implementation: Implementation) -> None:
+    """Refuse what cannot be an implementation."""
+    if implementation.name == "auto":
+        raise _taken(implementation)
     for name in (*implementation.functions, *implementation.identical):
         if name not in ACTIVATIONS:
             raise UnknownNameError("activation", name, ACTIVATIONS)
@@ -153,15 +185,3 @@ def register_implementation(implementation: Implementation) -> None:
             f"implementation {implementation.name!r} fuses {', '.join(alone)} without computing it by itself: add it "
             "to functions, which is what runs where the fused form cannot."
         )
-    IMPLEMENTATIONS[implementation.name] = implementation
-
-
-def get_implementation(name: str) -> Implementation:
-    """The implementation called ``name``.
-
-    Raises:
-        UnknownNameError: there is none; the message lists the valid names.
-    """
-    if name not in IMPLEMENTATIONS:
-        raise UnknownNameError("implementation", name, [*IMPLEMENTATIONS, "auto"])
-    return IMPLEMENTATIONS[name]

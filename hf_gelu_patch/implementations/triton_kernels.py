@@ -200,7 +200,7 @@ def sqrt_softplus(x, P: tl.constexpr, DTYPE: tl.constexpr):
     return tl.where(x < -20.0, far, value), tl.where(x < -20.0, 0.5 * far, _divide(0.5 * sigmoid, value))
 
 
-# A gated form is act(gate) · f(up), f being the identity unless it is named here.
+# A gated form is act(gate) · f(up). ``triton_forms`` says where f is not the identity.
 
 
 @triton.jit
@@ -211,33 +211,14 @@ def swiglu_oai(gate, P: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _identity(up, P: tl.constexpr):
+def identity(up, P: tl.constexpr):
     return up, 1.0
 
 
 @triton.jit
-def _swiglu_oai_up(up, P: tl.constexpr):
+def swiglu_oai_up(up, P: tl.constexpr):
     clamped = _at_most(_at_least(up, -P[1]), P[1])
     return clamped + 1.0, tl.where(tl.abs(up) > P[1], 0.0, 1.0)
-
-
-FUNCTIONS = {
-    "gelu": gelu,
-    "gelu_tanh": gelu_tanh,
-    "quick_gelu": quick_gelu,
-    "gelu_clipped": gelu_clipped,
-    "silu": silu,
-    "relu": relu,
-    "relu_squared": relu_squared,
-    "mish": mish,
-    "laplace": laplace,
-    "sqrt_softplus": sqrt_softplus,
-    "swiglu_oai": swiglu_oai,
-}
-"""The device function of every activation there is a kernel for; swiglu_oai's only in the gated kernels."""
-
-UP_FUNCTIONS = {name: _swiglu_oai_up if name == "swiglu_oai" else _identity for name in FUNCTIONS}
-"""What the gated kernels apply to ``up``."""
 
 
 # Memory. Dense tensors are one row. Others are rows, of which there may be a further dimension or two. A program works

@@ -6,6 +6,8 @@ Importing this module imports triton.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 import operator
 from collections.abc import Sequence
@@ -18,7 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hf_gelu_patch.implementations.triton_kernels import FUNCTIONS, INTERPRETED, UP_FUNCTIONS, How, fused_kernel
+from hf_gelu_patch.activations import ACTIVATIONS
+from hf_gelu_patch.implementations.triton_forms import GATED_FORMS
+from hf_gelu_patch.implementations.triton_kernels import INTERPRETED, How, fused_kernel, identity
 
 FORMS = {"forward": 1, "backward": 2, "gated_forward": 2, "gated_backward": 3}
 """What is computed, and how many tensors are read for it."""
@@ -201,6 +205,22 @@ def _alternate(tensors: Sequence[Tensor | None], layout: Layout, first: int) -> 
     return along and _take_turns(*tensors[first : first + 2])
 
 
+def device_functions(activation: str) -> tuple[Any, Any]:
+    """What the kernel applies to gate (or x) and to up."""
+    form = GATED_FORMS.get(activation)
+    if form is None:
+        return _named(ACTIVATIONS[activation].kernel), identity
+    return _named(form.act.kernel), _named(form.up_kernel)
+
+
+@functools.cache
+def _named(kernel: str | None) -> Any:
+    """The device function ``"package.module:function"``."""
+    assert kernel is not None, "the ops refuse what has no kernel"
+    module, _, function = kernel.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
 # What a form reads, then what it writes, becomes the kernel's tensors: gate, up, grad_y, y, grad_gate, grad_up. The
 # number behind the last is None.
 _PLACES = {
@@ -303,11 +323,12 @@ def _prepare(
         grid = (min(grid[0], variant.programs * properties["multiprocessor_count"]), 1, 1)
     options = {} if INTERPRETED.value else options_of(variant, layout.tile, hip=torch.version.hip is not None)
     geometry = (layout.strides, layout.columns, layout.sizes)
+    act, up = device_functions(activation)
     compiled = fused_kernel[grid](
         tensors,
         *geometry,
-        ACT=FUNCTIONS[activation],
-        UP=UP_FUNCTIONS[activation],
+        ACT=act,
+        UP=up,
         P=constants,
         ROUNDED=rounded,
         HOW=compiled_for,

@@ -14,30 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_gelu_patch.activations import ACTIVATIONS
 from hf_gelu_patch.implementations.triton_dispatch import by_aten, direct, transformed
-
-# The plain aten expressions
-
-
-def eager(activation: str, constants: Sequence[float]) -> Callable[[Tensor], Tensor]:
-    record = ACTIVATIONS[activation]
-    if not constants:
-        return record.eager
-    return functools.partial(record.eager, **dict(zip(dict(record.parameters), constants, strict=True)))
-
-
-def eager_gated(activation: str, constants: Sequence[float]) -> Callable[[Tensor, Tensor], Tensor]:
-    if activation == "swiglu_oai":
-        alpha, limit = constants
-        return lambda gate, up: _swiglu_oai(gate, up, alpha, limit)
-    act = eager(activation, constants)
-    return lambda gate, up: act(gate) * up
-
-
-def _swiglu_oai(gate: Tensor, up: Tensor, alpha: float, limit: float) -> Tensor:
-    gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
-    return gate * torch.sigmoid(gate * alpha) * (up + 1)
+from hf_gelu_patch.implementations.triton_forms import eager, eager_gated, gradients
 
 
 def halves(gate_up: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
@@ -103,25 +81,6 @@ def _halves_gradient(
 # The ops
 
 
-def _by_formula(
-    grad_y: Tensor, gate: Tensor, up: Tensor, activation: str, constants: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """The gradients of gate and up in float64, rounded once. Below autograd, where aten's own cannot be asked for."""
-    g, u, dy = gate.double(), up.double(), grad_y.double()
-    if activation == "swiglu_oai":
-        alpha, limit = constants
-        inside, s = g.clamp(max=limit), torch.sigmoid(alpha * g.clamp(max=limit))
-        value, slope = inside * s, torch.where(g > limit, 0.0, s + alpha * inside * s * (1.0 - s))
-        factor, factor_slope = u.clamp(-limit, limit) + 1.0, torch.where(u.abs() > limit, 0.0, torch.ones_like(u))
-    else:
-        record = ACTIVATIONS[activation]
-        named = dict(zip(dict(record.parameters), constants, strict=True))
-        value, slope = record.reference(g, **named), record.derivative(g, **named)
-        factor, factor_slope = u, torch.ones_like(u)
-    grads = dy * factor * slope, dy * value * factor_slope
-    return torch.empty_like(gate).copy_(grads[0]), torch.empty_like(gate).copy_(grads[1])
-
-
 def _alike(*tensors: Tensor) -> None:
     """What no kernel asks: tensors of another shape would be read past their ends."""
     first = tensors[0]
@@ -147,7 +106,7 @@ def pointwise(x: Tensor, activation: str, constants: Sequence[float]) -> Tensor:
 def pointwise_backward(grad_y: Tensor, x: Tensor, activation: str, constants: Sequence[float]) -> Tensor:
     _alike(grad_y, x)
     if by_aten(x):
-        return _by_formula(grad_y, x, torch.ones_like(x), activation, constants)[0]
+        return gradients(grad_y, x, torch.ones_like(x), activation, constants)[0]
     return _backward(grad_y, x, activation, constants)
 
 
@@ -167,7 +126,7 @@ def gated_backward(
     _alike(grad_y, gate, up)
     if by_aten(gate):
         y = eager_gated(activation, constants)(gate, up) if again else gate.new_empty(0)
-        return *_by_formula(grad_y, gate, up, activation, constants), y
+        return *gradients(grad_y, gate, up, activation, constants), y
     if not again:
         return *_gated_gradients(grad_y, gate, up, activation, constants, rounded), gate.new_empty(0)
     y, grad_gate, grad_up = (torch.empty_like(gate) for _ in range(3))
@@ -192,7 +151,7 @@ def gated_halves_backward(
     _alike(grad_y, halves(gate_up, interleaved)[0])
     if by_aten(gate_up):
         grad = torch.empty_like(gate_up)
-        grads = _by_formula(grad_y, *halves(gate_up, interleaved), activation, constants)
+        grads = gradients(grad_y, *halves(gate_up, interleaved), activation, constants)
         for half, own in zip(halves(grad, interleaved), grads, strict=True):
             half.copy_(own)
         return grad

@@ -13,27 +13,17 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from hf_gelu_patch.activations import ACTIVATIONS
-from hf_gelu_patch.errors import UnknownNameError
+from hf_gelu_patch.activations import Activation, Derived
 from hf_gelu_patch.implementations import triton_library as library
 from hf_gelu_patch.implementations.registry import Implementation
 from hf_gelu_patch.implementations.tensors import in_memory
 from hf_gelu_patch.implementations.triton_dispatch import DEVICES, DTYPES, direct, plain
-
-POINTWISE = (
-    *("gelu", "gelu_tanh", "quick_gelu", "gelu_clipped", "silu", "relu"),
-    *("relu_squared", "mish", "laplace", "sqrt_softplus"),
-)
-"""The activations the kernels compute (triton_kernels.FUNCTIONS, without importing triton; a test compares)."""
-
-GATED = (*POINTWISE, "swiglu_oai")
-"""The gated forms: act(gate) · up, and swiglu_oai."""
+from hf_gelu_patch.implementations.triton_forms import constants_of, eager, eager_gated
 
 
 def pointwise(x: Tensor, activation: str, **parameters: float) -> Tensor:
@@ -41,7 +31,7 @@ def pointwise(x: Tensor, activation: str, **parameters: float) -> Tensor:
 
     Args:
         x: any shape, any strides; float32, float16, bfloat16 or float64.
-        activation: one of ``POINTWISE``.
+        activation: one of ``triton_forms.POINTWISE``.
         parameters: the activation's constants, where not its own: ``min`` and ``max`` of ``gelu_clipped``, ``mu`` and
             ``sigma`` of ``laplace``.
 
@@ -55,7 +45,7 @@ def pointwise(x: Tensor, activation: str, **parameters: float) -> Tensor:
         ValueError: a parameter is NaN, or not positive and has to be.
         NotImplementedError: there is no kernel for x's device.
     """
-    constants = _constants(activation, parameters, POINTWISE)
+    constants = constants_of(activation, parameters)
     y: Tensor
     if direct(x):
         if x.requires_grad and torch.is_grad_enabled():
@@ -63,10 +53,10 @@ def pointwise(x: Tensor, activation: str, **parameters: float) -> Tensor:
             return y
         return library.forward(x, activation, constants)
     if not isinstance(x, Tensor):  # torch.fx traces with what stands for one
-        return library.eager(activation, constants)(x)
+        return eager(activation, constants)(x)
     _check(x)
     if plain(x):
-        return library.eager(activation, constants)(x)
+        return eager(activation, constants)(x)
     y = library.pointwise(x, activation, constants)
     return y
 
@@ -81,7 +71,7 @@ def gated(gate: Tensor, up: Tensor, activation: str, *, rounded: bool = False, *
         gate: any shape, any strides; float32, float16, bfloat16 or float64. Two halves of one tensor, one behind the
             other or alternating, are read where they lie.
         up: of the same shape, dtype and device.
-        activation: one of ``GATED``.
+        activation: one of those, or of ``triton_forms.GATED_FORMS``.
         rounded: whether act(gate) is rounded to the dtype before the product, as two ops would do: nearer to eager's
             bits, further from the truth. float32 has nothing to round.
         parameters: as in ``pointwise``; ``alpha`` and ``limit`` of ``swiglu_oai``.
@@ -96,9 +86,9 @@ def gated(gate: Tensor, up: Tensor, activation: str, *, rounded: bool = False, *
         TypeError: they differ in dtype, it is another one, or a parameter is not one of the activation's.
         NotImplementedError: there is no kernel for their device.
     """
-    constants = _constants(activation, parameters, GATED)
+    constants = constants_of(activation, parameters, gated=True)
     if not (isinstance(gate, Tensor) and isinstance(up, Tensor)):  # torch.fx traces with what stands for them
-        return library.eager_gated(activation, constants)(gate, up)
+        return eager_gated(activation, constants)(gate, up)
     if in_memory(gate) and in_memory(up) and gate.shape != up.shape:
         raise ValueError(f"gate has shape {tuple(gate.shape)} and up {tuple(up.shape)}: expand or split them first")
     if gate.dtype != up.dtype or gate.device != up.device:
@@ -111,7 +101,7 @@ def gated(gate: Tensor, up: Tensor, activation: str, *, rounded: bool = False, *
         return library.gated_forward(gate, up, activation, constants, rounded)
     _check(gate)
     if plain(gate) or plain(up):
-        return library.eager_gated(activation, constants)(gate, up)
+        return eager_gated(activation, constants)(gate, up)
     y = library.gated(gate, up, activation, constants, rounded)
     return y
 
@@ -123,7 +113,7 @@ def gated_halves(
 
     Args:
         gate_up: (..., 2n); as in ``gated``.
-        activation: one of ``GATED``.
+        activation: one of those, or of ``triton_forms.GATED_FORMS``.
         interleaved: whether gate and up alternate (``gate_up[..., ::2]``, ``gate_up[..., 1::2]``) instead of standing
             one behind the other.
         rounded: as in ``gated``.
@@ -136,7 +126,7 @@ def gated_halves(
         ValueError: the last dimension is odd, or there is none.
         UnknownNameError, TypeError, NotImplementedError: as in ``gated``.
     """
-    constants = _constants(activation, parameters, GATED)
+    constants = constants_of(activation, parameters, gated=True)
     if gate_up.dim() == 0 or gate_up.size(-1) % 2:
         shape = tuple(gate_up.shape) if in_memory(gate_up) else f"(…, {gate_up.size(-1)})"
         raise ValueError(f"the last dimension is split into halves, and the shape is {shape}")
@@ -148,7 +138,7 @@ def gated_halves(
         return library.halves_forward(gate_up, activation, constants, interleaved, rounded)
     _check(gate_up)
     if plain(gate_up):
-        return library.eager_gated(activation, constants)(*library.halves(gate_up, interleaved))
+        return eager_gated(activation, constants)(*library.halves(gate_up, interleaved))
     y = library.gated_halves(gate_up, activation, constants, interleaved, rounded)
     return y
 
@@ -162,31 +152,6 @@ def _check(x: Tensor) -> None:
         )
 
 
-_SWIGLU_OAI = {"alpha": 1.702, "limit": 7.0}
-
-
-def _constants(activation: str, given: dict[str, float], names: Sequence[str]) -> tuple[float, ...]:
-    """The activation's constants in the order of its record."""
-    if not given and activation in _WITHOUT_CONSTANTS:
-        return ()
-    if activation not in names:
-        raise UnknownNameError("activation", activation, names)
-    usual = _SWIGLU_OAI if activation == "swiglu_oai" else dict(ACTIVATIONS[activation].parameters)
-    if not given.keys() <= usual.keys():
-        raise TypeError(f"{activation} takes {', '.join(usual) or 'no constants'}; got {', '.join(given)}")
-    values = {name: float(value) for name, value in (usual | given).items()}
-    for name, value in values.items():
-        if math.isnan(value) or (name in _POSITIVE and not 0.0 < value < math.inf):
-            raise ValueError(
-                f"{activation} takes {'a positive number' if name in _POSITIVE else 'a number'} as {name}; got {value}"
-            )
-    return tuple(values.values())
-
-
-_POSITIVE = frozenset({"alpha", "sigma"})
-_WITHOUT_CONSTANTS = frozenset(name for name in POINTWISE if not ACTIVATIONS[name].parameters)
-
-
 # The implementations
 
 
@@ -194,11 +159,16 @@ def _no_triton() -> str | None:
     return None if importlib.util.find_spec("triton") else "triton is not installed (pip install triton)"
 
 
+def _where_fused(function: Callable[..., Tensor], record: Activation) -> Callable[..., Tensor] | None:
+    return None if record.kernel is None else functools.partial(function, activation=record.name)
+
+
 def _triton(name: str, *, rounded: bool) -> Implementation:
+    product = functools.partial(gated, rounded=rounded)
     return Implementation(
         name,
-        {one: functools.partial(pointwise, activation=one) for one in POINTWISE},
-        gated={one: functools.partial(gated, rounded=rounded, activation=one) for one in POINTWISE},
+        Derived(functools.partial(_where_fused, pointwise)),
+        gated=Derived(functools.partial(_where_fused, product)),
         devices=DEVICES,
         dtypes=DTYPES - {torch.float64},  # which would be aten's, under another name
         missing=_no_triton,

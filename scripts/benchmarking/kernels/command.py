@@ -23,7 +23,8 @@ from torch import Tensor
 from hf_gelu_patch import ACTIVATIONS, UnknownNameError
 from hf_gelu_patch.evaluation.speed import ratio
 from hf_gelu_patch.implementations.registry import get_implementation
-from hf_gelu_patch.implementations.triton_ops import GATED, gated
+from hf_gelu_patch.implementations.triton_forms import GATED_FORMS, POINTWISE
+from hf_gelu_patch.implementations.triton_ops import gated
 from scripts.benchmarking.kernels import liger
 from scripts.benchmarking.timing import (
     MOST_ROUNDS,
@@ -546,7 +547,7 @@ def run(options: argparse.Namespace) -> None:
     options.dtypes = options.dtypes or DEFAULTS[options.device]["dtypes"]
     options.elements = sorted(options.elements or DEFAULTS[options.device]["elements"])
     if "all" in options.activations:
-        options.activations = list(GATED)
+        options.activations = [*POINTWISE, *GATED_FORMS]
     if (output := options.output) and output.suffix != ".json":
         output = output / "kernels.json"
     if output:
@@ -591,7 +592,7 @@ def add(commands: Any) -> None:
     everything, main_ones = list(MOVED), ["gelu", "gelu_tanh", "silu"]
     usual = ["aten", "compile", "triton", "liger"]
     command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
-    names("--activations", "activation", (*GATED, "all"), main_ones, " ".join(main_ones))
+    names("--activations", "activation", (*POINTWISE, *GATED_FORMS, "all"), main_ones, " ".join(main_ones))
     names("--forms", "form", everything, everything, "all")
     names("--dtypes", "dtype", list(DTYPES), None, "float32 bfloat16 on a CPU, float16 bfloat16 on CUDA")
     names("--implementations", "implementation", IMPLEMENTED, usual, f"{' '.join(usual)}; eager is always there")

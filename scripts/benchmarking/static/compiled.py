@@ -104,14 +104,15 @@ def compiled(name: str, form: str, dtype: str, target: str, layout: str = "dense
         sys.exit("Interpreted kernels cannot be compiled: unset TRITON_INTERPRET.")
     asked = triton_launch.VARIANTS[variant or triton_launch.CHOSEN[form.replace(" ", "_")]]
     lie, turns = geometry(layout, form, asked.block), layout == "interleaved"
+    act, up = triton_launch.device_functions(name)
     specialised = Specialised()
     tensors = tuple(f"*{dtype}" if place in _PLACES[form] else None for place in range(6))
     arguments = (tensors, lie.strides, lie.columns, lie.sizes)
     types = [specialised.type_of(argument, place) for place, argument in enumerate(arguments)]
     specialised.divisible.pop((2,), None)  # the kernel has columns not specialised so
     constants = {
-        "ACT": triton_kernels.FUNCTIONS[name],
-        "UP": triton_kernels.UP_FUNCTIONS[name],
+        "ACT": act,
+        "UP": up,
         "P": _CONSTANTS.get(name, ()),
         "ROUNDED": False,
         "HOW": triton_launch.how(lie, asked, turns, turns),
@@ -207,11 +208,11 @@ def checked_kernels() -> Iterator[tuple[str, str, str, str, str, str]]:
 
 
 def static(everything: bool) -> list[dict[str, Any]]:
-    from hf_gelu_patch.implementations import triton_kernels, triton_launch
+    from hf_gelu_patch.implementations import triton_forms, triton_launch
 
     wanted = list(checked_kernels())
     if everything:
-        for name in triton_kernels.FUNCTIONS:
+        for name in (*triton_forms.POINTWISE, *triton_forms.GATED_FORMS):
             forms = FORMS if name != "swiglu_oai" else FORMS[2:]
             for form, dtype in itertools.product(forms, ("bf16", "fp16", "fp32")):
                 wanted.append((name, form, dtype, "sm_90", "dense", triton_launch.CHOSEN[form.replace(" ", "_")]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_gelu_patch import ACTIVATIONS
-from hf_gelu_patch.implementations import triton_ops
+from hf_gelu_patch.implementations import triton_forms, triton_ops
 from scripts.benchmarking.static.coefficients import END
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -61,7 +61,7 @@ def errors() -> dict[str, Any]:
     """Largest errors in ulp, by activation and dtype: [value for x ≥ −5, value, derivative], ours and torch's."""
     warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of ∞ in the interpreter: meant, where not discarded
     table: dict[str, Any] = {}
-    for name in triton_ops.POINTWISE:
+    for name in triton_forms.POINTWISE:
         record = ACTIVATIONS[name]
         for label, dtype in DTYPES.items():
             x = values(dtype)
@@ -96,7 +96,9 @@ def special(dtype: torch.dtype) -> dict[str, list[list[str]]]:
         return ", ".join(f"{value.item():.6g}" for value in pair)
 
     points = special_points(dtype).split(1)
-    return {name: [[told(computed(name, x)), told(by_torch(name, x))] for x in points] for name in triton_ops.POINTWISE}
+    return {
+        name: [[told(computed(name, x)), told(by_torch(name, x))] for x in points] for name in triton_forms.POINTWISE
+    }
 
 
 def other_kind() -> list[str]:
@@ -108,7 +110,7 @@ def other_kind() -> list[str]:
 
     return [
         f"{name}, {label}: {what} at {point}"
-        for name in triton_ops.POINTWISE
+        for name in triton_forms.POINTWISE
         for label in ("bfloat16", "float16")
         for what, single, half in zip(
             ("value", "derivative"), kinds(name, torch.float32), kinds(name, DTYPES[label]), strict=True
