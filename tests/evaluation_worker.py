@@ -16,7 +16,8 @@ from typing import Any
 
 from tiny_classifier import WORDS
 
-from hf_gelu_patch.evaluation.run import Result, Settings
+from hf_gelu_patch.evaluation.run.result import Result
+from hf_gelu_patch.evaluation.settings import Settings
 
 RESULT = "result.json"
 

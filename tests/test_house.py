@@ -21,14 +21,6 @@ LATER = "still to be taken apart"
 
 # What is larger, and why it is. One that is no longer needed fails the test.
 EXCEPTIONS = {
-    "lines of hf_gelu_patch/evaluation/run.py": LATER,
-    "lines of hf_gelu_patch/evaluation/run.py::evaluate": LATER,
-    "parameters of hf_gelu_patch/evaluation/run.py::evaluate": LATER,
-    "parameters of hf_gelu_patch/evaluation/run.py::_answers": LATER,
-    "lines of hf_gelu_patch/evaluation/run.py::_speeds": LATER,
-    "parameters of hf_gelu_patch/evaluation/run.py::_speeds": LATER,
-    "parameters of hf_gelu_patch/evaluation/speed.py::measure": LATER,
-    "parameters of hf_gelu_patch/evaluation/speed.py::measure_generation": LATER,
     "parameters of hf_gelu_patch/implementations/triton_kernels.py::_read": KERNEL,
     "parameters of hf_gelu_patch/implementations/triton_kernels.py::_write": KERNEL,
     "parameters of hf_gelu_patch/implementations/triton_kernels.py::_block": KERNEL,

@@ -29,7 +29,7 @@ from hf_gelu_patch.evaluation.variants import Variant
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from hf_gelu_patch.evaluation.run import Result
+    from hf_gelu_patch.evaluation.run.result import Result
 
 __all__ = ["COMMAND"]
 

@@ -2,7 +2,8 @@
 
     from accelerate import Accelerator
     from hf_gelu_patch.evaluation.loading.subjects import subject
-    from hf_gelu_patch.evaluation.run import Settings, evaluate_subject
+    from hf_gelu_patch.evaluation.run import evaluate_subject
+    from hf_gelu_patch.evaluation.settings import Settings
 
     result = evaluate_subject(subject("gpt2"), Settings(limit=64), Accelerator(cpu=True))
     for one in result.variants:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from hf_gelu_patch.evaluation.drift import batch_drift, exact_copy, in_double
+from hf_gelu_patch.evaluation.drift.logits import batch_drift
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.failures import batch_remedy, failing
 from hf_gelu_patch.evaluation.tasks.base import Batch, Task
+from hf_gelu_patch.verification import exact_copy, in_double
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,10 +87,10 @@ def _moved(task: Task, batch: Batch, place: int, alone: Batch, model: PreTrained
     if moved is not None or not torch.finfo(model.dtype).eps > _COARSE:
         return moved
     exact = exact_copy(model, batch, task.forward)
-    if exact.model is None or exact.logits is None:
+    if exact.model is None or exact.output is None:
         return None
     own = task.forward(cast("PreTrainedModel", exact.model), in_double(alone))
-    return _apart(_counted(own, alone, 0), _counted(exact.logits, batch, place))
+    return _apart(_counted(own, alone, 0), _counted(exact.output, batch, place))
 
 
 def _apart(own: Tensor | None, among: Tensor | None) -> str | None:

@@ -55,7 +55,9 @@ def run(options: argparse.Namespace) -> None:
     from hf_gelu_patch import find_sites
     from hf_gelu_patch.evaluation.loading.models import load_model
     from hf_gelu_patch.evaluation.loading.subjects import subject
-    from hf_gelu_patch.evaluation.run import Settings, Variant, evaluate_subject
+    from hf_gelu_patch.evaluation.run import evaluate_subject
+    from hf_gelu_patch.evaluation.settings import Settings
+    from hf_gelu_patch.evaluation.variants import Variant
 
     torch.set_num_threads(1)
     one = subject(options.model)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 import hf_gelu_patch
 from hf_gelu_patch.evaluation import environment as surroundings
-from hf_gelu_patch.evaluation.speed import Ratio, judge, measure, ratio
+from hf_gelu_patch.evaluation.speed.ratios import Ratio, judge, ratio
+from hf_gelu_patch.evaluation.speed.rounds import Effort, measure
 
 Calls = Mapping[str, Callable[[], Any]]
 Samples = dict[str, list[float]]
@@ -36,8 +37,8 @@ _CYCLES = 3e9
 def rounds_on_cpu(calls: Calls, count: int, seed: int) -> Samples:
     """``count`` rounds of every call, in seconds by call."""
     variants = {name: (lambda _, call=call: call()) for name, call in calls.items()}
-    limits = {"min_rounds": count, "min_seconds": 0.0, "max_seconds": math.inf}
-    return measure(variants, [1], warm_up=[], seed=seed, **limits).seconds
+    effort = Effort(seed, min_rounds=count, min_seconds=0.0, max_seconds=math.inf)
+    return measure(variants, [1], effort, warm_up=[]).seconds
 
 
 def rounds_on_cuda(

@@ -6,6 +6,8 @@ import copy
 import itertools
 import json
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,16 +20,10 @@ from scipy.special import log_softmax
 from torch import Tensor, nn
 
 from hf_gelu_patch import IMPLEMENTATIONS, Implementation, find_sites, patch, register_implementation, unpatch
-from hf_gelu_patch.evaluation.drift import (
-    LogitDrift,
-    activation_share,
-    amdahl,
-    batch_drift,
-    exact_copy,
-    exact_drift,
-    layer_drift,
-    total_drift,
-)
+from hf_gelu_patch.evaluation.drift.layers import layer_drift
+from hf_gelu_patch.evaluation.drift.logits import LogitDrift, against_exact, batch_drift, total_drift
+from hf_gelu_patch.evaluation.speed.share import activation_share, amdahl
+from hf_gelu_patch.verification import Exact, exact_copy
 
 
 def run(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -42,6 +38,24 @@ def variant(model: nn.Module, **options: Any) -> nn.Module:
     patched = copy.deepcopy(model)
     patch(patched, **options)
     return patched
+
+
+def exact_drift(
+    model: nn.Module,
+    variants: dict[str, nn.Module],
+    batch: Any,
+    forward: Callable[[Any, Any], Tensor],
+    *,
+    counts: Tensor | None = None,
+    exact: Exact[Tensor] | None = None,
+) -> dict[str, LogitDrift]:
+    """Of each model against a float64 copy of the first, which is called "before"."""
+    exact = exact_copy(model, batch, forward) if exact is None else exact
+    if exact.output is None:
+        return {}
+    with torch.no_grad():
+        models = {**variants, "before": model}
+        return {name: against_exact(forward(one, batch), exact.output, counts) for name, one in models.items()}
 
 
 def logits(*shape: int, scale: float = 3.0, seed: int = 0) -> Tensor:
@@ -189,7 +203,7 @@ def test_large_logits_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) ->
         False  # fetched one by one; without the last position, in views of each example; copied, in one view
     )
     whole = batch_drift(before, after, counts)
-    monkeypatch.setattr("hf_gelu_patch.evaluation.drift._AT_A_TIME", 220)  # four positions
+    monkeypatch.setattr("hf_gelu_patch.evaluation.drift.logits._AT_A_TIME", 220)  # four positions
     cut = before[:, :-1], after[:, :-1]
     assert not cut[0].is_contiguous()
     for found in (batch_drift(before, after, counts), batch_drift(*cut), batch_drift(*(x.clone() for x in cut))):
@@ -375,7 +389,8 @@ def test_one_copy_serves_both(monkeypatch: pytest.MonkeyPatch) -> None:
     assert next(model.parameters()).dtype == torch.float32
     variants = {"relu": variant(model, activation="relu")}
     layers, drift = layer_drift(model, variants, batch, run), exact_drift(model, variants, batch, run)
-    monkeypatch.setattr("hf_gelu_patch.evaluation.drift.exact_copy", None)  # not to be made once more
+    monkeypatch.setattr("hf_gelu_patch.evaluation.drift.layers.exact_copy", None)  # not to be made once more
+    monkeypatch.setattr(sys.modules[__name__], "exact_copy", None)
     assert layer_drift(model, variants, batch, run, exact=exact) == layers
     assert exact_drift(model, variants, batch, run, exact=exact) == drift
 
@@ -383,9 +398,9 @@ def test_one_copy_serves_both(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_memory_there_is_no_copy_and_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     family = FAMILIES["bert"]
     model, batch = family.build(), family.inputs()
-    monkeypatch.setattr("hf_gelu_patch.evaluation.drift.free_memory", lambda _: 1000)
+    monkeypatch.setattr("hf_gelu_patch.verification.copies.free_memory", lambda _: 1000)
     exact = exact_copy(model, batch, run)
-    assert (exact.model, exact.logits) == (None, None)
+    assert (exact.model, exact.output) == (None, None)
     assert "GiB" in exact.reason
     assert exact_drift(model, {}, batch, run) == {}
     [*_, last] = layer_drift(model, {"relu": variant(model, activation="relu")}, batch, run)["relu"]

@@ -21,7 +21,8 @@ from hf_gelu_patch.evaluation.metrics import ANSWERS, METRICS, Metric, ratio, re
 from hf_gelu_patch.evaluation.report.card import model_card
 from hf_gelu_patch.evaluation.report.markdown import markdown
 from hf_gelu_patch.evaluation.report.results import plain
-from hf_gelu_patch.evaluation.run import Settings, evaluate_subject
+from hf_gelu_patch.evaluation.run import evaluate_subject
+from hf_gelu_patch.evaluation.settings import Settings
 from hf_gelu_patch.evaluation.tasks.base import Batch
 from hf_gelu_patch.evaluation.tasks.heads import IGNORED
 from hf_gelu_patch.evaluation.tasks.language import LanguageModel

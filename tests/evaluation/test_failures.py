@@ -19,8 +19,10 @@ from torch import Tensor
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import subject
-from hf_gelu_patch.evaluation.run import Settings, Variant, evaluate_subject, unpatched_metrics
+from hf_gelu_patch.evaluation.run import evaluate_subject, unpatched_metrics
+from hf_gelu_patch.evaluation.settings import Settings
 from hf_gelu_patch.evaluation.subject import Subject
+from hf_gelu_patch.evaluation.variants import Variant
 from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, register_implementation
 
 QUICK = Settings(min_rounds=3, min_seconds=0.01, max_seconds=0.1, skip_bad_rows=True)

@@ -27,10 +27,13 @@ from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
 from hf_gelu_patch.evaluation.report.document import sections, summary
 from hf_gelu_patch.evaluation.report.markdown import markdown
 from hf_gelu_patch.evaluation.report.results import plain
-from hf_gelu_patch.evaluation.run import Result, Settings, Variant, evaluate_subject
+from hf_gelu_patch.evaluation.run import evaluate_subject
+from hf_gelu_patch.evaluation.run.result import Result
+from hf_gelu_patch.evaluation.settings import Settings
 from hf_gelu_patch.evaluation.statistics import exact_mcnemar
 from hf_gelu_patch.evaluation.tasks.base import Task
 from hf_gelu_patch.evaluation.tasks.making import make_task
+from hf_gelu_patch.evaluation.variants import Variant
 
 KINDS = ["red", "green", "dark blue"]
 FAST: dict[str, Any] = {"min_rounds": 3, "min_seconds": 0.01, "max_seconds": 0.05}

@@ -27,7 +27,9 @@ from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.records import RestartedWarning, Row, Writer, folder_name, prepare, read
-from hf_gelu_patch.evaluation.run import Settings, Variant, evaluate_subject
+from hf_gelu_patch.evaluation.run import evaluate_subject
+from hf_gelu_patch.evaluation.settings import Settings
+from hf_gelu_patch.evaluation.variants import Variant
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

@@ -34,7 +34,8 @@ from hf_gelu_patch.evaluation.reference import (
     materialise,
     sha256,
 )
-from hf_gelu_patch.evaluation.run import Settings, unpatched_metrics
+from hf_gelu_patch.evaluation.run import unpatched_metrics
+from hf_gelu_patch.evaluation.settings import Settings
 from scripts.training import __main__ as training
 
 MEASURED = Settings(dtype="float32")

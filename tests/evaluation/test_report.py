@@ -32,7 +32,9 @@ from hf_gelu_patch.evaluation.report.page import page
 from hf_gelu_patch.evaluation.report.plots import draw
 from hf_gelu_patch.evaluation.report.results import JSON_NAME, SCHEMA, Data, merge, plain, read
 from hf_gelu_patch.evaluation.report.terminal import print_results
-from hf_gelu_patch.evaluation.run import Settings, Variant, evaluate_subject
+from hf_gelu_patch.evaluation.run import evaluate_subject
+from hf_gelu_patch.evaluation.settings import Settings
+from hf_gelu_patch.evaluation.variants import Variant
 
 VARIANTS = ("aten", "activation=relu_squared", "eager")
 PNG = b"\x89PNG\r\n\x1a\n"

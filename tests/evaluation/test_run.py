@@ -30,10 +30,13 @@ from hf_gelu_patch.evaluation.quality import judge
 from hf_gelu_patch.evaluation.reference import REFERENCES
 from hf_gelu_patch.evaluation.report.markdown import markdown
 from hf_gelu_patch.evaluation.report.results import plain
-from hf_gelu_patch.evaluation.run import Result, Settings, Variant, VariantResult, evaluate, evaluate_subject
+from hf_gelu_patch.evaluation.run import evaluate, evaluate_subject
+from hf_gelu_patch.evaluation.run.result import Result, VariantResult
+from hf_gelu_patch.evaluation.settings import Settings
 from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.base import Task
 from hf_gelu_patch.evaluation.tasks.making import make_task
+from hf_gelu_patch.evaluation.variants import Variant
 from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, register_implementation
 
 QUICK = Settings(min_rounds=3, min_seconds=0.01, max_seconds=0.1)

@@ -15,21 +15,10 @@ import pytest
 import torch
 from scipy.stats import norm, t
 
-from hf_gelu_patch.evaluation.speed import (
-    CONFIDENCE,
-    CudaClock,
-    Ratio,
-    Speed,
-    Timings,
-    _tails,
-    judge,
-    measure,
-    measure_generation,
-    peak_memory,
-    percentiles,
-    ratio,
-    summarise,
-)
+from hf_gelu_patch.evaluation.speed.memory import peak_memory
+from hf_gelu_patch.evaluation.speed.ratios import CONFIDENCE, Ratio, _tails, judge, ratio
+from hf_gelu_patch.evaluation.speed.rounds import CudaClock, Effort, Timings, measure, measure_generation
+from hf_gelu_patch.evaluation.speed.summary import Speed, percentiles, summarise
 
 
 def planted(factor: float, *, seed: int, rounds: int = 60, noise: float = 0.01) -> Timings:
@@ -76,7 +65,8 @@ class Machine:
 
     def measure(self, **options: float) -> Timings:
         limits = {"min_rounds": 30, "min_seconds": 1.0, "max_seconds": 1e9, **options}
-        return measure(self.variants, [8, 4, 2], warm_up=[0, 2], seed=3, clock=lambda: self.now, **limits)
+        effort = Effort(seed=3, **limits)
+        return measure(self.variants, [8, 4, 2], effort, warm_up=[0, 2], clock=lambda: self.now)
 
 
 # ------------------------------------------------------------------------------------------------------- the verdicts
@@ -260,11 +250,8 @@ def test_prefill_and_decode_are_told_apart() -> None:
         prompts=[100, 60],
         sequences=[4, 3],
         new_tokens=11,
+        effort=Effort(seed=0, min_rounds=30, min_seconds=0, max_seconds=1e9),
         warm_up=[0],
-        seed=0,
-        min_rounds=30,
-        min_seconds=0,
-        max_seconds=1e9,
         clock=lambda: now,
     )
     assert set(ran.values()) == {31}
@@ -277,7 +264,7 @@ def test_prefill_and_decode_are_told_apart() -> None:
     assert rest.ratio is not None
     assert rest.ratio.value == pytest.approx(2.0)
     with pytest.raises(ValueError, match="at least 2; got 1"):
-        measure_generation({}, [1], [1], 1, warm_up=[], seed=0, min_rounds=1, min_seconds=0, max_seconds=1)
+        measure_generation({}, [1], [1], 1, Effort(0, min_rounds=1, min_seconds=0, max_seconds=1), warm_up=[])
 
 
 def test_a_round_whose_decode_is_lost_in_noise_is_left_out_for_all() -> None:
@@ -294,11 +281,8 @@ def test_a_round_whose_decode_is_lost_in_noise_is_left_out_for_all() -> None:
         [5],
         [2],
         4,
+        Effort(seed=0, min_rounds=10, min_seconds=0, max_seconds=1e9),
         warm_up=[],
-        seed=0,
-        min_rounds=10,
-        min_seconds=0,
-        max_seconds=1e9,
         clock=lambda: now,
     )
     assert len(prefill.units) == 10
@@ -359,11 +343,8 @@ def test_a_gpu_is_timed_by_events() -> None:
     timings = measure(
         {"before": run(10), "again": run(10), "after": run(30)},
         [1],
+        Effort(seed=0, min_rounds=30, min_seconds=0.0, max_seconds=10.0),
         warm_up=[0],
-        seed=0,
-        min_rounds=30,
-        min_seconds=0.0,
-        max_seconds=10.0,
         clock=CudaClock(device),
     )
     assert len(timings.units) % CudaClock.rounds == 0

@@ -18,8 +18,9 @@ from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.plain_data import as_json
 
 if TYPE_CHECKING:
-    from hf_gelu_patch.evaluation.run import Result, Settings, VariantResult
-    from hf_gelu_patch.evaluation.speed import Speed
+    from hf_gelu_patch.evaluation.run.result import Result, VariantResult
+    from hf_gelu_patch.evaluation.settings import Settings
+    from hf_gelu_patch.evaluation.speed.summary import Speed
 
 __all__ = ["JSON_NAME", "PARTS", "Data", "merge", "plain", "read"]
 
@@ -55,7 +56,7 @@ def plain(results: Sequence[Result], settings: Settings, surroundings: Mapping[s
 
 
 def _model(result: Result) -> Data:
-    from hf_gelu_patch.evaluation.drift import amdahl
+    from hf_gelu_patch.evaluation.speed.share import amdahl
 
     return {
         **{key: value for key, value in vars(result).items() if key not in ("subject", "variants", "described")},

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hf_gelu_patch import ACTIVATIONS, UnknownNameError
-from hf_gelu_patch.evaluation.speed import ratio
+from hf_gelu_patch.evaluation.speed.ratios import ratio
 from hf_gelu_patch.implementations.registry import get_implementation
 from hf_gelu_patch.implementations.triton_forms import GATED_FORMS, POINTWISE
 from hf_gelu_patch.implementations.triton_ops import gated

@@ -25,8 +25,8 @@ from scripts.benchmarking.planted.specimens import SPECIMENS, Batch, Specimen
 from scripts.benchmarking.timing import environment, line, say, versions_of
 
 if TYPE_CHECKING:
-    from hf_gelu_patch.evaluation.run import Variant
     from hf_gelu_patch.evaluation.tasks.base import Task
+    from hf_gelu_patch.evaluation.variants import Variant
 
 Record = Mapping[str, Any]
 
@@ -159,7 +159,8 @@ def evaluated(specimen: Specimen, dtype: torch.dtype, batch: str, variants: Sequ
     fail, the halves are evaluated apart, until it is known which."""
     from accelerate import Accelerator
 
-    from hf_gelu_patch.evaluation.run import Settings, evaluate
+    from hf_gelu_patch.evaluation.run import evaluate
+    from hf_gelu_patch.evaluation.settings import Settings
 
     model = specimen.build(dtype)
     task = logits_task(specimen, model, specimen.batch(model, batch))
@@ -178,7 +179,7 @@ def evaluated(specimen: Specimen, dtype: torch.dtype, batch: str, variants: Sequ
 def evaluate_faults(specimen: Specimen, faults: Sequence[Fault]) -> dict[str, Verdict]:
     """The evaluation's verdict on each fault planted in a model, by name. It runs in evaluation mode, without a cache,
     on rows of the same batches."""
-    from hf_gelu_patch.evaluation.run import Variant
+    from hf_gelu_patch.evaluation.variants import Variant
 
     found: dict[str, Verdict] = {}
     groups: dict[tuple[torch.dtype, str], list[Fault]] = {}
@@ -196,7 +197,7 @@ def evaluate_faults(specimen: Specimen, faults: Sequence[Fault]) -> dict[str, Ve
 
 def evaluate_rights(rights: Iterable[Right]) -> dict[str, Verdict]:
     """The evaluation's verdict on those right patches that are of a model as it stands, by name."""
-    from hf_gelu_patch.evaluation.run import Variant
+    from hf_gelu_patch.evaluation.variants import Variant
 
     groups: dict[tuple[Specimen, torch.dtype], list[Variant]] = {}
     for right in rights:

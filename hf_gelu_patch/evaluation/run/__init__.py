@@ -1,0 +1,237 @@
+"""One model evaluated before and after patches: the same examples, the same batches, in one process or several.
+
+comparison (the model beside its patched twins) → resuming (what is recorded already) → answers (what they say of each
+example) → layers, timings (one batch looked at, and the clock; by the main process alone) → verdict → result.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import datasets
+import torch
+from accelerate.utils import gather_object
+
+from hf_gelu_patch.evaluation import records
+from hf_gelu_patch.evaluation.drift.logits import LogitDrift, total_drift
+from hf_gelu_patch.evaluation.loading.models import load_model
+from hf_gelu_patch.evaluation.loading.processors import load_processor
+from hf_gelu_patch.evaluation.loading.subjects import load_rows
+from hf_gelu_patch.evaluation.padding import check_padding
+from hf_gelu_patch.evaluation.quality import Quality, compare
+from hf_gelu_patch.evaluation.run.answers import Answers, all_answers
+from hf_gelu_patch.evaluation.run.comparison import STAGES, Comparison, Progress
+from hf_gelu_patch.evaluation.run.layers import CloseLook, look_closely
+from hf_gelu_patch.evaluation.run.result import Result, VariantResult
+from hf_gelu_patch.evaluation.run.resuming import Recording, fingerprint, open_recording
+from hf_gelu_patch.evaluation.run.timings import TimedRun, time_all
+from hf_gelu_patch.evaluation.run.verdict import wrong
+from hf_gelu_patch.evaluation.settings import Settings
+from hf_gelu_patch.evaluation.subject import Subject
+from hf_gelu_patch.evaluation.tasks.base import Task
+from hf_gelu_patch.evaluation.tasks.limits import Limits
+from hf_gelu_patch.evaluation.tasks.making import make_task
+from hf_gelu_patch.evaluation.variants import BEFORE
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel
+
+__all__ = ["STAGES", "Progress", "evaluate", "evaluate_subject", "unpatched_metrics"]
+
+_ALIGNMENT = 64  # bytes, as torch gives them out
+
+
+def evaluate_subject(
+    subject: Subject,
+    settings: Settings,
+    accelerator: Accelerator,
+    progress: Progress | None = None,
+    *,
+    folder: Path | None = None,
+) -> Result:
+    """Load a model with its data and evaluate it; arguments and errors as for ``evaluate`` and the loading."""
+    progress = progress if accelerator.is_main_process else None
+    start = time.perf_counter()
+    if progress is not None:
+        progress("load", 0.0)
+    model, task, rows = _load(subject, settings, accelerator)
+    if progress is not None:
+        progress("load", 1.0)
+    seconds = time.perf_counter() - start
+    found = evaluate(model, task, settings, accelerator, progress, rows=rows, folder=folder)
+    return replace(found, seconds={**found.seconds, "load": seconds})
+
+
+def unpatched_metrics(subject: Subject, settings: Settings, accelerator: Accelerator) -> dict[str, float]:
+    """The task's metrics for the model as it is: nothing is patched, nothing timed. Errors as for the loading."""
+    model, task, _ = _load(subject, settings, accelerator)
+    comparison = Comparison.unpatched(model, task, settings, accelerator)
+    with torch.inference_mode():
+        check_padding(task, model, comparison.batches)
+        usable, answers = all_answers(comparison, Recording())
+    return usable.task.metrics([row.outcome for row in answers[BEFORE]])
+
+
+def _load(
+    subject: Subject, settings: Settings, accelerator: Accelerator
+) -> tuple[PreTrainedModel, Task, datasets.Dataset]:
+    rows = load_rows(subject, skip_bad_rows=settings.skip_bad_rows)
+    hub = {"trust_remote_code": settings.trust_remote_code, "allow_download": subject.allow_download}
+    processor = load_processor(subject.model, subject.task, **hub)
+    model = load_model(
+        subject.model,
+        subject.task,
+        dtype=settings.dtype,
+        attn_implementation=settings.attn_implementation,
+        device=accelerator.device,
+        **hub,
+    )
+    _align(model)
+    task = make_task(
+        subject,
+        model.config,
+        processor,
+        rows,
+        limit=settings.limit,
+        limits=Limits.of(model),
+        skip_bad_rows=settings.skip_bad_rows,
+    )
+    return model, task, rows
+
+
+def _align(model: PreTrainedModel) -> None:
+    """Move weights that do not start at a multiple of 64 bytes to where they do. MKL adds up the product of a vector
+    and a matrix in another order where the matrix starts elsewhere. Where transformers leaves the weights depends on
+    the file's header, and on whether there are several processes: without this, two processes would not find what one
+    finds."""
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.device.type == "cpu" and weight.data_ptr() % _ALIGNMENT:
+            weight.data = weight.data.clone()
+
+
+def evaluate(
+    model: PreTrainedModel,
+    task: Task,
+    settings: Settings,
+    accelerator: Accelerator,
+    progress: Progress | None = None,
+    *,
+    rows: datasets.Dataset | None = None,
+    folder: Path | None = None,
+) -> Result:
+    """Evaluate a loaded model before and after patches. ``model`` itself is not patched: twins of it are, which share
+    its weights.
+
+    All processes compute quality together. Each takes whole batches in turn, and afterwards each has all answers in
+    the order of the examples. The figures are the same with two processes as with one, with the same number of threads;
+    tests hold that for what they run. The main process alone looks at layers and measures speed, while the others wait;
+    they then have its figures.
+
+    Args:
+        model: in evaluation mode, on ``accelerator.device``.
+        task: its data, from ``make_task``.
+        settings: what to compare, and how to measure.
+        accelerator: the processes.
+        progress: told what is done; only ever called on the main process.
+        rows: the data that ``task`` was made of, to time it from its rows on; None to time the forward alone.
+        folder: for results; below it, what each model says of each example is recorded batch by batch. None to record
+            nothing.
+
+    Raises:
+        PatchError: a patch was refused, before anything was measured.
+        EvaluationError: ``model`` is in training mode; two variants have one name; what it says of a row depends on the
+            others in its batch; the records cannot be written or are of another run; or examples were lost among the
+            processes.
+    """
+    start = time.perf_counter()
+    comparison = Comparison.unpatched(model, task, settings, accelerator, progress).patched(settings.variants)
+    place = None if folder is None else folder / "records" / records.folder_name(task.subject.name)
+    with torch.inference_mode():
+        check_padding(task, model, comparison.batches)
+        known = fingerprint(comparison)
+        recording = Recording() if place is None else open_recording(place, known, comparison)
+        comparison, answers = all_answers(comparison, recording)
+        seconds = {"load": 0.0, "quality": time.perf_counter() - start}
+        found = []
+        if accelerator.is_main_process:
+            start = time.perf_counter()
+            look = look_closely(comparison)
+            seconds["layers"] = time.perf_counter() - start
+            start = time.perf_counter()
+            timed = time_all(comparison, rows)
+            seconds["speed"] = time.perf_counter() - start
+            found.append((look, timed, seconds))
+        accelerator.wait_for_everyone()
+        [(look, timed, seconds)] = gather_object(found)
+    variants = _variants(comparison, answers, look, timed)
+    described, named = _told(comparison.task, variants)
+    return Result(
+        subject=task.subject,
+        variants=variants,
+        unpatched=variants[0].quality.before,
+        activation_share=timed.activation_share,
+        peak_memory=timed.peak_memory,
+        described=described,
+        named=named,
+        exact_reason=look.reason,
+        model_class=type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters()),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        attn_implementation=getattr(model.config, "_attn_implementation", None),
+        batch_size=comparison.batch_size,
+        seconds=seconds,
+        skipped=comparison.task.skipped,
+        records=None if folder is None or place is None else str(place.relative_to(folder)),
+        fingerprint=known,
+    )
+
+
+def _variants(comparison: Comparison, answers: Answers, look: CloseLook, timed: TimedRun) -> tuple[VariantResult, ...]:
+    found = []
+    for variant in comparison.settings.variants:
+        name, rows = variant.name, answers[variant.name]
+        drift = replace(
+            total_drift(row.drift for row in rows if row.drift is not None),
+            own=look.errors.get(BEFORE),
+            exact=look.errors.get(name),
+        )
+        patched = comparison.patches[name]
+        found.append(
+            VariantResult(
+                variant=variant,
+                patch=patched,
+                quality=_quality(comparison, answers, name, drift),
+                drift=drift,
+                layers=look.layers[name],
+                speed=timed.speeds[name],
+                wrong=wrong(patched, rows, drift, look.judged.get(name), comparison.model.dtype),
+            )
+        )
+    return tuple(found)
+
+
+def _quality(comparison: Comparison, answers: Answers, name: str, drift: LogitDrift) -> Quality:
+    task, settings = comparison.task, comparison.settings
+    before, after = ([row.outcome for row in answers[one]] for one in (BEFORE, name))
+    return compare(
+        before,
+        after,
+        task.columns,
+        seed=settings.seed,
+        margin=settings.margin,
+        metrics=None if task.extra is None else (task.metrics(before), task.metrics(after)),
+        logits=(drift.max_abs, drift.scale),
+    )
+
+
+def _told(task: Task, variants: tuple[VariantResult, ...]) -> tuple[dict[int, str], dict[str, str]]:
+    """``Result.described`` and ``Result.named``: what the examples and answers in the flips are to people."""
+    flips = [flip for one in variants for flip in one.quality.flipped]
+    said = sorted({answer for flip in flips for answer in (flip.before, flip.after, flip.target) if answer})
+    described = {example: task.describe(example) for example in sorted({flip.example for flip in flips})}
+    return described, {answer: task.named(answer) for answer in said}

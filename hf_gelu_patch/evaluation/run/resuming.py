@@ -1,0 +1,98 @@
+"""What a run that died has recorded, for one that goes on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate.utils import gather_object
+
+from hf_gelu_patch import __version__
+from hf_gelu_patch.evaluation import digests, records
+from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.records import Fingerprint, Row
+from hf_gelu_patch.evaluation.run.comparison import Comparison
+
+__all__ = ["Recording", "fingerprint", "open_recording"]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is known already of a run's answers, and where to write the rest.
+
+    Attributes:
+        known: rows by example and variant.
+        writer: this process's; None to write nothing.
+    """
+
+    known: Mapping[tuple[int, str], Row] = field(default_factory=dict)
+    writer: records.Writer | None = None
+
+
+def fingerprint(comparison: Comparison) -> Fingerprint:
+    """All that answers depend on, by content: of the model its weights and config, of the data the rows as they stand
+    there, and what the tokenizer made of them."""
+    model, task, batches = comparison.model, comparison.task, comparison.batches
+    generation = getattr(model, "generation_config", None)
+    configs = [model.config.to_dict(), {} if generation is None else generation.to_dict()]
+    for config in configs:
+        for key in ("_name_or_path", "transformers_version"):
+            config.pop(key, None)
+    cuda = model.device.type == "cuda"
+    return {
+        "model": type(model).__name__,
+        "weights": digests.content_digest(model.state_dict().items()),
+        "config": digests.text_digest(configs),
+        "task": task.subject.task,
+        "examples": len(task.examples),
+        "limit": comparison.settings.limit,
+        "max_length": task.subject.max_length,
+        "stride": task.subject.stride,
+        "labels": task.subject.labels,
+        "threshold": task.subject.threshold,
+        "batch_size": comparison.batch_size,
+        "rows": task.asked,
+        "data": digests.content_digest(
+            (name, tensor) for batch in batches for name, tensor in {**batch.inputs, "targets": batch.targets}.items()
+        ),
+        "order": digests.text_digest([batch.ids for batch in batches]),
+        "variants": [vars(variant) for variant in comparison.settings.variants],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attn_implementation": getattr(model.config, "_attn_implementation", None),
+        "device": torch.cuda.get_device_name(model.device) if cuda else torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "hf_gelu_patch": __version__,
+    }
+
+
+def open_recording(place: Path, print_: Fingerprint, comparison: Comparison) -> Recording:
+    """Where to write, and what there is already: on every machine, whose folders may be one and the same or not. No
+    process writes before all have read.
+
+    Args:
+        place: the folder for the records of this model.
+        print_: the run's fingerprint.
+        comparison: whose settings say whether to go on with what is there.
+
+    Raises:
+        EvaluationError: on every process, where one of them cannot read or write there, or finds another run's records.
+    """
+    accelerator = comparison.accelerator
+    failed: list[str] = []
+    known: list[dict[tuple[int, str], Row]] = []
+    for turn in (accelerator.is_main_process, accelerator.is_local_main_process and not accelerator.is_main_process):
+        if turn:
+            try:
+                records.prepare(place, print_, resume=comparison.settings.resume)
+                known.append(records.read(place)[1])
+            except EvaluationError as error:
+                failed.append(str(error))
+        if told := gather_object(failed):
+            raise EvaluationError(told[0])
+    together = {key: row for one in gather_object(known) for key, row in one.items()}
+    return Recording(together, records.Writer(place, print_, accelerator.process_index))
