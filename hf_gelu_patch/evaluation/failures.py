@@ -1,5 +1,7 @@
-"""Which rows a model fails on, found by running them one by one, or says nothing of; and what can be done where it is
-none of them."""
+"""Which rows a model fails on, or gives no finite number for.
+
+After a batch has failed, its rows are run one by one. If each of them runs, the message says what else can be wrong.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
 from hf_gelu_patch.evaluation.tasks.base import Batch, Task
-from hf_gelu_patch.evaluation.tasks.heads import IGNORED
+from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,8 +16,8 @@ class Outcome:
     """What one model said of one example.
 
     Attributes:
-        answers: the predicted label; or the set of predicted labels, a text of 0 and 1 with a digit for each; or the
-            most likely next token at each position; or the generated sequence, its tokens joined by spaces.
+        answers: the predicted label; or the predicted set of labels, as a text with a digit 0 or 1 for each label; or
+            the likeliest token at each position; or the generated sequence, its tokens separated by spaces.
         targets: the right answers, one for each.
         loss: the negative log-likelihood of the targets, summed, in nats.
         tokens: how many terms the loss sums.

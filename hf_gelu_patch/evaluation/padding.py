@@ -1,8 +1,8 @@
-"""Whether an answer depends on what stands beside it in a batch: one padded row is held against itself alone.
+"""Whether an answer depends on what stands beside it in a batch: one padded row is compared with itself alone.
 
 Rows of several lengths are filled up to one length, and the model has to leave out what was filled in. Some models do
-not: one with absolute positions counts them from the padding where that is on the left; a decoder's classifier takes
-the last token that is not the config's padding token, whichever the tokenizer fills up with.
+not. One with absolute positions counts them from the padding, if that is on the left. A decoder's classifier reads the
+last token that is not the config's padding token, even if the tokenizer pads with another one.
 """
 
 from __future__ import annotations

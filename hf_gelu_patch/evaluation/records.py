@@ -1,9 +1,8 @@
-"""What each model said of each example, written down as it is found out, so that a run that dies loses no more than
-the batch it was at.
+"""What each model said of each example, written down batch by batch: a run that dies loses no more than one batch.
 
-Each process writes a file of its own, ``<digest>.rank<r>.jsonl``: first a line with the run's fingerprint, all that
-the answers depend on, and then a line for each example and variant. A run that goes on reads every file of its
-fingerprint, whichever process wrote it. A last line without its end was torn, and counts as not written.
+Each process writes a file of its own, ``<digest>.rank<r>.jsonl``. Its first line is the run's fingerprint: all that the
+answers depend on. A line for each example and variant follows. A run that goes on reads all files of its fingerprint,
+whichever process wrote them. A last line that does not end is not read.
 """
 
 from __future__ import annotations

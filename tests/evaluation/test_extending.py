@@ -24,8 +24,8 @@ from hf_gelu_patch.evaluation.report.results import plain
 from hf_gelu_patch.evaluation.run import evaluate_subject
 from hf_gelu_patch.evaluation.settings import Settings
 from hf_gelu_patch.evaluation.tasks.base import Batch
-from hf_gelu_patch.evaluation.tasks.heads import IGNORED
 from hf_gelu_patch.evaluation.tasks.language import LanguageModel
+from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 from hf_gelu_patch.evaluation.tasks.registry import TASKS, TaskInfo, register_task, task_info
 
 

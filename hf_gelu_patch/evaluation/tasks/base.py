@@ -1,7 +1,7 @@
 """What a task is: rows of data to batches, a batch to logits, logits to an outcome for each example.
 
-Batches are formed once from all the examples, in an order and of a size that do not depend on how many processes
-there are; whoever runs one computes the same bits. Nothing is drawn at random that a row's number does not settle.
+Batches are formed once from all the examples. Their order and size do not depend on the number of processes, so that
+each batch gives the same bits whichever process runs it. What is drawn at random depends on the row's number alone.
 """
 
 from __future__ import annotations
@@ -27,15 +27,13 @@ from hf_gelu_patch.evaluation.metrics.plugged import load_metric
 from hf_gelu_patch.evaluation.metrics.registry import Columns, measured, rows_of
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.subject import Subject
-from hf_gelu_patch.evaluation.tasks.heads import MAX_LOGITS, read_logits
 from hf_gelu_patch.evaluation.tasks.limits import Limits
+from hf_gelu_patch.evaluation.tasks.logits import MAX_LOGITS, read_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MAX_LENGTH = 512
-
-
 _MAX_NAME = 4096  # characters in the name of a file
 
 
@@ -76,7 +74,8 @@ class Task(ABC):
         unit: what throughput counts.
         answered: whether there are right answers to measure its outcomes by.
         generates: whether there is something to generate, with ``generate``.
-        softmax: whether the softmax of what ``forward`` gives means something: it does of logits, not of features.
+        softmax: whether the softmax of what ``forward`` gives means something. That of logits does, that of features
+            does not.
         output: what ``forward`` gives, in a word.
         limits: what the model takes.
         examples: encoded, in the order of the data, without the rows that were left out.

@@ -16,8 +16,8 @@ from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch
 from hf_gelu_patch.evaluation.tasks.generation import MOST_DECODED, generate_greedily
-from hf_gelu_patch.evaluation.tasks.heads import IGNORED
 from hf_gelu_patch.evaluation.tasks.language import LanguageModel, token_columns, tokens_around
+from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,13 +26,15 @@ _LAST_OF_UTF8 = (0x7F, 0x7FF, 0xFFFF)  # the last characters that take one, two 
 
 
 class CausalLM(LanguageModel):
-    """Running text, cut into blocks of ``max_length`` tokens without overlap, the rest dropped. With a stride, a window
-    of ``max_length`` tokens moves on by it to the end of the text, and every token is an answer once: in the first
-    window that reaches it, where as many stand before it as can (https://huggingface.co/docs/transformers/perplexity).
+    """Running text, each token told from those before it.
 
-    What the tokenizer puts before a text (BOS) stands before each block and window, so that the first token of the text
-    there is an answer too; where it puts nothing, a block's first token is none, nor is the text's under a window. What
-    it puts behind a text is left out.
+    The text is cut into blocks of ``max_length`` tokens that do not overlap; what is left at its end is dropped. With
+    a stride, a window of ``max_length`` tokens moves on by so many tokens to the end of the text. Every token then
+    counts once, in the first window that reaches it (https://huggingface.co/docs/transformers/perplexity).
+
+    If the tokenizer puts something before a text (BOS), it stands before each block and window, and the first token
+    there counts. If it puts nothing there, the first token of each block, or of the windowed text, does not count.
+    What it puts behind a text is left out.
 
     Attributes:
         decode_tokens: how many ``generate`` adds.
@@ -74,9 +76,11 @@ class CausalLM(LanguageModel):
         return examples
 
     def _tokens(self, text: str) -> tuple[list[int], list[int], np.ndarray[Any, Any]]:
-        """What the tokenizer puts before a text, the text's own tokens, and how many of its UTF-8 bytes each stands
-        for: those between the end of the token before it and its own. A tokenizer that does not say where its tokens
-        stand has them all of one size. They add up to the text's."""
+        """What the tokenizer puts before a text, the text's own tokens, and how many bytes of UTF-8 each stands for.
+
+        A token's bytes are those from the end of the token before it to its own end. They add up to the text's. If the
+        tokenizer does not say where its tokens stand, all of them have the same size.
+        """
         before, behind = tokens_around(self.processor, [text])
         fast = bool(self.processor.is_fast)
         encoded = self.processor(text, return_offsets_mapping=fast, verbose=False)

@@ -12,8 +12,8 @@ from torch import Tensor
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
-from hf_gelu_patch.evaluation.tasks.heads import IGNORED
 from hf_gelu_patch.evaluation.tasks.images import pixel_sizes, pixels_of, stacked_pixels
+from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 from hf_gelu_patch.evaluation.tasks.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
@@ -27,8 +27,11 @@ def tower(model: PreTrainedModel, kind: str) -> Callable[..., Any]:
 
 
 class FeatureDrift(Task):
-    """Texts, or images, without right answers: the last hidden states stand where other tasks have logits, at each
-    token that is no padding. An image's are one position. Of a model with a tower for each, the data say which."""
+    """Texts or images without right answers: only drift and speed are measured.
+
+    ``forward`` gives the last hidden states where other tasks give logits. Padding does not count, and an image's
+    states are one position. Where a model has a tower for images and one for texts, the data decide which is asked.
+    """
 
     answered = False
     softmax = False

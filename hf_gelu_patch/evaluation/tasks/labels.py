@@ -1,8 +1,8 @@
 """Which of a model's labels the values of a column mean.
 
-A column is read in one way as a whole, never value by value: by the labels' names, by their ids, by position, or, for
-several labels in a row, as vectors of 0 and 1. Where two ways fit and say different things, nothing is guessed: it is
-an error that shows both lists, and ``--labels`` decides.
+A column is read in one way as a whole: by the labels' names, by their ids or by position. For several labels in a row,
+it can also be read as vectors of 0 and 1. If two ways fit and disagree, nothing is guessed: the error shows the labels
+of the data and those of the model, and ``--labels`` decides.
 """
 
 from __future__ import annotations

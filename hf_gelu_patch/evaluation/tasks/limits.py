@@ -1,5 +1,8 @@
-"""What a model has room for, looked up before anything is run: a row that asks for more is refused by its number. Run,
-the model would stop somewhere inside; on a GPU it could not even say where."""
+"""What a model has room for.
+
+It is looked up before anything is run, so that a row that asks for more is refused by its number. If the model ran on
+such a row, it would fail somewhere inside, and on a GPU it could not say where.
+"""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ import datasets
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.tasks.base import Batch, shortened
-from hf_gelu_patch.evaluation.tasks.heads import IGNORED
 from hf_gelu_patch.evaluation.tasks.language import LanguageModel, tokens_around
+from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 
 if TYPE_CHECKING:
     pass
@@ -20,9 +20,12 @@ _MASKED = 0.15  # of a text's tokens
 
 
 class MaskedLM(LanguageModel):
-    """Texts of which 15 % of the tokens (at least one), drawn by the example's number, are hidden behind the mask token
-    and have to be told (Devlin et al. 2018, all of those drawn masked). A text longer than ``max_length`` gives several
-    examples, each between what the tokenizer puts around a text: none of it is left out."""
+    """Texts of which some tokens are hidden and have to be told (Devlin et al. 2018).
+
+    15 % of an example's tokens, and at least one, are replaced by the mask token. The example's number decides which.
+    A text longer than ``max_length`` gives several examples, so that none of it is left out. Each of them stands
+    between what the tokenizer puts around a text.
+    """
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         if self.processor.mask_token_id is None:

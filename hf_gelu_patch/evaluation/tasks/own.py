@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class OwnTask(Task):
-    """What a user's function ``batch`` makes of rows: see ``loading.own_task``."""
+    """What a user's function ``batch`` makes of rows: see ``own_file.own_task``."""
 
     names_files = True
 

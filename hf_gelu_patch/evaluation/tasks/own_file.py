@@ -44,6 +44,11 @@ def own_task(task: str) -> Callable[..., Any]:
 
 
 def own_module(path: Path) -> Any:
+    """The module that a Python file is.
+
+    Raises:
+        EvaluationError: it cannot be run.
+    """
     import importlib.util
 
     specification = importlib.util.spec_from_file_location(f"_own_task_{path.stem}", path)

@@ -23,10 +23,14 @@ _SIDES = ("first.", "second.")  # what the inputs of each text of a pair begin w
 
 
 class SentenceSimilarity(Task):
-    """Two texts and a score of how alike they are. The model's answer is the cosine of their embeddings, each the mean
-    of the last hidden state over the tokens that are no padding (Reimers & Gurevych 2019): of an encoder and decoder
-    the encoder's (Ni et al. 2021), of an image and a text tower the text's. The embeddings stand where other tasks have
-    logits: two positions for each example."""
+    """Two texts, and a score that says how alike they are.
+
+    The model's answer is the cosine of the two embeddings. An embedding is the mean of the last hidden state over all
+    tokens but padding (Reimers & Gurevych 2019). A model with an encoder and a decoder is asked for its encoder's (Ni
+    et al. 2021). A model with a tower for images and one for texts is asked for that of the texts.
+
+    ``forward`` gives the embeddings where other tasks give logits: [examples, 2, hidden size].
+    """
 
     softmax = False
     output = "embeddings"

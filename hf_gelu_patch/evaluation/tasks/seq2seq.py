@@ -15,15 +15,17 @@ from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
 from hf_gelu_patch.evaluation.tasks.generation import MOST_DECODED, generate_greedily
-from hf_gelu_patch.evaluation.tasks.heads import IGNORED, read_logits
+from hf_gelu_patch.evaluation.tasks.logits import IGNORED, read_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class Seq2Seq(Task):
-    """A text and the text it should become: generated greedily, and, for loss and logits, with the right answer given
-    to the decoder token by token, which is also what is timed.
+    """A text and the text it should become.
+
+    The answer is generated greedily. For the loss and the logits, the decoder is given the right answer token by
+    token, and this forward is what is timed.
 
     Attributes:
         new_tokens: generate at most so many where the model's generation config does not say.
