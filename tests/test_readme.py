@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from hf_gelu_patch.evaluation.reference import REFERENCES
+from hf_gelu_patch.evaluation.report.plots import draw
 from scripts.benchmarking.gpu import record, report
+from scripts.readme import place, table
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKING = ROOT / "scripts" / "benchmarking"
 README_TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+RECORDED = json.loads((ROOT / ".github" / "demo.json").read_text(encoding="utf-8"))
 
 
 def test_it_is_short() -> None:
@@ -25,6 +32,30 @@ def test_the_qualities_shown_are_those_recorded(name: str) -> None:
     (row,) = re.findall(rf"^\| {name} \|.*$", README_TEXT, re.MULTILINE)
     for metric, value in REFERENCES[name].quality.items():
         assert f"{metric.replace('_', ' ')} {value:.4f} → {value:.4f}" in row
+
+
+def test_the_table_is_that_of_the_recorded_demo() -> None:
+    assert table(RECORDED) in README_TEXT, "run python -m scripts.readme"
+    assert place(RECORDED) in README_TEXT.splitlines()
+    assert RECORDED["environment"]["command"][:4] == ["hf-gelu-patch", "evaluate", "--timing_seconds", "5"]
+    assert "evaluate --timing_seconds 5 " in (ROOT / "scripts" / "demo").read_text(encoding="utf-8")
+
+
+def test_the_picture_is_that_of_the_recorded_demo() -> None:
+    """Drawn anew it is the same, but for what another version of matplotlib does at edges."""
+    shown, drawn = (
+        np.asarray(Image.open(file).convert("L"), dtype=np.float64)
+        for file in (ROOT / ".github" / "demo.png", io.BytesIO(draw(RECORDED)["speed"]))
+    )
+    assert shown.shape == drawn.shape
+    assert (np.abs(shown - drawn) > 64).mean() < 1e-3
+
+
+def test_who_has_most_to_gain_is_what_was_recorded() -> None:
+    bounds = {model["subject"]["name"]: model["amdahl"] for model in RECORDED["models"]}
+    assert sorted(bounds, key=lambda name: -float(bounds[name]))[:2] == ["gpt2", "t5"]
+    guide = (ROOT / "hf_gelu_patch" / "guides" / "speed.md").read_text(encoding="utf-8")
+    assert "GPT-2 and T5 have the most to gain" in " ".join(guide.split())
 
 
 def shown_of(runs: Sequence[Path]) -> str:
