@@ -31,7 +31,6 @@ EXCEPTIONS = {
     "parameters of hf_gelu_patch/verification/bars.py::drifts": LATER,
     "lines of scripts/benchmarking/kernels/command.py": LATER,
     "lines of scripts/benchmarking/planted/faults.py": LATER,
-    "lines of scripts/benchmarking/tools/catalogue.py": LATER,
 }
 
 

@@ -40,6 +40,7 @@ from hf_gelu_patch import (
     register_implementation,
     unpatch,
 )
+from scripts.benchmarking.tools.catalogue.hooks import device_map
 
 
 @dataclass(frozen=True)
@@ -413,23 +414,6 @@ def test_hidden_states_and_attentions_are_recorded_as_before(place: Place) -> No
 
 
 # accelerate
-
-
-def device_map(model: nn.Module, disk: str) -> dict[str, str]:
-    """The module ``disk`` there, everything else on the CPU."""
-    placed: dict[str, str] = {}
-
-    def cover(prefix: str, module: nn.Module) -> None:
-        if prefix == disk:
-            placed[prefix] = "disk"
-        elif prefix and not disk.startswith(prefix + "."):
-            placed[prefix] = "cpu"
-        else:
-            for name, child in module.named_children():
-                cover(f"{prefix}.{name}" if prefix else name, child)
-
-    cover("", model)
-    return placed
 
 
 def dispatched(place: Place, model: nn.Module, folder: Path) -> nn.Module:
