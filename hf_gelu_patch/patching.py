@@ -35,6 +35,7 @@ from hf_gelu_patch.forwards.binding import (
     bind,
     check_nothing_over,
     class_without,
+    hand_back,
     is_patched,
     kept,
     original_of,
@@ -242,18 +243,19 @@ def unpatch(model: nn.Module) -> None:
         PatchError: ``model`` is not a module.
     """
     check_module(model)
-    edges = [(edge, child) for edge, child in walk(model) if (found := kept(child)) and found.original is not None]
+    edges = [(edge, child, found) for edge, child in walk(model) if (found := original_of(child)) is not None]
     owners = [(module, class_without(module)) for module in _owners(model)]
     if not edges and not owners:
         raise NotPatchedError(f"{type(model).__name__} is not patched: there is nothing to undo.")
-    for _, child in edges:
+    for _, child, _ in edges:
         check_nothing_over(child)
-    records = [found for module in model.modules() if (found := kept(module)) is not None]
+    records = [record for module in model.modules() if (record := kept(module)) is not None]
     config = {id(change): change for record in records for change in record.config_changes}
     for module, cls in owners:
         unbind(module, cls)
-    for edge, child in edges:
-        edge.owner._modules[edge.key] = original_of(child)
+    for edge, child, original in edges:
+        hand_back(child, original)
+        edge.owner._modules[edge.key] = original
     for change in config.values():
         if getattr(change.owner, change.key) == change.new:  # what was set since then is not ours to undo
             setattr(change.owner, change.key, change.old)

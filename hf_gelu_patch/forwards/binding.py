@@ -29,6 +29,7 @@ __all__ = [
     "bind",
     "check_nothing_over",
     "class_without",
+    "hand_back",
     "is_patched",
     "kept",
     "original_of",
@@ -299,12 +300,16 @@ def check_nothing_over(module: nn.Module) -> None:
 
 
 def original_of(module: nn.Module) -> nn.Module | None:
-    """The activation that a module stands in for, told what happened to it meanwhile (training mode, hooks, attributes
-    that other tools have put on it); None for any other module."""
+    """The activation that a module stands in for; None for any other module."""
     found = kept(module)
-    if found is None or found.original is None:
-        return None
-    original = found.original
+    return None if found is None else found.original
+
+
+def hand_back(module: nn.Module, original: nn.Module) -> None:
+    """Tell an activation what happened meanwhile to the module that stood in for it: its training mode, its hooks, and
+    attributes that other tools have put on it."""
+    found = kept(module)
+    assert found is not None
     if original.training != module.training:
         original.training = module.training
     if original._is_full_backward_hook != module._is_full_backward_hook:
@@ -312,7 +317,6 @@ def original_of(module: nn.Module) -> nn.Module | None:
     _carry_accelerate_hook(module, original)
     since = vars(module).keys() - found.attributes - _ACCELERATE
     vars(original).update({name: vars(module)[name] for name in since})
-    return original
 
 
 # Every dictionary of hooks that nn.Module keeps on an instance, and the flag beside them.

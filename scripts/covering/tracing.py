@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 import hf_gelu_patch
 from hf_gelu_patch.activations import ACTIVATIONS, Resolved
-from hf_gelu_patch.forwards.binding import is_patched, kept
+from hf_gelu_patch.forwards.binding import is_patched, original_of
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.recognition import resolve
 
@@ -207,8 +207,7 @@ class _Tracer(TorchFunctionMode):
         if id(module) not in self.functions:
             self.alive.append(module)
             self.inside += 1  # it is run on a probe
-            stand_in = kept(module)
-            found = resolve(module if stand_in is None or stand_in.original is None else stand_in.original)
+            found = resolve(original_of(module) or module)
             self.inside -= 1
             self.functions[id(module)] = found.activation.name if isinstance(found, Resolved) else None
         return self.functions[id(module)]
