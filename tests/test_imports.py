@@ -83,9 +83,18 @@ def modules() -> dict[str, Path]:
 
 
 def files_imported(path: Path, known: dict[str, Path]) -> set[str]:
-    """The modules of the package that a file imports, at the top or inside a function, as far as they are files."""
+    """The modules of the package that a file imports, at the top or inside a function, as far as they are files. What
+    it imports for annotations alone, ``if TYPE_CHECKING``, is never loaded."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    unloaded = {
+        part
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for statement in node.body
+        for part in ast.walk(statement)
+    }
+    for node in set(ast.walk(tree)) - unloaded:
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
