@@ -30,7 +30,6 @@ EXCEPTIONS = {
     "parameters of hf_gelu_patch/patching.py::patched": PUBLIC,
     "parameters of hf_gelu_patch/verification/bars.py::drifts": LATER,
     "lines of scripts/benchmarking/kernels/command.py": LATER,
-    "lines of scripts/benchmarking/planted/faults.py": LATER,
 }
 
 

@@ -19,7 +19,8 @@ from torch import nn
 
 from hf_gelu_patch.implementations.registry import get_implementation
 from scripts.benchmarking.planted import right as right_patches
-from scripts.benchmarking.planted.faults import FAULTS, Fault
+from scripts.benchmarking.planted.fault import Fault
+from scripts.benchmarking.planted.faults import FAULTS
 from scripts.benchmarking.planted.right import RIGHT, Right
 from scripts.benchmarking.planted.specimens import SPECIMENS, Batch, Specimen
 from scripts.benchmarking.timing import environment, line, say, versions_of
