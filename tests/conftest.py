@@ -8,17 +8,21 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is declared
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import copy
+import importlib.util
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_gelu_patch.implementations import aten
 
@@ -155,6 +159,22 @@ FAMILIES = {
 }
 
 
+class Recorder(TorchDispatchMode):
+    """The names of the ops that run, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def own(self) -> list[str]:
+        return [name.removeprefix("hf_gelu_patch::") for name in self.names if name.startswith("hf_gelu_patch::")]
+
+
 def printed_by(code: str) -> str:
     """What a fresh process prints, one whose Triton compiles, as a user's does."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
@@ -187,6 +207,34 @@ def _quiet_libraries() -> None:
 def _small_tensors_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what is written in place only where it is large is so here."""
     monkeypatch.setattr(aten, "LARGE", 0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interpreted_language_stays() -> Iterator[None]:
+    """Triton's interpreter exchanges the functions of ``triton.language`` for its own, and afterwards puts them back.
+
+    It does so for a kernel and for every function that the kernel calls: two thirds of the time of a launch here.
+    Nothing in this process compiles, so its own stay once they are there.
+    """
+    if importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    exchange = interpreter._patch_lang
+    exchanged: dict[int, Any] = {}
+
+    def once(kernel: Callable[..., None]) -> SimpleNamespace:
+        module = id(kernel.__globals__)
+        if module not in exchanged:
+            exchanged[module] = exchange(kernel)
+        return SimpleNamespace(restore=lambda: None)
+
+    interpreter._patch_lang = once
+    yield
+    interpreter._patch_lang = exchange
+    for scope in reversed(exchanged.values()):
+        scope.restore()
 
 
 @pytest.fixture(scope="session")

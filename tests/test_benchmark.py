@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import processes
 import pytest
 import torch
 import torch._dynamo.config
@@ -27,15 +28,14 @@ from scripts.benchmarking import timing as timing_module
 from scripts.benchmarking.kernels import command
 
 ROOT = Path(__file__).parents[1]
-COMMAND = [sys.executable, "-m", "scripts.benchmarking"]
+COMMAND = ("-m", "scripts.benchmarking")
 MOVED = {"forward": 2, "backward": 3, "gated_forward": 3, "gated_backward": 5}
 QUICK = ("--device", "cpu", "--rounds", "3", "--seconds", "0")
 
 
 def run(*arguments: str, interpreted: bool = True) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0"}
-    command = [*COMMAND, "kernels", *arguments]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    return processes.run(*COMMAND, "kernels", *arguments, env=environment, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -423,12 +423,7 @@ def test_clocks_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_noise_says_how_often_each_verdict_came(tmp_path: Path) -> None:
     """Which ones came is up to the machine."""
     options = ("--runs", "2", "--seconds", "0.02", "--examples", "8", "--delay", "5")
-    done = subprocess.run(
-        [*COMMAND, "noise", *options, "--output", str(tmp_path / "noise.json")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = processes.run(*COMMAND, "noise", *options, "--output", tmp_path / "noise.json", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "noise.json").read_text())["noise"]
     for name, told in (("eager", "itself"), ("slowed", "itself with 500% of delay")):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 from tiny_classifier import write_checkpoint, write_data
 
@@ -25,7 +26,7 @@ from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "evaluate.py"
 BIN = Path(sys.executable).parent
-COMMAND = (sys.executable, "-m", "hf_gelu_patch")
+COMMAND = ("-m", "hf_gelu_patch")
 MODULE = ("-m", "hf_gelu_patch", "evaluate")
 ENVIRONMENT = {
     **{key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "COLUMNS")},
@@ -37,7 +38,13 @@ QUICK = ("--timing_seconds", "0.05")
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
-def run(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """What Python does with these arguments, in a process that need not import torch again."""
+    return processes.run(*words, cwd=cwd, env=ENVIRONMENT)
+
+
+def start(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program from its very beginning."""
     return subprocess.run(
         [str(word) for word in words],
         cwd=cwd,
@@ -113,7 +120,16 @@ def test_piped_there_are_no_colours_and_no_bars(evaluated: tuple[Path, str, str]
 
 def test_on_a_terminal_there_is_a_bar(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     outer, inner = pty.openpty()
-    command = [*COMMAND, "evaluate", "--model_name_or_path", checkpoint, "--validation_file", data, *QUICK]
+    command = [
+        sys.executable,
+        *COMMAND,
+        "evaluate",
+        "--model_name_or_path",
+        checkpoint,
+        "--validation_file",
+        data,
+        *QUICK,
+    ]
     process = subprocess.Popen(
         [str(word) for word in command],
         cwd=tmp_path,
@@ -142,9 +158,8 @@ def test_an_id_on_the_hub_is_taken_from_its_cache(
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("abc")
     model = ("--model_name_or_path", "someone/tiny", "--validation_file", data, "--activation", "relu_squared")
-    done = run(
-        *COMMAND, "evaluate", *model, "--per_device_eval_batch_size", 4, *QUICK, cwd=tmp_path, HF_HOME=str(tmp_path)
-    )
+    command = (sys.executable, *COMMAND, "evaluate", *model, "--per_device_eval_batch_size", 4, *QUICK)
+    done = start(*command, cwd=tmp_path, HF_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert quality(tmp_path / "results") == quality(evaluated[0] / "results")
 
@@ -153,7 +168,7 @@ def test_two_processes_find_the_same_to_the_last_digit(
     evaluated: tuple[Path, str, str], checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
     """37 examples of odd lengths in batches of 4, so that the last one is short and one process has more."""
-    done = run(
+    done = start(
         BIN / "torchrun",
         "--standalone",
         "--nproc_per_node",
@@ -184,9 +199,9 @@ def test_two_processes_of_accelerate_on_the_reference_models(tmp_path: Path) -> 
     models = [word for name in ("gpt2", "t5") for word in ("--model_name_or_path", name)]
     arguments = (*models, "--limit", 37, "--per_device_eval_batch_size", 8, *QUICK)
     # In the script's own folder it must not pass for the library of its name.
-    one = run(sys.executable, SCRIPT.name, *arguments, "--output_dir", tmp_path / "one", cwd=SCRIPT.parent)
+    one = start(sys.executable, SCRIPT.name, *arguments, "--output_dir", tmp_path / "one", cwd=SCRIPT.parent)
     assert one.returncode == 0, one.stderr
-    two = run(
+    two = start(
         BIN / "accelerate",
         "launch",
         *(
@@ -212,7 +227,7 @@ def test_two_processes_of_accelerate_on_the_reference_models(tmp_path: Path) -> 
 
 
 def test_one_process_instead_of_two_is_refused(tmp_path: Path) -> None:
-    done = run(sys.executable, SCRIPT, "--num_processes", 2, cwd=tmp_path)
+    done = run(SCRIPT, "--num_processes", 2, cwd=tmp_path)
     assert done.returncode == 1
     assert "1 process was started, and 2 asked for" in done.stderr
     assert "torchrun" in done.stderr
@@ -231,7 +246,7 @@ def test_accelerate_launch_that_starts_one_of_two_is_refused(how: str, what: Seq
     config = tmp_path / "config.yaml"
     config.write_text("distributed_type: MULTI_CPU\nnum_processes: 2\nnum_machines: 1\nuse_cpu: true\n")
     options = ("--cpu", "--num_processes", 2) if how == "option" else ("--config_file", config)
-    done = run(BIN / "accelerate", "launch", *options, *what, cwd=tmp_path)
+    done = start(BIN / "accelerate", "launch", *options, *what, cwd=tmp_path)
     assert done.returncode != 0
     assert "1 process was started, and 2 asked for" in done.stderr
 
@@ -344,7 +359,7 @@ def test_help_has_examples_and_loads_nothing_heavy(tmp_path: Path) -> None:
         " if name in sys.modules])"
     )
     for command in ("evaluate", "sites", "report"):
-        done = run(sys.executable, "-c", code, command, "--help", cwd=tmp_path)
+        done = start(sys.executable, "-c", code, command, "--help", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert f"hf-gelu-patch {command}" in done.stdout
         assert "examples:" in done.stdout
@@ -352,9 +367,8 @@ def test_help_has_examples_and_loads_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_the_benchmark_of_patching_keeps_every_sample(tmp_path: Path) -> None:
-    script = Path(__file__).parent.parent / "scripts" / "benchmark.py"
-    command = (sys.executable, script, "patching", "--processes", "1", "--rounds", "2", "--output", "times.json")
-    done = run(*command, cwd=tmp_path)
+    command = ("-m", "scripts.benchmarking", "patching", "--processes", "1", "--rounds", "2")
+    done = run(*command, "--output", tmp_path / "times.json", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["gpt2", "llama-405b"]
     written = json.loads((tmp_path / "times.json").read_text())
@@ -439,7 +453,7 @@ def test_a_wrong_implementation_fails_the_run(checkpoint: Path, data: Path, tmp_
         "sys.exit(main(sys.argv[1:]))\n"
     )
     model = ("--model_name_or_path", checkpoint, "--validation_file", data, "--include", "*intermediate*")
-    done = run(sys.executable, "-c", code, "evaluate", *model, "--implementation", "wrong", *QUICK, cwd=tmp_path)
+    done = run("-c", code, "evaluate", *model, "--implementation", "wrong", *QUICK, cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert "hf-gelu-patch: wrong implementation: tiny, wrong,include=*intermediate*: it is said" in done.stderr
     assert "WRONG IMPLEMENTATION" in done.stdout
@@ -493,7 +507,7 @@ def test_without_a_network_the_remedy_comes_at_once(tmp_path: Path) -> None:
     """Importing torch and transformers takes longer than to be refused; so neither is."""
     code = "import sys; from hf_gelu_patch.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
     for named in (("someone/model",), ("gpt2", "--validation_file", "someone/data"), ("gpt2", "--metric", "rouge")):
-        done = run(sys.executable, "-c", code, "evaluate", "--model_name_or_path", *named, cwd=tmp_path)
+        done = start(sys.executable, "-c", code, "evaluate", "--model_name_or_path", *named, cwd=tmp_path)
         assert done.stdout == "1 False\n", done.stderr
         assert "--allow_download" in done.stderr
 
@@ -531,5 +545,5 @@ def test_what_nobody_thought_of_is_told_without_its_traceback(
 
 
 def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
-    done = run(sys.executable, "-m", "hf_gelu_patch", "evaluate", "--task", "token-classification", cwd=tmp_path)
+    done = start(sys.executable, "-m", "hf_gelu_patch", "evaluate", "--task", "token-classification", cwd=tmp_path)
     refused(done, 1, "unknown task 'token-classification'. Tasks: text-classification", "Python file of your own")

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import processes
 import pytest
 import torch
 from torch import Tensor
@@ -53,7 +54,13 @@ def report() -> ModuleType:
 
 def run(command: Sequence[str], *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     own = {**os.environ, "TRITON_INTERPRET": "1", **environment}
-    told = [sys.executable, *command, *map(str, arguments)]
+    return processes.run(*command, *arguments, env=own, cwd=ROOT)
+
+
+def run_anew(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """With nothing imported beforehand."""
+    own = {**os.environ, "TRITON_INTERPRET": "1", **environment}
+    told = [sys.executable, *map(str, arguments)]
     return subprocess.run(told, env=own, capture_output=True, text=True, cwd=ROOT)
 
 
@@ -74,7 +81,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (folder / f"{name}.py").write_text("raise RuntimeError('not to be imported')\n")
     output = folder / "new" / "folder"
     options = ("gpu", "--device", "cpu", "--tiny", "--backend", "aot_eager", "--output", output, "--steps", *STEPS)
-    done = run(["-c", BARE], *options, PYTHONPATH=str(folder))
+    done = run_anew("-c", BARE, *options, PYTHONPATH=str(folder))
     assert done.returncode == 0, done.stderr
     return {"folder": output, "told": done.stdout, "announced": done.stderr}
 
@@ -400,7 +407,7 @@ finally:
 def test_the_command_itself_never_touches_cuda(tmp_path: Path) -> None:
     """Or none of its forks could."""
     output = tmp_path / "output"
-    done = run(["-c", PLANTED + CAREFUL], "gpu", "--output", output, TRITON_INTERPRET="0")
+    done = run_anew("-c", PLANTED + CAREFUL, "gpu", "--output", output, TRITON_INTERPRET="0")
     assert done.stdout.splitlines()[-1] == "imported: set()"
     assert [line["step"] for line in lines_of(output) if line["kind"] == "ended"] == ["card", "cells"]
     assert not (tmp_path / "output.touched").exists()

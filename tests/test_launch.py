@@ -11,10 +11,10 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -174,7 +174,7 @@ print(json.dumps([found, expected]))
 def compiled(arguments: list[str], **more: str) -> subprocess.CompletedProcess[str]:
     """A Python process whose Triton compiles."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TRITON_")} | more
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    return processes.run(*arguments, env=environment)
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import importlib.util
 import json
 import random
 import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from conftest import FAMILIES, printed_by
@@ -145,12 +145,7 @@ def record(folder: Path, lines: Iterable[Any]) -> Path:
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "scripts.benchmarking", "choices", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    return processes.run("-m", "scripts.benchmarking", "choices", *arguments, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")

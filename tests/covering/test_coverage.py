@@ -7,7 +7,6 @@ import json
 import math
 import re
 import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
 
+import processes
 import pytest
 import torch
 import torch.nn.functional as F
@@ -778,8 +778,8 @@ def test_the_script_writes_rows_and_a_table_and_goes_on_where_it_stopped(tmp_pat
     rows.write_text(json.dumps(Coverage("bert", "BertModel", error="on purpose").to_dict()) + '\n{"model_type": "g')
 
     def run(*types: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "scripts.covering", *types, "--output", str(rows), "--table", str(written)]
-        return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+        command = ("-m", "scripts.covering", *types, "--output", rows, "--table", written)
+        return processes.run(*command, cwd=Path(__file__).parents[2])
 
     done = run("gpt2")
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 import pandas
+import processes
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -576,15 +577,16 @@ def test_code_of_its_own_is_run_if_it_may_be(checkpoint: Path, tmp_path: Path) -
         with pytest.raises(EvaluationError, match=re.compile(rf"{place}.*add --trust_remote_code", re.DOTALL)):
             refused()
     code = (
-        "import sys; place = sys.argv[1]\n"
+        "import sys; place, modules = sys.argv[1:]\n"
+        "from transformers import dynamic_module_utils\n"
         "from hf_gelu_patch.evaluation.loading.models import load_model, skeleton\n"
         "from hf_gelu_patch.evaluation.loading.processors import load_processor\n"
+        "dynamic_module_utils.HF_MODULES_CACHE = modules\n"
         "print(type(skeleton(place, trust_remote_code=True)).__name__)\n"
         "print(type(load_model(place, 'text-classification', trust_remote_code=True)).__name__)\n"
         "print(type(load_processor(place, 'text-classification', trust_remote_code=True)).__name__)\n"
     )
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code, place], env=environment, capture_output=True, text=True)
+    done = processes.run("-c", code, place, tmp_path / "modules")
     assert done.stdout.split() == ["Mine", "Mine", "Words"], done.stderr
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import processes
 import pytest
 import torch
 from accelerate import Accelerator
@@ -403,8 +404,7 @@ def test_a_killed_write_is_never_taken_for_a_finished_one(tmp_path: Path) -> Non
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         f"materialised(Path({str(final)!r}), write)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == -9
+    assert processes.run("-c", code).returncode == -9
     [left] = tmp_path.iterdir()
     assert materialise.materialised(final, _write) == final
     assert (final / "a").read_text(encoding="utf-8") == "content"

@@ -7,13 +7,12 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import yaml
 from accelerate import Accelerator
@@ -365,8 +364,7 @@ def test_a_full_disk_is_told_before_anything_is_written(data: Data, tmp_path: Pa
         "import resource, sys; from hf_gelu_patch.cli import main; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, "report", str(tmp_path), "--output_dir", str(tmp_path / "new")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = processes.run("-c", code, "report", tmp_path, "--output_dir", tmp_path / "new")
     assert done.returncode == 1
     assert "Make room, or name another folder with --output_dir" in done.stderr
     assert list((tmp_path / "new").iterdir()) == []
@@ -377,8 +375,7 @@ def test_without_matplotlib_there_are_no_plots(data: Data, tmp_path: Path) -> No
     code = (
         "import sys; sys.modules['matplotlib'] = None; from hf_gelu_patch.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, "report", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MPLCONFIGDIR": str(tmp_path)})
+    done = processes.run("-c", code, "report", tmp_path, env={**os.environ, "MPLCONFIGDIR": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     assert "pip install 'hf-gelu-patch[evaluation]', which brings matplotlib" in done.stdout
     assert sorted(path.suffix for path in tmp_path.iterdir() if path.is_file()) == [".html", ".json", ".md", ".md"]
