@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import Family
+from conftest import FAMILIES, Family, Recorder
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -228,3 +229,46 @@ def test_a_second_round_gives_the_same(family: Family, implementation: str) -> N
     assert torch.equal(*outputs)
     assert lines == str(report)
     assert str(find_sites(model, implementation=implementation)).replace("would be patched", "patched") == lines
+
+
+# The ops, in training
+
+
+def training_step(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """The loss and the gradient of every parameter."""
+    inputs = FAMILIES[name].inputs()
+    model.zero_grad()
+    loss = model(**inputs, labels=inputs.get("decoder_input_ids", inputs["input_ids"]).contiguous()).loss
+    loss.backward()
+    found = {key: weight.grad.clone() for key, weight in model.named_parameters()}
+    return {"loss": loss.detach(), **found}
+
+
+@pytest.mark.parametrize(
+    ("name", "forward"), [("gpt2", ["pointwise"] * 2), ("llama", ["gated"] * 2), ("t5-v1.1", ["gated"] * 4)]
+)
+def test_a_training_step_of_a_patched_model(name: str, forward: list[str]) -> None:
+    model = FAMILIES[name].build()
+    exact = training_step(copy.deepcopy(model).double(), name)
+    own = training_step(model, name)
+    patch(model, implementation="triton")
+    with Recorder() as recorder:
+        new = training_step(model, name)
+    assert sorted(recorder.own) == sorted(forward + [f"{op}_backward" for op in forward])
+    assert new.keys() == exact.keys()
+    worst, own_worst = (
+        max(
+            float(((found[key].double() - expected).abs() / expected.abs().max()).max())
+            for key, expected in exact.items()
+        )
+        for found in (new, own)
+    )  # of all parameters: a single one's own error is luck
+    assert 0 < worst <= 2 * own_worst + 4e-6
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with Recorder() as recorder:
+            again = training_step(twin, name)
+        assert sorted(recorder.own) == sorted(forward + [f"{op}_backward" for op in forward])
+        assert all(torch.equal(again[key], new[key]) for key in new)
+        unpatch(twin)
+        assert all(torch.equal(value, own[key]) for key, value in training_step(twin, name).items())
+    assert training_step(model, name).keys() == new.keys()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import math
-import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Recorder, printed_by
 from functorch.compile import make_boxed_func
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,13 +20,11 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssConfig, GptOssExperts
 
-from hf_gelu_patch import ACTIVATIONS, UnknownNameError, patch, unpatch
+from hf_gelu_patch import ACTIVATIONS, UnknownNameError
 from hf_gelu_patch.implementations import triton_dispatch, triton_forms, triton_launch, triton_library
 from hf_gelu_patch.implementations.triton_ops import gated, gated_halves, pointwise
-from tests.conftest import FAMILIES, printed_by
 
 OPS = torch.ops.hf_gelu_patch
 POINTWISE, GATED = tuple(triton_forms.POINTWISE), (*triton_forms.POINTWISE, *triton_forms.GATED_FORMS)
@@ -87,22 +84,6 @@ def same(a: Tensor, b: Tensor) -> bool:
 def memory(*tensors: Tensor) -> list[Tensor]:
     """A copy of all the memory the tensors lie in, beyond what they show of it."""
     return [torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).clone() for tensor in tensors]
-
-
-class Recorder(TorchDispatchMode):
-    """The names of the ops that run, in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def own(self) -> list[str]:
-        return [name.removeprefix("hf_gelu_patch::") for name in self.names if name.startswith("hf_gelu_patch::")]
 
 
 # Layouts
@@ -1059,49 +1040,6 @@ def test_nothing_is_computed_on_the_meta_device() -> None:
 def test_errors(call: Callable[[Tensor], Tensor], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(randn(3, 4))
-
-
-# In models
-
-
-def training_step(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """The loss and the gradient of every parameter."""
-    inputs = FAMILIES[name].inputs()
-    model.zero_grad()
-    loss = model(**inputs, labels=inputs.get("decoder_input_ids", inputs["input_ids"]).contiguous()).loss
-    loss.backward()
-    found = {key: weight.grad.clone() for key, weight in model.named_parameters()}
-    return {"loss": loss.detach(), **found}
-
-
-@pytest.mark.parametrize(
-    ("name", "forward"), [("gpt2", ["pointwise"] * 2), ("llama", ["gated"] * 2), ("t5-v1.1", ["gated"] * 4)]
-)
-def test_a_training_step_of_a_patched_model(name: str, forward: list[str]) -> None:
-    model = FAMILIES[name].build()
-    exact = training_step(copy.deepcopy(model).double(), name)
-    own = training_step(model, name)
-    patch(model, implementation="triton")
-    with Recorder() as recorder:
-        new = training_step(model, name)
-    assert sorted(recorder.own) == sorted(forward + [f"{op}_backward" for op in forward])
-    assert new.keys() == exact.keys()
-    worst, own_worst = (
-        max(
-            float(((found[key].double() - expected).abs() / expected.abs().max()).max())
-            for key, expected in exact.items()
-        )
-        for found in (new, own)
-    )  # of all parameters: a single one's own error is luck
-    assert 0 < worst <= 2 * own_worst + 4e-6
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        with Recorder() as recorder:
-            again = training_step(twin, name)
-        assert sorted(recorder.own) == sorted(forward + [f"{op}_backward" for op in forward])
-        assert all(torch.equal(again[key], new[key]) for key in new)
-        unpatch(twin)
-        assert all(torch.equal(value, own[key]) for key, value in training_step(twin, name).items())
-    assert training_step(model, name).keys() == new.keys()
 
 
 # Without the interpreter, a CPU has no kernels: everything there is aten's.
