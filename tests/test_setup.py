@@ -28,7 +28,7 @@ SCRIPTS = ("scripts/setup", "scripts/test", "scripts/demo", ".ci/run")
 NEWEST, OLDEST = "scripts/constraints.txt", "scripts/constraints-oldest.txt"
 INPUTS = ("pyproject.toml", NEWEST, OLDEST, "scripts/setup")
 INSTALLS = ["pip"] * 4
-TOOLS = ("awk", "date", "df", "dirname", "flock", "ln", "mkdir", "mktemp", "mv", "rm", "sed", "sleep")
+TOOLS = ("awk", "cmp", "cp", "date", "df", "dirname", "flock", "ln", "mkdir", "mktemp", "mv", "rm", "sed", "sleep")
 
 # Stands in for a Python and for the one of the .venv it makes: answers as the real one does where the answer
 # matters, and writes down what else it was asked for.
@@ -37,9 +37,14 @@ case "$*" in
 *_base_executable*) echo "VERSION $0" ;;
 *hashlib*) exec "REAL" "$@" ;;
 *"import ensurepip"*) [ ! -e no-venv-module ] ;;
-*"-m venv"*) echo venv >>calls; sleep 0.2; rm -rf .venv; mkdir -p .venv/bin; ln -s "$0" .venv/bin/python ;;
+*"-m venv"*)
+    for folder; do :; done
+    echo venv >>calls; sleep 0.2; rm -rf "$folder"; mkdir -p "$folder/bin" "$folder/lib/python3/site-packages"
+    ln -s "$0" "$folder/bin/python" ;;
+--version) ;;
 *"-m pip"*)
     echo "pip ${HF_HUB_OFFLINE-}" "$@" >>calls
+    case "$*" in *"--target "*) folder=${*##*--target }; mkdir -p "${folder%% *}" ;; esac
     if [ -e disk-full ]; then echo "ERROR: [Errno 28] No space left on device" >&2; exit 1; fi ;;
 *"import sys, transformers"*) echo "path=$PYTHONPATH expects $3" >>calls; [ ! -e another-transformers ] ;;
 *)
@@ -241,29 +246,65 @@ def test_two_at_once_set_up_once(tree: Tree) -> None:
 @pytest.mark.parametrize("script", ["scripts/test", ".ci/run"])
 def test_all_checks_run_whichever_fails(ready: Tree, script: str) -> None:
     settings = "offline=1 threads=1"
-    checks = [
-        "4: -m ruff check .",
-        "5: -m ruff format --check .",
-        "2: -m mypy",
-        "3: -m pytest --ignore=tests/evaluation",
-    ]
+    checks = ["4: -m ruff check .", "5: -m ruff format --check .", f"8: -m pytest {SPREAD}"]
     assert ready.run(script, CI="true") == (0, "", "")
-    assert apart(ready.calls(), settings) == (checks, on_the_oldest(ready, settings, 14))
+    assert apart(ready.calls(), settings) == (checks, on_the_oldest(ready, settings, SPREAD))
     settings = "offline=1 threads=4"
     (ready.root / "failing").write_text("mypy")
     assert ready.run(script, OMP_NUM_THREADS="4") == (1, "", "scripts/test: failed: mypy\n")
-    assert apart(ready.calls(), settings) == (checks, on_the_oldest(ready, settings, 14))
+    assert apart(ready.calls(), settings) == (checks, on_the_oldest(ready, settings, SPREAD))
     (ready.root / "failing").write_text("pytest")
-    failed = "pytest, pytest tests/evaluation, scripts/test --oldest"
+    failed = "pytest, scripts/test --oldest"
     assert ready.run(script) == (1, "", f"scripts/test: failed: {failed}\n")
     assert list(ready.elsewhere.iterdir()) == [], "nothing is left behind"
 
 
 def apart(calls: list[str], settings: str) -> tuple[list[str], list[str]]:
-    """Those on the newest transformers, and those on the oldest. The evaluation's tests run beside both."""
+    """Those on the newest transformers, and those on the oldest. mypy runs beside both."""
     newest = [call for call in calls if "path=" not in call]
-    newest.remove(f"{settings} 3: -m pytest tests/evaluation")
+    newest.remove(f"{settings} 2: -m mypy")
     return [call.removeprefix(f"{settings} ") for call in newest], [call for call in calls if "path=" in call]
+
+
+def test_the_fast_checks_are_those_without_what_is_slow(ready: Tree) -> None:
+    assert ready.run("scripts/test", "--fast") == (0, "", "")
+    assert [call.removeprefix("offline=1 threads=1 ") for call in ready.calls()] == [
+        "4: -m ruff check .",
+        "5: -m ruff format --check .",
+        f"10: -m pytest {SPREAD} -m not slow",
+    ]
+    (ready.root / "failing").write_text("pytest")
+    assert ready.run("scripts/test", "--fast") == (1, "", "scripts/test: failed: pytest\n")
+
+
+def test_every_other_python_that_is_there_runs_the_fast_tests(ready: Tree) -> None:
+    """And the oldest of them the oldest transformers. CUDA's libraries are installed once for all of them."""
+    for minor in ("3.10", "3.13"):
+        ready.python(f"python{minor}", f"{minor}.2")
+    code, output, errors = ready.run("scripts/test", "--pythons")
+    assert (code, output) == (0, "")
+    assert [line.partition(" ... ")[0] for line in errors.splitlines() if "Python" in line] == [
+        "Setting up .venv/pythons/3.10 with Python 3.10.2",
+        "scripts/test: Python 3.11 is not here, and is left out",
+        "Setting up .venv/pythons/3.13 with Python 3.13.2",
+        "scripts/test: Python 3.14 is not here, and is left out",
+    ]
+    calls = ready.calls()
+    assert [call.split()[0] for call in calls].count("venv") == 2
+    assert sum("--no-deps --target .venv/pythons/cuda " in call for call in calls) == 1
+    assert sum(f"-m pytest {SPREAD} -m not slow" in call for call in calls) == 2
+    for minor in ("3.10", "3.13"):
+        venv = ready.root / ".venv" / "pythons" / minor
+        [packages] = venv.glob("lib/python*/site-packages")
+        assert (packages / "cuda.pth").read_text() == f"{ready.root}/.venv/pythons/cuda\n"
+        asked = (venv / "cuda.txt").read_text().splitlines()
+        assert len(asked) == 16
+        assert all('sys_platform == "linux"' in line for line in asked)
+    assert ready.run("scripts/test", "--pythons")[2].count("Setting up") == 0, "that is done"
+    (ready.root / "failing").write_text("pytest")
+    errors = ready.run("scripts/test", "--pythons")[2]
+    failed = "pytest, scripts/test --oldest, pytest on Python 3.10, pytest on Python 3.13"
+    assert errors.splitlines()[-1] == f"scripts/test: failed: {failed}"
 
 
 def test_arguments_go_to_pytest_alone(ready: Tree) -> None:
@@ -273,12 +314,20 @@ def test_arguments_go_to_pytest_alone(ready: Tree) -> None:
     assert ready.run("scripts/test", "-x")[0] == 1
 
 
-def on_the_oldest(tree: Tree, settings: str, count: int, *arguments: str, path: str = "") -> list[str]:
+SPREAD = "-n logical --maxprocesses 4 --dist worksteal"
+
+
+def on_the_oldest(tree: Tree, settings: str, *arguments: str, path: str = "") -> list[str]:
     """What scripts/test --oldest runs: the check of the version, then pytest."""
     path = f"path={tree.root}/.venv/oldest{path}"
-    names = "cli", "readme", "setup", "kernels", "gpu", "benchmark", "gpu_command", "launch", "planted", "tools"
+    names = (
+        *("cli", "readme", "docs", "house", "setup", "kernels", "ops", "gpu"),
+        *("benchmark", "gpu_command", "launch", "planted", "tools"),
+    )
     ignored = "tests/covering", "tests/evaluation", *(f"tests/test_{name}.py" for name in names)
+    assert all((ROOT / name).exists() for name in ignored)
     options = (*(f"--ignore={name}" for name in ignored), *arguments)
+    count = 2 + sum(len(option.split()) if option == SPREAD else 1 for option in options)
     return [
         f"{path} expects {pins(ENVIRONMENTS[0], OLDEST)['transformers']}",
         f"{settings} {path} {count}: -m pytest {' '.join(options)}",
@@ -288,10 +337,10 @@ def on_the_oldest(tree: Tree, settings: str, count: int, *arguments: str, path: 
 def test_the_oldest_transformers_is_the_one_that_is_tested(ready: Tree) -> None:
     settings = "offline=1 threads=1"
     assert ready.run("scripts/test", "--oldest", "-k", "two words", PYTHONPATH="/mine") == (0, "", "")
-    assert ready.calls() == on_the_oldest(ready, settings, 16, "-k", "two words", path=":/mine")
+    assert ready.calls() == on_the_oldest(ready, settings, "-k", "two words", path=":/mine")
     (ready.root / "another-transformers").touch()
     assert ready.run("scripts/test", "--oldest")[0] == 1
-    assert ready.calls() == on_the_oldest(ready, settings, 14)[:1]
+    assert ready.calls() == on_the_oldest(ready, settings)[:1]
     assert ready.run("scripts/test") == (1, "", "scripts/test: failed: scripts/test --oldest\n")
 
 
