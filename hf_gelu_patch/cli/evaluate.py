@@ -15,15 +15,12 @@ from hf_gelu_patch.cli.patching import check_names, named_variants, prepare_libr
 from hf_gelu_patch.cli.processes import Processes
 from hf_gelu_patch.cli.progress import as_a_line, progress
 from hf_gelu_patch.cli.report import written
-from hf_gelu_patch.evaluation.data.places import data_file
 from hf_gelu_patch.evaluation.errors import EvaluationError
-from hf_gelu_patch.evaluation.loading.subjects import subject
-from hf_gelu_patch.evaluation.metrics.plugged import find_metric
+from hf_gelu_patch.evaluation.loading.subjects import look_up, subject
 from hf_gelu_patch.evaluation.options import declared, made, option
 from hf_gelu_patch.evaluation.reference import REFERENCES
 from hf_gelu_patch.evaluation.settings import Settings
 from hf_gelu_patch.evaluation.subject import Subject
-from hf_gelu_patch.evaluation.tasks.registry import task_info
 from hf_gelu_patch.evaluation.variants import Variant
 
 if TYPE_CHECKING:
@@ -102,13 +99,7 @@ def _subjects(said: Said, options: Evaluate, settings: Settings) -> list[Subject
     then come names of activations, which take importing torch; then the reference models, which may have to be
     unpacked."""
     asked = {name: said[name] for name in declared(Subject) if name in said}
-    download = bool(said.get("allow_download"))
-    if "validation_file" in asked:
-        data_file(asked["validation_file"], allow_download=download)
-    if "task" in asked:
-        task_info(asked["task"])
-    if "metric" in asked:
-        find_metric(asked["metric"], allow_download=download)
+    look_up(asked)
     own = {name: subject(name, **asked) for name in options.models if name not in REFERENCES}
     if not options.dry_run:
         from hf_gelu_patch.evaluation.report.files import writable

@@ -36,16 +36,7 @@ def subject(model: str, **asked: Any) -> Subject:
         TypeError: there is no such option.
         EvaluationError: model, data or metric aren't there, no task can be told, or the data are not known.
     """
-    if unknown := asked.keys() - declared(Subject).keys():
-        raise TypeError(f"a subject has no {', '.join(sorted(unknown))}; there are {', '.join(declared(Subject))}.")
-    asked = {name: value for name, value in asked.items() if value not in (None, "")}
-    if "task" in asked:
-        task_info(asked["task"])
-    download = asked.get("allow_download", False)
-    if "validation_file" in asked:
-        asked["data"] = data_file(asked.pop("validation_file"), allow_download=download)
-    if "metric" in asked:
-        find_metric(asked["metric"], allow_download=download)
+    asked = look_up(asked)
     reference = REFERENCES.get(model)
     if reference is not None and ("data" not in asked or asked.get("task", reference.task) == reference.task):
         if asked.get("task", reference.task) != reference.task:
@@ -62,6 +53,32 @@ def subject(model: str, **asked: Any) -> Subject:
     if asked.get("labels", READINGS[0]) not in READINGS:
         raise EvaluationError(f"labels are read as {', '.join(READINGS)}; got {asked['labels']!r}.")
     return replace(found, **asked)
+
+
+def look_up(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Find what was asked for besides the model: its task, data and metric.
+
+    Args:
+        asked: as for ``subject``.
+
+    Returns:
+        What is not None or empty, with ``data`` in place of ``validation_file``.
+
+    Raises:
+        TypeError: there is no such option.
+        EvaluationError: a task, data or a metric of that name aren't there.
+    """
+    if unknown := asked.keys() - declared(Subject).keys():
+        raise TypeError(f"a subject has no {', '.join(sorted(unknown))}; there are {', '.join(declared(Subject))}.")
+    found = {name: value for name, value in asked.items() if value not in (None, "")}
+    download = found.get("allow_download", False)
+    if "validation_file" in found:
+        found["data"] = data_file(found.pop("validation_file"), allow_download=download)
+    if "task" in found:
+        task_info(found["task"])
+    if "metric" in found:
+        find_metric(found["metric"], allow_download=download)
+    return found
 
 
 def _named(model: str, asked: Mapping[str, Any]) -> Subject:
