@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,24 @@ def test_it_is_short() -> None:
     assert len(README_TEXT.splitlines()) <= 150
 
 
+def test_the_versions_named_are_those_tested() -> None:
+    def pinned(file: str, package: str) -> list[str]:
+        return re.findall(rf"^{package}==([\d.]+)", (ROOT / "scripts" / file).read_text(encoding="utf-8"), re.MULTILINE)
+
+    [torch_version], [on_310, newest] = (pinned("constraints.txt", package) for package in ("torch", "transformers"))
+    [oldest] = pinned("constraints-oldest.txt", "transformers")
+    text = " ".join(README_TEXT.split())
+    assert f"with torch {torch_version} and transformers {newest} ({on_310} on Python 3.10)." in text
+    assert f"also run with transformers {oldest}, the oldest supported." in text
+    declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'"transformers>={oldest}"' in declared
+    torch_at_least, python = (
+        re.findall(rf'{name}>=([\d.]+)"', declared)[0] for name in ('"torch', 'requires-python = "')
+    )
+    assert f"On torch {torch_at_least}, the oldest supported" in text
+    assert f"Python {python} or newer." in text
+
+
 @pytest.mark.parametrize("name", REFERENCES)
 def test_the_qualities_shown_are_those_recorded(name: str) -> None:
     (row,) = re.findall(rf"^\| {name} \|.*$", README_TEXT, re.MULTILINE)
@@ -41,6 +60,7 @@ def test_the_table_is_that_of_the_recorded_demo() -> None:
     assert "evaluate --timing_seconds 5 " in (ROOT / "scripts" / "demo").read_text(encoding="utf-8")
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has another matplotlib, which draws otherwise")
 def test_the_picture_is_that_of_the_recorded_demo() -> None:
     """Drawn anew it is the same, but for what another version of matplotlib does at edges."""
     shown, drawn = (
