@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hf_gelu_patch import old_layout
 
 if TYPE_CHECKING:
-    from hf_gelu_patch.activations import ACTIVATIONS, Activation
+    from hf_gelu_patch.activations import ACTIVATIONS, Activation, register_activation
     from hf_gelu_patch.errors import (
         AlreadyPatchedError,
         GradientRefusedError,
@@ -50,6 +50,7 @@ __all__ = [
     "find_sites",
     "patch",
     "patched",
+    "register_activation",
     "register_implementation",
     "unpatch",
 ]

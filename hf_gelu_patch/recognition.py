@@ -31,6 +31,7 @@ __all__ = [
     "resolve",
     "resolve_call",
     "resolve_function",
+    "written_with",
 ]
 
 Function = Callable[..., Tensor]
@@ -274,10 +275,18 @@ def _methods_functions(_: tuple[Activation, ...]) -> Mapping[Any, Function]:
 
 @of_records
 def names(records: tuple[Activation, ...]) -> frozenset[str]:
-    """The names by which code calls torch's activations: functions, methods, and classes without learned parameters."""
+    """The names by which code that applies an activation is told from other code: those of torch's functions, methods
+    and classes, and of the functions in a formula."""
     functions = {function.__name__.removeprefix("special_") for function in _functions()}
     classes = {module.cls for record in records if not record.learned for module in record.modules}
-    return frozenset(functions | {cls.rpartition(".")[2] for cls in classes if cls.startswith("torch.")})
+    short = {cls.rpartition(".")[2] for cls in classes if not cls.startswith("transformers.")}
+    return frozenset(functions | short | written_with())
+
+
+@of_records
+def written_with(records: tuple[Activation, ...]) -> frozenset[str]:
+    """The names of functions that an activation is written out with, and hardly anything else is."""
+    return frozenset(name for record in records for name in record.written_with)
 
 
 def is_function(value: object) -> bool:

@@ -91,6 +91,8 @@ class Activation:
         positive: those constants that have to be greater than zero.
         modules: the classes of torch and transformers that compute it.
         calls: the functions of torch that compute it.
+        written_with: names of functions that stand in the formula where a model writes it out, ``"erf"``. Of a forward
+            that mentions none of these, and no activation by name, the formulas are not read.
         in_place: writes it over its input and returns that: the bits of ``eager``. The ``aten`` implementation
             computes the activations that have one.
         fewer_passes: the bits of ``eager`` in fewer passes over memory, for an input that autograd does not follow;
@@ -114,6 +116,7 @@ class Activation:
     positive: frozenset[str] = frozenset()
     modules: tuple[Module, ...] = ()
     calls: tuple[Call, ...] = ()
+    written_with: tuple[str, ...] = ()
     in_place: Function | None = None
     fewer_passes: Function | None = None
     fewest_ops: int = 1

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any
 
-import torch
 from torch import nn
 
 from hf_gelu_patch.formulas import is_elementwise, is_elementwise_method, is_of_numbers
 from hf_gelu_patch.forwards.flow import Flow, assigned_name
 from hf_gelu_patch.forwards.methods import formula_of
 from hf_gelu_patch.forwards.names import MISSING, Names, dotted
-from hf_gelu_patch.recognition import is_function, methods
+from hf_gelu_patch.recognition import is_function, methods, written_with
 
 __all__ = ["Callee", "Callees"]
 
@@ -165,13 +164,16 @@ class _Formula:
         if value is not MISSING:
             if not is_elementwise(value):
                 return is_of_numbers(value) and all(map(self.fits, given))
-            self.makes_one |= is_function(value) or value in _MAKES_A_FORMULA
+            self.makes_one |= is_function(value) or value is nn.functional.softplus or _name(value) in written_with()
             return all(map(self.fits, given))
         if isinstance(call.func, ast.Attribute) and is_elementwise_method(call.func.attr):
-            self.makes_one |= call.func.attr in _METHODS_THAT_MAKE_ONE
+            self.makes_one |= call.func.attr in _METHODS_THAT_MAKE_ONE | written_with()
             return self.fits(call.func.value) and all(map(self.fits, given))
         return False
 
 
-_MAKES_A_FORMULA = {torch.erf, torch.exp, torch.special.erf, nn.functional.softplus}
-_METHODS_THAT_MAKE_ONE = {"sigmoid", "tanh", "erf", "exp", "relu"}
+_METHODS_THAT_MAKE_ONE = {"sigmoid", "tanh", "relu"}
+
+
+def _name(function: object) -> str:
+    return getattr(function, "__name__", "").removeprefix("special_")

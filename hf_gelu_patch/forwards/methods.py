@@ -21,7 +21,7 @@ Method = tuple[str, "FunctionType | None", FunctionType, "str | None"]
 """(name, the method as the class has it (None for a helper), the function below its decorators, why it cannot be
 rewritten)."""
 
-_FURTHER_NAMES = frozenset({"erf", "exp", "silu_", "ACT2FN", "ACT2CLS", "get_activation"})
+_FURTHER_NAMES = frozenset({"silu_", "ACT2FN", "ACT2CLS", "get_activation"})
 """Names in a function that may apply an activation, beside torch's names of activations."""
 
 
