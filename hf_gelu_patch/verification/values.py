@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GRADIENT", "Found", "attributes", "finite", "numbers", "output_tensors"]
-
-GRADIENT = "gradient of "  # what the name of each gradient begins with
+__all__ = ["Found", "attributes", "finite", "numbers", "output_tensors"]
 
 _OPAQUE = (nn.Module, ModuleType, type, torch.dtype, torch.device, torch.Size, torch.Generator)
 
