@@ -23,9 +23,9 @@ from hf_gelu_patch.verification.bars import (
     relative,
     scale_of,
 )
-from hf_gelu_patch.verification.copies import Exact, exact_copy, free_memory, in_double, redraw
-from hf_gelu_patch.verification.runs import GRADIENT, run
-from hf_gelu_patch.verification.values import Found, finite, output_tensors
+from hf_gelu_patch.verification.copies import Exact, exact_copy, in_double, redraw
+from hf_gelu_patch.verification.runs import run
+from hf_gelu_patch.verification.values import GRADIENT, Found, finite, output_tensors
 
 __all__ = [
     "Drift",
@@ -35,7 +35,6 @@ __all__ = [
     "drifts",
     "exact_copy",
     "exact_outputs",
-    "free_memory",
     "half_the_digits",
     "in_double",
     "largest_difference",
@@ -165,9 +164,7 @@ class Verification:
                 {name: tensor for name, tensor in tensors.items() if name.startswith(GRADIENT) == gradients}
                 for tensors in (self.before.tensors, after, exact, *draws)
             )
-            found += drifts(
-                before_, after_, exact_, margin, same=same, epsilon=self.epsilon, parts=gradients, draws=draws_
-            )
+            found += drifts(before_, after_, exact_, margin, same=same, epsilon=self.epsilon, draws=draws_)
         return found
 
 

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hf_gelu_patch.verification.values import GRADIENT
+
 __all__ = ["Drift", "Scale", "drifts", "half_the_digits", "largest_difference", "relative", "scale_of"]
 
 _GAP = 4  # binades between masks and what they mask, in which nothing lies
@@ -223,10 +225,11 @@ def drifts(
     *,
     same: bool = True,
     epsilon: float = 0.0,
-    parts: bool = False,
     draws: Sequence[Mapping[str, Tensor]] = (),
 ) -> tuple[Drift, ...]:
-    """One ``Drift`` for each output.
+    """One ``Drift`` for each output. Or for each gradient: gradients alone are parts of one thing. Those that are mere
+    rounding beside the others, such as that of a key's bias, are judged by the others' scale. One of so many may be off
+    by twice as much.
 
     Args:
         before, after: the outputs by name, unpatched and patched.
@@ -236,11 +239,10 @@ def drifts(
             arithmetic is coarser than float32 for one of ``_SOME`` or more.
         same: whether the patch keeps the functions.
         epsilon: of the coarsest arithmetic inside the model, where that is coarser than an output's own.
-        parts: whether they are parts of one thing, as gradients are: those that are mere rounding beside the others,
-            such as that of a key's bias, are judged by the others' scale. One of so many may be off by twice as much.
         draws: the unpatched model's outputs where its roundings fell otherwise: of its own errors, the largest counts.
     """
     exact = exact or {}
+    parts = bool(before) and all(name.startswith(GRADIENT) for name in before)
     alike = [name for name in before if name in after and _alike(before[name], after[name])]
     scales = {name: Scale.of(before[name]) for name in alike if before[name].is_floating_point()}
     if parts and scales:

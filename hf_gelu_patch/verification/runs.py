@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from hf_gelu_patch.errors import VerificationError
 from hf_gelu_patch.verification.copies import copied
 from hf_gelu_patch.verification.restoring import as_it_was, seeded
-from hf_gelu_patch.verification.values import Found, attributes, finite, numbers
+from hf_gelu_patch.verification.values import GRADIENT, Found, attributes, finite, numbers
 
-__all__ = ["GRADIENT", "run"]
-
-GRADIENT = "gradient of "  # what the name of each begins with
+__all__ = ["run"]
 
 
 def run(model: nn.Module, batch: object, *, gradients: bool = False) -> Found:

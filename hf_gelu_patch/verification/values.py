@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Found", "attributes", "finite", "numbers", "output_tensors"]
+__all__ = ["GRADIENT", "Found", "attributes", "finite", "numbers", "output_tensors"]
+
+GRADIENT = "gradient of "  # what the name of each gradient begins with
 
 _OPAQUE = (nn.Module, ModuleType, type, torch.dtype, torch.device, torch.Size, torch.Generator)
 

@@ -7,12 +7,13 @@ import math
 import random
 import resource
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
-import processes
 import pytest
 import torch
 import transformers
@@ -148,7 +149,7 @@ with Writer(Path({str(tmp_path)!r}), FINGERPRINT, 0) as writer:
     for example in range(100):
         writer.append([row(example)])
 """
-    done = processes.run("-c", code)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert "EvaluationError" in last
