@@ -125,11 +125,6 @@ def say(*words: str) -> None:
     print(*words, file=sys.stderr, flush=True)
 
 
-def line(fields: Sequence[str]) -> str:
-    """A row of a Markdown table."""
-    return f"| {' | '.join(fields)} |"
-
-
 def versions_of(about: Mapping[str, Any]) -> str:
     """The versions that matter, and where it ran, in a sentence."""
     names = ("python", "torch", "triton", "transformers")

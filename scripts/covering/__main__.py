@@ -15,7 +15,8 @@ import os
 import sys
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from rich.console import Console
+from rich.progress import Progress
 
 from scripts.covering.coverage import Coverage
 from scripts.covering.processes import cover_all
@@ -64,20 +65,22 @@ def main(arguments: list[str] | None = None) -> int:
     rows = read(options.output) if options.resume else {}
     todo = [one for one in dict.fromkeys(types) if one not in rows]
     options.output.parent.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
     with (
         options.output.open("a" if options.resume else "w", encoding="utf-8") as file,
-        tqdm(total=len(todo), unit="type", disable=None) as bar,
+        Progress(console=console, disable=not console.is_terminal) as bars,
     ):
+        bar = bars.add_task("types", total=len(todo))
         if rows and not options.output.read_text(encoding="utf-8").endswith("\n"):
             file.write("\n")  # after a line that was cut short
         for done, row in enumerate(cover_all(todo, processes=options.processes, timeout=options.timeout), start=1):
             rows[row.model_type] = row
             file.write(json.dumps(row.to_dict(), allow_nan=False) + "\n")
             file.flush()
-            bar.update()
+            bars.advance(bar)
             for problem in row.problems:
-                tqdm.write(f"{row.model_type}: {problem}", file=sys.stderr)
-            if bar.disable and (done % 50 == 0 or done == len(todo)):
+                console.print(f"{row.model_type}: {problem}", markup=False, highlight=False, soft_wrap=True)
+            if not console.is_terminal and (done % 50 == 0 or done == len(todo)):
                 print(f"{done} of {len(todo)}", file=sys.stderr, flush=True)
     asked = sorted((rows[one] for one in types), key=lambda row: row.model_type)
     summary = totals(asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from hf_gelu_patch.evaluation.report import markdown
 from scripts.covering.coverage import Coverage
 
 
@@ -43,28 +44,26 @@ def totals(rows: Sequence[Coverage]) -> str:
 
 def table(rows: Iterable[Coverage]) -> str:
     """A line of Markdown for each row."""
-    lines = [
-        "| type | model | parameters | activations | sites | changed | gated | linear | drift | as promised |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for row in rows:
-        if row.unavailable is not None:
-            lines.append(f"| {row.model_type} | {_cell(row.unavailable)} | | | | | | | | |")
-            continue
-        cells = (
-            row.model_type,
-            row.model,
-            f"{row.parameters:,}",
-            f"{row.executions:,}",
-            f"{sum(row.sites.values()):,}",
-            f"{row.changed:,}",
-            f"{row.gated_fused:,} of {row.gated:,}" if row.gated else "",
-            f"{row.linear_fused:,} of {row.linear:,}" if row.linear else "",
-            f"{row.drift:.0e}" if row.drift else "0",
-            _cell("; ".join(row.problems)) or "yes",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    figures = ("parameters", "activations", "sites", "changed", "gated", "linear", "drift")
+    headings = ("type", "model", *figures, "as promised")
+    return markdown.table(headings, map(_cells, rows), right=figures) + "\n"
+
+
+def _cells(row: Coverage) -> tuple[str, ...]:
+    if row.unavailable is not None:
+        return (row.model_type, _cell(row.unavailable), *[""] * 8)
+    return (
+        row.model_type,
+        row.model,
+        f"{row.parameters:,}",
+        f"{row.executions:,}",
+        f"{sum(row.sites.values()):,}",
+        f"{row.changed:,}",
+        f"{row.gated_fused:,} of {row.gated:,}" if row.gated else "",
+        f"{row.linear_fused:,} of {row.linear:,}" if row.linear else "",
+        f"{row.drift:.0e}" if row.drift else "0",
+        _cell("; ".join(row.problems)) or "yes",
+    )
 
 
 def _cell(text: str) -> str:

@@ -10,6 +10,7 @@ from hf_gelu_patch.evaluation.reference import (
     MANIFEST,
     Reference,
 )
+from hf_gelu_patch.evaluation.report import markdown
 from scripts.training.recipe import Recipe
 
 _PIPELINES = {
@@ -39,9 +40,7 @@ def model_card(reference: Reference, recipe: Recipe, entry: Mapping[str, Any]) -
         "",
         f"On all of `{Path(reference.data).name}`, in float32 on one CPU:",
         "",
-        "| metric | value |",
-        "| --- | --- |",
-        *(f"| {metric} | {value:.4f} |" for metric, value in entry["quality"].items()),
+        markdown.table(["metric", "value"], [[metric, f"{value:.4f}"] for metric, value in entry["quality"].items()]),
         "",
         "## How it was made",
         "",
@@ -50,48 +49,41 @@ def model_card(reference: Reference, recipe: Recipe, entry: Mapping[str, Any]) -
     if "moby_dick" in recipe.data_license:
         command += " --data FOLDER  # the npm package, unpacked"
     training, optimisation = entry["training"], recipe.optimisation
+    about = {"parameters": f"{entry['parameters']:,}"}
     if training and optimisation:
-        smoothing = optimisation.label_smoothing
+        smoothing, averaging = optimisation.label_smoothing, optimisation.averaging
         examples = "characters" if reference.task == "causal-lm" else "examples"
         lines += [
             f"`{command}`",
             "",
-            "| | |",
-            "| --- | --- |",
-            f"| parameters | {entry['parameters']:,} |",
-            f"| training {examples} | {training['examples']:,} |",
-            f"| steps, seed | {training['steps']:,}, {training['seed']} |",
-            f"| optimiser | AdamW, β = {optimisation.betas}, weight decay {optimisation.weight_decay}, gradients "
-            "clipped to norm 1 |",
-            f"| learning rate | {optimisation.learning_rate}, reached in {optimisation.warmup} steps, then falling in "
-            f"a line to {optimisation.floor} of it |",
-            *([f"| label smoothing | {smoothing} |"] if smoothing else []),
-            *(
-                [f"| weights | their moving average of decay {optimisation.averaging} |"]
-                if optimisation.averaging
-                else []
-            ),
-            f"| time | about {max(1, round(training['seconds'] / 60))} min on one thread |",
         ]
+        about |= {
+            f"training {examples}": f"{training['examples']:,}",
+            "steps, seed": f"{training['steps']:,}, {training['seed']}",
+            "optimiser": f"AdamW, β = {optimisation.betas}, weight decay {optimisation.weight_decay}, gradients "
+            "clipped to norm 1",
+            "learning rate": f"{optimisation.learning_rate}, reached in {optimisation.warmup} steps, then falling in "
+            f"a line to {optimisation.floor} of it",
+            **({"label smoothing": str(smoothing)} if smoothing else {}),
+            **({"weights": f"their moving average of decay {averaging}"} if averaging else {}),
+            "time": f"about {max(1, round(training['seconds'] / 60))} min on one thread",
+        }
     else:
         lines += [
             f"`{command}` cuts out the text and measures the model.",
             "",
-            "| | |",
-            "| --- | --- |",
-            f"| parameters | {entry['parameters']:,} |",
         ]
+    about["versions"] = ", ".join(f"{module} {version}" for module, version in entry["versions"].items())
+    files = [[f"`{Path(path).name}`", f"`{checksum}`"] for path, checksum in entry["files"].items()]
+    if reference.package:
+        files.append([f"`{reference.package.weights}` in the package", f"`{entry['package_sha256']}`"])
     lines += [
-        f"| versions | {', '.join(f'{module} {version}' for module, version in entry['versions'].items())} |",
+        markdown.table(["", ""], list(about.items())),
         "",
         "## Files",
         "",
         f"`../{MANIFEST}` has these checksums too, and every load is held to them.",
         "",
-        "| file | SHA-256 |",
-        "| --- | --- |",
-        *(f"| `{Path(path).name}` | `{checksum}` |" for path, checksum in entry["files"].items()),
+        markdown.table(["file", "SHA-256"], files),
     ]
-    if reference.package:
-        lines.append(f"| `{reference.package.weights}` in the package | `{entry['package_sha256']}` |")
     return "\n".join(lines) + "\n"

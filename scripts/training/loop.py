@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 import torch
+from rich.progress import Progress
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
 
 from scripts.training.recipe import Optimisation, Trainee
 
@@ -26,7 +26,8 @@ def train(trainee: Trainee, optimisation: Optimisation, steps: int | None, secon
     began = time.monotonic()
     step = 0
     steps = steps or optimisation.steps
-    with tqdm(total=None if seconds else steps, unit="step") as bar:
+    with Progress() as bars:
+        bar = bars.add_task("training", total=1.0)
         while True:
             elapsed = time.monotonic() - began
             progress = elapsed / seconds if seconds else step / steps
@@ -50,9 +51,8 @@ def train(trainee: Trainee, optimisation: Optimisation, steps: int | None, secon
             if optimisation.averaging:
                 average.update_parameters(trainee.model)
             step += 1
-            bar.update()
             if step % 50 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
+                bars.update(bar, completed=progress, description=f"step {step}, loss {loss.item():.3f}")
     if optimisation.averaging:
         trainee.model.load_state_dict(average.module.state_dict())
     trainee.model.eval()

@@ -22,11 +22,12 @@ from tiny_classifier import write_checkpoint, write_data
 from hf_gelu_patch.evaluation.environment import environment
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import subject
+from hf_gelu_patch.evaluation.report import formats
 from hf_gelu_patch.evaluation.report.card import model_card
 from hf_gelu_patch.evaluation.report.document import sections, summary, verdicts
 from hf_gelu_patch.evaluation.report.files import rebuild, save
 from hf_gelu_patch.evaluation.report.formats import names
-from hf_gelu_patch.evaluation.report.markdown import markdown
+from hf_gelu_patch.evaluation.report.markdown import escaped, markdown, table
 from hf_gelu_patch.evaluation.report.page import page
 from hf_gelu_patch.evaluation.report.plots import draw
 from hf_gelu_patch.evaluation.report.results import JSON_NAME, SCHEMA, Data, merge, plain, read
@@ -192,6 +193,20 @@ def test_what_is_made_again_is_the_same(data: Data, tmp_path: Path) -> None:
     third = rebuild([tmp_path / "first" / JSON_NAME], tmp_path / "first")
     assert [path.read_bytes() for path in third] == [path.read_bytes() for path in second]
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == sorted(names())
+
+
+def test_a_format_is_one_record(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = formats.Format("created.txt", "when it was made", lambda data, _: data["created"])
+    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, own))
+    assert {path.name for path in save(data, tmp_path)} == set(names())
+    assert (tmp_path / "created.txt").read_text() == data["created"]
+
+
+def test_a_markdown_table() -> None:
+    written = table(["name", "value"], [["a", "1"], [escaped("b|<i>"), ""]], right=["value"])
+    assert written.splitlines() == ["| name | value |", "| --- | ---: |", "| a | 1 |", r"| b\|\<i\> |  |"]
+    with pytest.raises(ValueError, match=r"2 columns .name, value., and a row 1"):
+        table(["name", "value"], [["a"]])
 
 
 def test_who_reads_sees_the_old_file_or_the_new_one(data: Data, strange: Data, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
-from hf_gelu_patch.evaluation.report.formats import FORMATS
+from hf_gelu_patch.evaluation.report import formats
 from hf_gelu_patch.evaluation.report.results import JSON_NAME, Data, merge, read
 
 __all__ = ["rebuild", "save", "writable"]
@@ -55,7 +55,7 @@ def save(data: Data, folder: Path) -> list[Path]:
         if error.name is None or error.name.partition(".")[0] != "matplotlib":
             raise
         pictures = {}
-    written = {one.file: one.write(data, pictures).encode() for one in FORMATS}
+    written = {one.file: one.write(data, pictures).encode() for one in formats.FORMATS}
     written |= {f"{name}.png": picture for name, picture in pictures.items()}
     _keep(folder / JSON_NAME, written[JSON_NAME])
     for name, content in written.items():

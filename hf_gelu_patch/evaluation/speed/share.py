@@ -18,13 +18,12 @@ from hf_gelu_patch import NoSitesError, NothingPatchedWarning, NotPatchedError, 
 from hf_gelu_patch.activations import ACTIVATIONS, Resolved
 from hf_gelu_patch.evaluation.speed.rounds import CudaClock
 from hf_gelu_patch.evaluation.twins import twin
-from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, register_implementation
+from hf_gelu_patch.implementations.registry import Implementation
 from hf_gelu_patch.sites import places
 
 __all__ = ["activation_share", "amdahl"]
 
 _ROUNDS = 7
-_TIMED = "timed for activation_share"
 
 
 def activation_share(
@@ -80,24 +79,19 @@ def activation_share(
 
 
 def _time_sites(model: nn.Module, timed: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
-    """Have ``timed`` around each site's own computation: an implementation that is there while the model is patched."""
+    """Have ``timed`` around each site's own computation, by an implementation that nobody else can ask for."""
     with contextlib.suppress(NotPatchedError):
         unpatch(model)
     functions = {name: record.eager for name, record in ACTIVATIONS.items() if not record.learned}
     functions |= _own_forwards(model)
-    register_implementation(
-        Implementation(
-            _TIMED,
-            {name: timed(function) for name, function in functions.items()},
-            gated={name: timed(functools.partial(_gated, function)) for name, function in functions.items()},
-        )
+    own = Implementation(
+        "the model's own, timed",
+        {name: timed(function) for name, function in functions.items()},
+        gated={name: timed(functools.partial(_gated, function)) for name, function in functions.items()},
     )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NothingPatchedWarning)
-            patch(model, implementation=_TIMED)
-    finally:
-        del IMPLEMENTATIONS[_TIMED]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingPatchedWarning)
+        patch(model, implementation=own)
 
 
 def _gated(act: Callable[..., Tensor], gate: Tensor, up: Tensor, **parameters: float) -> Tensor:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_gelu_patch.evaluation.report import markdown
 from scripts.benchmarking.gpu import choices, goals, record
 from scripts.benchmarking.gpu.goals import share
 from scripts.benchmarking.gpu.processes import DONE, FAILED, OVERRAN
 from scripts.benchmarking.gpu.record import Found, Line
 from scripts.benchmarking.kernels.command import sized
-from scripts.benchmarking.timing import line, versions_of
+from scripts.benchmarking.timing import versions_of
 
 NAME = "gpu.md"
 BY = ("eager", "aten", "compile", "triton", "liger")
@@ -50,7 +51,7 @@ def _ending(step: Line) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [line(headings), "|---" * len(headings) + "|", *(line(row) for row in rows), ""]
+    return [*markdown.table(headings, rows).splitlines(), ""]
 
 
 def _told(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

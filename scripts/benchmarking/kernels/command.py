@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hf_gelu_patch import ACTIVATIONS, UnknownNameError
+from hf_gelu_patch.evaluation.report import markdown
 from hf_gelu_patch.evaluation.speed.ratios import ratio
 from hf_gelu_patch.implementations.registry import get_implementation
 from hf_gelu_patch.implementations.triton_forms import GATED_FORMS, POINTWISE
@@ -32,7 +33,6 @@ from scripts.benchmarking.timing import (
     enough,
     environment,
     figures,
-    line,
     peak,
     rounds_on,
     say,
@@ -434,7 +434,7 @@ def table(cells: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
         if not own:
             continue
         headings = [heading for heading in HEADINGS if heading != "peak" or about["device"] == "cuda"]
-        lines += ["", f"## {form.replace('_', ' ').capitalize()}", "", line(headings), "|---" * len(headings) + "|"]
+        rows = []
         for cell in own:
             for name, row in cell["candidates"].items():
                 fields = {
@@ -454,7 +454,8 @@ def table(cells: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
                     fields["floor"] = "[{low:.3f}, {high:.3f}]".format(**cell["floor"])
                 if row["peak_bytes"] is not None:
                     fields["peak"] = f"{row['peak_bytes'] / (cell['copy']['bytes'] / 2):.2f}"
-                lines.append(line([fields.get(heading, "") for heading in headings]))
+                rows.append([fields.get(heading, "") for heading in headings])
+        lines += ["", f"## {form.replace('_', ' ').capitalize()}", "", markdown.table(headings, rows)]
     reasons = sorted({f"{name}: {reason}" for cell in cells for name, reason in cell["absent"].items()})
     lines += ["", "Absent:", "", *(f"- {reason}" for reason in reasons)] if reasons else []
     return "\n".join(lines) + "\n"

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from hf_gelu_patch.evaluation.report import markdown
 from hf_gelu_patch.implementations import triton_dispatch, triton_ops
 from scripts.benchmarking.launch import stub
-from scripts.benchmarking.timing import environment, line, versions_of
+from scripts.benchmarking.timing import environment, versions_of
 
 YARDSTICK = "F.gelu"
 """One op of aten on 8 elements: what the machine takes for the least there is."""
@@ -92,13 +93,13 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     which is compared."""
     yardstick = found[YARDSTICK]["least_us"]
     headings = "call", "kernels", "µs, median", "quartiles", "least", f"least, in units of {YARDSTICK}"
-    rows = [line(headings), line(("---",) * 6)]
+    rows = []
     for name, one in found.items():
         low, high = one["quartiles_us"]
         kernels = "" if one["kernels"] is None else str(one["kernels"])
         times = f"{one['median_us']:.2f}", f"{low:.2f}–{high:.2f}", f"{one['least_us']:.2f}"
-        rows.append(line((name, kernels, *times, f"{one['least_us'] / yardstick:.1f}")))
-    return "\n".join(rows)
+        rows.append((name, kernels, *times, f"{one['least_us'] / yardstick:.1f}"))
+    return markdown.table(headings, rows)
 
 
 def run(options: argparse.Namespace) -> None:

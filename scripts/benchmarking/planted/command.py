@@ -17,13 +17,14 @@ import torch
 import transformers
 from torch import nn
 
+from hf_gelu_patch.evaluation.report import markdown
 from hf_gelu_patch.implementations.registry import get_implementation
 from scripts.benchmarking.planted import right as right_patches
 from scripts.benchmarking.planted.fault import Fault
 from scripts.benchmarking.planted.faults import FAULTS
 from scripts.benchmarking.planted.right import RIGHT, Right
 from scripts.benchmarking.planted.specimens import SPECIMENS, Batch, Specimen
-from scripts.benchmarking.timing import environment, line, say, versions_of
+from scripts.benchmarking.timing import environment, say, versions_of
 
 if TYPE_CHECKING:
     from hf_gelu_patch.evaluation.tasks.base import Task
@@ -334,23 +335,25 @@ def report(record: Record) -> str:
             "",
             f"{len(of)} faults in {len(models)} models ({', '.join(models)}): {told(planted, right)}.",
             "",
-            line(("kind", "planted", *_WAYS)),
-            line(("---",) * (2 + len(_WAYS))),
-            *(line((kind, *_figures(entries))) for kind, entries in kinds.items()),
+            markdown.table(
+                ("kind", "planted", *_WAYS), [(kind, *_figures(entries)) for kind, entries in kinds.items()]
+            ),
             "",
             "## Fault by fault",
             "",
             "In how many models a fault is planted, and in how many it is caught. Held out (h): no bar was set by it.",
             "",
-            line(("fault", "kind", "model in", "planted", *_WAYS)),
-            line(("---",) * (4 + len(_WAYS))),
-            *(line((*_described(name, faults[name]), *_figures(entries))) for name, entries in of.items()),
+            markdown.table(
+                ("fault", "kind", "model in", "planted", *_WAYS),
+                [(*_described(name, faults[name]), *_figures(entries)) for name, entries in of.items()],
+            ),
             "",
             "## Not caught",
             "",
-            line(("fault", "model", "what moved most", "why")),
-            line(("---",) * 4),
-            *(line((e["fault"], e["model"], _cell(e["verify"]["said"]), faults[e["fault"]]["unseen"])) for e in missed),
+            markdown.table(
+                ("fault", "model", "what moved most", "why"),
+                [(e["fault"], e["model"], _cell(e["verify"]["said"]), faults[e["fault"]]["unseen"]) for e in missed],
+            ),
             "",
             "## False alarms",
             "",

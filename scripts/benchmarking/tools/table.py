@@ -8,6 +8,8 @@ import platform
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from hf_gelu_patch.evaluation.report import markdown
+
 Found = Mapping[str, Any]
 """What was found of one tool: see ``judging.examined``."""
 
@@ -190,5 +192,4 @@ def _listed(title: str, told: Mapping[str, list[str]]) -> list[str]:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return [*(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines), ""]
+    return [markdown.table(head, [[cell.replace("|", "&#124;") for cell in row] for row in rows]), ""]
