@@ -11,6 +11,7 @@
 
 data (rows out of files, folders, the hub) → metrics → tasks (what a model is asked) → loading (what the user names) →
 quality, drift, speed → padding, failures (rows that a model fails on) → records (what was answered, line by line) → run
-→ results (plain data) → document (those in words) → plots, page → report. Nothing is imported here: ``loading`` can
-refuse a name before torch's companions are loaded.
+(one model before and after) → report (results as plain data, in words, and as files). ``options`` is how what a user
+may ask for is declared, in ``settings``, ``subject`` and ``variants``. Nothing is imported here: ``loading`` can refuse
+a name before torch's companions are loaded.
 """
