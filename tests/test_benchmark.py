@@ -27,6 +27,8 @@ from scripts.benchmarking import __main__ as benchmarking
 from scripts.benchmarking import timing as timing_module
 from scripts.benchmarking.kernels import command
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 COMMAND = ("-m", "scripts.benchmarking")
 MOVED = {"forward": 2, "backward": 3, "gated_forward": 3, "gated_backward": 5}

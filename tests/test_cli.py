@@ -118,6 +118,7 @@ def test_piped_there_are_no_colours_and_no_bars(evaluated: tuple[Path, str, str]
     assert not set("\x1b\r") & set(printed + said)
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_bar(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     outer, inner = pty.openpty()
     command = [
@@ -150,6 +151,7 @@ def test_on_a_terminal_there_is_a_bar(checkpoint: Path, data: Path, tmp_path: Pa
     assert b"tiny: speed" in shown
 
 
+@pytest.mark.slow
 def test_an_id_on_the_hub_is_taken_from_its_cache(
     evaluated: tuple[Path, str, str], checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -164,6 +166,7 @@ def test_an_id_on_the_hub_is_taken_from_its_cache(
     assert quality(tmp_path / "results") == quality(evaluated[0] / "results")
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same_to_the_last_digit(
     evaluated: tuple[Path, str, str], checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -195,6 +198,7 @@ def test_two_processes_find_the_same_to_the_last_digit(
     assert found["environment"]["processes"] == 2
 
 
+@pytest.mark.slow
 def test_two_processes_of_accelerate_on_the_reference_models(tmp_path: Path) -> None:
     models = [word for name in ("gpt2", "t5") for word in ("--model_name_or_path", name)]
     arguments = (*models, "--limit", 37, "--per_device_eval_batch_size", 8, *QUICK)
@@ -233,6 +237,7 @@ def test_one_process_instead_of_two_is_refused(tmp_path: Path) -> None:
     assert "torchrun" in done.stderr
 
 
+@pytest.mark.slow
 def test_torchrun_that_starts_one_of_two_is_refused(tmp_path: Path) -> None:
     launch = (BIN / "torchrun", "--standalone", "--nproc_per_node", 1)
     done = run(*launch, SCRIPT, "--num_processes", 2, cwd=tmp_path)
@@ -240,6 +245,7 @@ def test_torchrun_that_starts_one_of_two_is_refused(tmp_path: Path) -> None:
     assert "1 process was started, and 2 asked for" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [(SCRIPT,), MODULE], ids=["script", "module"])
 @pytest.mark.parametrize("how", ["option", "config"])
 def test_accelerate_launch_that_starts_one_of_two_is_refused(how: str, what: Sequence[object], tmp_path: Path) -> None:
@@ -366,6 +372,7 @@ def test_help_has_examples_and_loads_nothing_heavy(tmp_path: Path) -> None:
         assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_patching_keeps_every_sample(tmp_path: Path) -> None:
     command = ("-m", "scripts.benchmarking", "patching", "--processes", "1", "--rounds", "2")
     done = run(*command, "--output", tmp_path / "times.json", cwd=ROOT)

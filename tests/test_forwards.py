@@ -1244,6 +1244,7 @@ def test_a_cell_of_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "F.silu" in source.splitlines()[site.line - 1]
 
 
+@pytest.mark.slow
 def test_a_script_that_is_run(tmp_path: Path) -> None:
     source = HEADER + CELL + "    def forward(self, x):\n        return F.silu(self.fc(x)) * x\n"
     source += "from hf_gelu_patch import explain, patch\nm = M()\nx = torch.randn(2, 4)\ny = m(x)\npatch(m)\n"
@@ -1615,6 +1616,7 @@ def assert_program_kept(source: str, write: Write) -> Report | None:
     return report
 
 
+@pytest.mark.slow
 @settings(
     max_examples=150,
     deadline=None,

@@ -23,6 +23,8 @@ from torch import Tensor
 from hf_gelu_patch import IMPLEMENTATIONS, patch
 from scripts.benchmarking.gpu import command, schedule
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 COMMAND = ["-m", "scripts.benchmarking"]
 FORMS = ("forward", "backward", "gated_forward", "gated_backward")

@@ -22,6 +22,8 @@ from hf_gelu_patch.implementations import triton_forms, triton_kernels, triton_l
 from scripts.benchmarking.static import coefficients, errors, page
 from scripts.benchmarking.static import compiled as compiling
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "scripts" / "benchmarking" / "static" / "kernels.md"
 

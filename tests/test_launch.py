@@ -20,7 +20,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 C_COMPILER = os.environ.get("CC") or next((name for name in ("gcc", "clang", "cc") if shutil.which(name)), None)
 
-pytestmark = pytest.mark.skipif(C_COMPILER is None, reason="the stub driver is compiled, and there is no C compiler")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(C_COMPILER is None, reason="the stub driver is compiled, and there is no C compiler"),
+]
 
 RECORDS = """
 import json

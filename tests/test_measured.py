@@ -419,6 +419,7 @@ def test_implementations_lists_what_was_measured(
     assert "hf-gelu-patch: error: the table of measurements" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_reading_tables_loads_nothing_heavy(written: tuple[Path, str]) -> None:
     code = f"""
 import sys, torch

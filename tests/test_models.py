@@ -168,6 +168,7 @@ def counted_compiles() -> Iterator[Callable[[], dict[str, int]]]:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_compiled_whole_with_each_implementation_in_turn(family: Family) -> None:
     """No graph break, one graph for each state of the model whatever the batch's size, and none anew after the undo."""
     model = with_layers(family, 1).build()

@@ -161,6 +161,7 @@ def check(
     assert all(torch.equal(a, b) for a, b in zip(memory(*leaves), before, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_pointwise_over_layouts(layout: str, dtype: torch.dtype) -> None:
@@ -174,6 +175,7 @@ def test_pointwise_over_layouts(layout: str, dtype: torch.dtype) -> None:
         check(functools.partial(pointwise, activation=activation), [x], exact, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gated_over_layouts(layout: str, dtype: torch.dtype) -> None:
@@ -233,6 +235,7 @@ HALVES: dict[str, Layout] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("interleaved", [False, True], ids=["concatenated", "interleaved"])
 @pytest.mark.parametrize("layout", HALVES)
@@ -564,6 +567,7 @@ def assert_as_dense(function: Callable[..., Tensor], inputs: Sequence[Tensor], g
     assert all(same(a, b) for a, b in zip(new, expected, strict=True))
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(st.data(), SHAPES, st.sampled_from(DTYPES), st.sampled_from(POINTWISE))
 def test_pointwise_is_that_of_a_dense_copy(
@@ -573,6 +577,7 @@ def test_pointwise_is_that_of_a_dense_copy(
     assert_as_dense(functools.partial(pointwise, activation=activation), [x], grad_y)
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(st.data(), SHAPES, st.sampled_from(DTYPES), st.sampled_from(GATED), st.booleans())
 def test_gated_is_that_of_dense_copies(
@@ -582,6 +587,7 @@ def test_gated_is_that_of_dense_copies(
     assert_as_dense(functools.partial(gated, activation=activation, rounded=rounded), [gate, up], grad_y)
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(st.data(), SHAPES.filter(bool), st.sampled_from(DTYPES), st.sampled_from(GATED), st.booleans())
 def test_gated_halves_are_those_of_a_dense_copy(
@@ -780,6 +786,7 @@ def checked(shape: Sequence[int], layout: str, dtype: torch.dtype) -> Tensor:
     }[layout]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", ["dense", "reversed", "sliced", "expanded"])
 @pytest.mark.parametrize("shape", CHECKED)
@@ -855,6 +862,7 @@ def test_compiled_they_are_aten() -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_compiled_by_inductor() -> None:
     compiled_and_not(torch.compile(Mixed(), fullgraph=True), (randn(4, 6), randn(6, 4).t()))
     torch._dynamo.reset()
@@ -913,6 +921,7 @@ SINGLE: dict[str, tuple[Callable[..., Any], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", SINGLE)
 def test_vmap_is_one_call_after_the_other(op: str) -> None:
     function, count = SINGLE[op]
@@ -1045,6 +1054,7 @@ def test_errors(call: Callable[[Tensor], Tensor], error: type[Exception], messag
 # Without the interpreter, a CPU has no kernels: everything there is aten's.
 
 
+@pytest.mark.slow
 def test_on_a_cpu_without_the_interpreter_all_is_aten() -> None:
     printed = printed_by("""
 import sys, torch

@@ -14,6 +14,8 @@ import torch
 from scripts.benchmarking import __main__ as benchmarking
 from scripts.benchmarking.planted import command as PLANTED
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(PLANTED.__file__).parent
 FAULTS = {fault.name: fault for fault in PLANTED.FAULTS}
 RIGHT = {right.name: right for right in PLANTED.RIGHT}

@@ -369,6 +369,7 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ensurepip") is None, reason="needs ensurepip")
 def test_the_demo_runs_from_anywhere_with_a_real_environment(tree: Tree, tmp_path: Path) -> None:
     """Real venv and pip, no network: a package without dependencies, and wheels of a few bytes."""
@@ -505,6 +506,7 @@ def test_whatever_comes_along_is_pinned() -> None:
     assert everything - found.keys() == set()
 
 
+@pytest.mark.slow
 def test_importing_needs_torch_and_transformers_only() -> None:
     """Whatever only an extra brings is hidden; the package is imported and patches a model all the same."""
     core = needed("torch", "transformers")

@@ -22,6 +22,8 @@ from scripts.benchmarking.tools import catalogue, judging, table
 from scripts.benchmarking.tools.judging import Tool, Used
 from scripts.benchmarking.tools.subjects import SUBJECTS, Subject
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(table.__file__).parent
 
 RECORDED = json.loads((FOLDER / "tools.json").read_text(encoding="utf-8"))

@@ -435,6 +435,7 @@ def offloaded_by_owner(place: Place, model: nn.Module, _folder: Path) -> nn.Modu
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match")  # T5's shared embedding, in 4.57
 @pytest.mark.usefixtures("fused_calls")
 @pytest.mark.parametrize("taken_off", ["before unpatch", "after unpatch", "never"])
@@ -1090,6 +1091,7 @@ def test_a_round_trip_through_a_file(
     assert {site.path for site in find_sites(again).changed} >= {site.path for site in report.changed}
 
 
+@pytest.mark.slow
 def test_in_spawned_processes() -> None:
     model = LLAMA.build().requires_grad_(False)
     own = LLAMA.out(model)
@@ -1276,6 +1278,7 @@ def batch_for(model: nn.Module, size: int) -> dict[str, Tensor]:
     return {"input_ids": ids}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_without_graph_breaks_or_more_recompiles(name: str) -> None:
     """Beside the families of test_models."""
@@ -1301,6 +1304,7 @@ def test_compiled_without_graph_breaks_or_more_recompiles(name: str) -> None:
         torch.testing.assert_close(one, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, as it traces
 @pytest.mark.parametrize("place", [GPT2, LLAMA], ids=lambda place: place.family)
 def test_layers_compiled_one_by_one(place: Place) -> None:
@@ -1332,6 +1336,7 @@ def test_layers_compiled_one_by_one(place: Place) -> None:
     close_gradients(got, wanted, identical=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [BERT, LLAMA], ids=lambda place: place.family)
 def test_compiled_training(place: Place) -> None:
     model = with_layers(FAMILIES[place.family], 1).build()
@@ -1342,6 +1347,7 @@ def test_compiled_training(place: Place) -> None:
     close_gradients(new, own, identical=False)
 
 
+@pytest.mark.slow
 def test_patched_and_unpatched_while_compiled() -> None:
     model = with_layers(FAMILIES["llama"], 1).build()
     with counted_compiles() as counts:

@@ -773,6 +773,7 @@ def test_rows_as_data_and_as_tables() -> None:
     assert "2 of 3 fused" in summary
 
 
+@pytest.mark.slow
 def test_the_script_writes_rows_and_a_table_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     rows, written = tmp_path / "rows.jsonl", tmp_path / "table.md"
     rows.write_text(json.dumps(Coverage("bert", "BertModel", error="on purpose").to_dict()) + '\n{"model_type": "g')
@@ -817,6 +818,7 @@ def test_enough_types() -> None:
     assert {*_WELL_KNOWN} <= {*TYPES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", TYPES)
 def test_a_patch_keeps_its_promises(model_type: str) -> None:
     row = cover(model_type)

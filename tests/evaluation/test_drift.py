@@ -25,6 +25,8 @@ from hf_gelu_patch.evaluation.drift.logits import LogitDrift, against_exact, bat
 from hf_gelu_patch.evaluation.speed.share import activation_share, amdahl
 from hf_gelu_patch.verification import Exact, exact_copy
 
+pytestmark = pytest.mark.slow
+
 
 def run(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """[examples, positions, classes]."""

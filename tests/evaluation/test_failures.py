@@ -25,6 +25,8 @@ from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.variants import Variant
 from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, register_implementation
 
+pytestmark = pytest.mark.slow
+
 QUICK = Settings(min_rounds=3, min_seconds=0.01, max_seconds=0.1, skip_bad_rows=True)
 STRICT = Settings(min_rounds=3, min_seconds=0.01, max_seconds=0.1)
 

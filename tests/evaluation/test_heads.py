@@ -35,6 +35,8 @@ from hf_gelu_patch.evaluation.tasks.base import Task
 from hf_gelu_patch.evaluation.tasks.making import make_task
 from hf_gelu_patch.evaluation.variants import Variant
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["red", "green", "dark blue"]
 FAST: dict[str, Any] = {"min_rounds": 3, "min_seconds": 0.01, "max_seconds": 0.05}
 

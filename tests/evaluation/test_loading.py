@@ -38,6 +38,8 @@ from hf_gelu_patch.evaluation.metrics.plugged import load_metric
 from hf_gelu_patch.evaluation.reference import REFERENCES
 from hf_gelu_patch.evaluation.tasks.registry import task_info
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:

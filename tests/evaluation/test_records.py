@@ -31,7 +31,10 @@ from hf_gelu_patch.evaluation.run import evaluate_subject
 from hf_gelu_patch.evaluation.settings import Settings
 from hf_gelu_patch.evaluation.variants import Variant
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 VARIANTS = (Variant.parse("aten"), Variant.parse("activation=relu_squared"))
 QUICK = Settings(variants=VARIANTS, batch_size=4, min_rounds=3, min_seconds=0.001, max_seconds=0.01)

@@ -39,6 +39,8 @@ from hf_gelu_patch.evaluation.run import unpatched_metrics
 from hf_gelu_patch.evaluation.settings import Settings
 from scripts.training import __main__ as training
 
+pytestmark = pytest.mark.slow
+
 MEASURED = Settings(dtype="float32")
 ROOT = Path(module.__file__).parent
 REPOSITORY = Path(__file__).parents[2]

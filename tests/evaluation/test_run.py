@@ -39,6 +39,8 @@ from hf_gelu_patch.evaluation.tasks.making import make_task
 from hf_gelu_patch.evaluation.variants import Variant
 from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, register_implementation
 
+pytestmark = pytest.mark.slow
+
 QUICK = Settings(min_rounds=3, min_seconds=0.01, max_seconds=0.1)
 
 

@@ -20,6 +20,8 @@ from hf_gelu_patch.evaluation.speed.ratios import CONFIDENCE, Ratio, _tails, jud
 from hf_gelu_patch.evaluation.speed.rounds import CudaClock, Effort, Timings, measure, measure_generation
 from hf_gelu_patch.evaluation.speed.summary import Speed, percentiles, summarise
 
+pytestmark = pytest.mark.slow
+
 
 def planted(factor: float, *, seed: int, rounds: int = 60, noise: float = 0.01) -> Timings:
     """Samples of a machine that drifts over the rounds and has outliers; "after" takes ``factor`` times as long."""
