@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,9 @@ def test_an_added_task_and_metric_are_evaluated_and_reported(model: Path, data: 
 def test_the_command_line_knows_them(capsys: pytest.CaptureFixture[str], model: Path, data: Path) -> None:
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
-    assert "last-word" in capsys.readouterr().out
+    told = re.sub(r"-?\n\s+", lambda cut: cut[0].strip() or " ", capsys.readouterr().out)
+    assert "last-word, or a Python file" in told
+    assert "feature-drift, last-word; text1 for" in told
     assert main(["tasks"]) == 0
     listed = capsys.readouterr().out
     assert "last-word: the last word of each text\n  models: AutoModelForCausalLM; columns: text\n" in listed
