@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from hf_gelu_patch.activations import Activation, Unresolved, get_activation, max_difference
+from hf_gelu_patch.activations import Activation, Resolved, Unresolved, get_activation, max_difference
 from hf_gelu_patch.errors import ImplementationUnavailableError, PatchError
 from hf_gelu_patch.forwards.replacements import hooked, plain
 from hf_gelu_patch.forwards.uses import Use
@@ -96,8 +96,43 @@ class _Wanted:
 def _plan_place(place: Place, wanted: _Wanted, where: tuple[torch.device, torch.dtype]) -> Plan:
     edge, use, current = place.edge, place.use, place.current
     module = None if edge is None else edge.owner._modules[edge.key]
+    site = _as_found(place, module, *where)
+    unselected = wanted.selection.why_not(site, module, place.owner, current)
+    if isinstance(current, Unresolved):
+        return Plan(replace(site, reason=current.reason), edge, use, None)
+    if left := unselected or _why_left(place, current, wanted):
+        return Plan(replace(site, reason=left), edge, use, None)
+    asked = wanted.implementation
+    if asked is not None:
+        _check_runs(asked, site, *where)
     device, dtype = where
-    site = Site(
+    target = wanted.target or current.activation
+    unfused = _why_not_fused(site.kind, module, use)
+    kind = "pointwise" if unfused else site.kind
+    table = measured_on(device) if asked is None else None
+    taken, reason = choose(asked or "auto", kind, current, target, dtype, table)
+    if unfused:
+        reason += f"; not fused: {unfused}"
+    if taken is None or (edge is None and use is not None and use.obstacle):
+        return Plan(replace(site, reason=reason), edge, use, None)
+    identical = target.name in taken.identical and current.as_eager
+    equivalence, bound = _equivalence(current.activation, target, identical=identical)
+    site = replace(
+        site,
+        target=target.label,
+        implementation=taken.name,
+        fused=not unfused and taken.fuses(site.kind, target),
+        equivalence=equivalence,
+        bound=bound,
+        reason=reason,
+    )
+    return Plan(site, edge, use, taken.build(target, current.formula if target == current.activation else None))
+
+
+def _as_found(place: Place, module: nn.Module | None, device: torch.device, dtype: torch.dtype) -> Site:
+    """The report's entry for a place that nothing is done at."""
+    use = place.use
+    return Site(
         path=place.name,
         owner_path=place.path,
         owner=type(place.owner).__name__,
@@ -109,7 +144,7 @@ def _plan_place(place: Place, wanted: _Wanted, where: tuple[torch.device, torch.
         kind="pointwise" if use is None else use.kind,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
-        activation=current.spelling,
+        activation=place.current.spelling,
         target=None,
         implementation=None,
         fused=False,
@@ -118,53 +153,32 @@ def _plan_place(place: Place, wanted: _Wanted, where: tuple[torch.device, torch.
         reason="",
     )
 
-    def left(reason: str) -> Plan:
-        return Plan(replace(site, reason=reason), edge, use, None)
 
-    unselected = wanted.selection.why_not(site, module, place.owner, current)
-    if isinstance(current, Unresolved):
-        return left(current.reason)
-    if unselected:
-        return left(unselected)
+def _why_left(place: Place, current: Resolved, wanted: _Wanted) -> str | None:
+    """Why nothing may take an activation's place there, whatever computes it, or None."""
     source = current.activation
-    target = source if wanted.target is None else wanted.target
     if source.learned:
-        return left(f"{source.name} has learned parameters")
+        return f"{source.name} has learned parameters"
     if isinstance(place.owner, nn.TransformerEncoderLayer):
-        return left("torch's TransformerEncoderLayer goes around its activation module in inference")
-    if target != source and not source.hidden and wanted.selection.include is None:
-        return left(f"{source.name} is usually no hidden-layer activation: it is swapped only where include= names it")
+        return "torch's TransformerEncoderLayer goes around its activation module in inference"
+    swapped = wanted.target is not None and wanted.target != source
+    if swapped and not source.hidden and wanted.selection.include is None:
+        return f"{source.name} is usually no hidden-layer activation: it is swapped only where include= names it"
     if current.in_place:
-        return left("it works in place, and what stands behind it may count on that")
-    if use is not None and use.overruled:
-        return left(f"another {use.method} is bound on this {site.owner}")
-    asked = wanted.implementation
-    if asked is not None and (obstacle := asked.obstacle(device, dtype)):
+        return "it works in place, and what stands behind it may count on that"
+    if place.use is not None and place.use.overruled:
+        return f"another {place.use.method} is bound on this {type(place.owner).__name__}"
+    return None
+
+
+def _check_runs(asked: Implementation, site: Site, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises ImplementationUnavailableError where the implementation asked for cannot run at a site."""
+    if obstacle := asked.obstacle(device, dtype):
         able = [name for name, other in IMPLEMENTATIONS.items() if other.obstacle(device, dtype) is None]
         raise ImplementationUnavailableError(
             f"implementation {asked.name!r} cannot run at {site.path}: {obstacle}. "
             f"What can, on {device.type} in {site.dtype}: {', '.join(able)}."
         )
-    unfused = _why_not_fused(site.kind, module, use)
-    kind = "pointwise" if unfused else site.kind
-    table = measured_on(device) if asked is None else None
-    taken, reason = choose(asked or "auto", kind, current, target, dtype, table)
-    if unfused:
-        reason += f"; not fused: {unfused}"
-    if taken is None or (edge is None and use is not None and use.obstacle):
-        return left(reason)
-    identical = target.name in taken.identical and current.as_eager
-    equivalence, bound = _equivalence(source, target, identical=identical)
-    site = replace(
-        site,
-        target=target.label,
-        implementation=taken.name,
-        fused=not unfused and taken.fuses(site.kind, target),
-        equivalence=equivalence,
-        bound=bound,
-        reason=reason,
-    )
-    return Plan(site, edge, use, taken.build(target, current.formula if target == source else None))
 
 
 def _why_not_fused(kind: str, module: nn.Module | None, use: Use | None) -> str | None:
