@@ -25,7 +25,8 @@ from hf_gelu_patch.evaluation import environment
 from hf_gelu_patch.evaluation.speed.ratios import Ratio, judge
 from scripts.benchmarking import __main__ as benchmarking
 from scripts.benchmarking import timing as timing_module
-from scripts.benchmarking.kernels import command
+from scripts.benchmarking.kernels import candidates, checking, command
+from scripts.benchmarking.kernels import cells as timing_cells
 
 pytestmark = pytest.mark.slow
 
@@ -57,11 +58,6 @@ def cells(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def checks(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "kernels.json").read_text())["checks"]
-
-
-@pytest.fixture(scope="module")
-def kernels() -> ModuleType:
-    return command
 
 
 @pytest.fixture(scope="module")
@@ -189,25 +185,21 @@ def test_needs_only_what_it_measures() -> None:
 TINY = ("--activations", "silu", "relu", "--forms", "forward", "--dtypes", "bfloat16", "--elements", "64", "128")
 
 
-def test_without_matplotlib(
-    kernels: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _: None)
+def test_without_matplotlib(main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SystemExit, match=r"matplotlib is not installed: pip install .*\[evaluation\]"):
         main(*TINY, "--output", str(tmp_path))
 
 
-def test_out_of_memory_is_absence(
-    kernels: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    timed = kernels.timed_cell
+def test_out_of_memory_is_absence(main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    timed = timing_cells.timed_cell
 
     def small(functions: Any, form: str, dtype: torch.dtype, elements: int, options: Any) -> dict[str, Any]:
         if elements > 64:
             raise torch.OutOfMemoryError
         return timed(functions, form, dtype, elements, options)
 
-    monkeypatch.setattr(kernels, "timed_cell", small)
+    monkeypatch.setattr(timing_cells, "timed_cell", small)
     main(*TINY, "--implementations", "aten", "--output", str(tmp_path))
     cells = json.loads((tmp_path / "kernels.json").read_text())["cells"]
     assert [bool(cell["candidates"]) for cell in cells] == [True, False, True, False]
@@ -216,16 +208,16 @@ def test_out_of_memory_is_absence(
 
 
 def test_what_is_there_is_kept_when_it_is_stopped(
-    kernels: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    timed = kernels.timed_cell
+    timed = timing_cells.timed_cell
 
     def stopped(functions: Any, form: str, dtype: torch.dtype, elements: int, options: Any) -> dict[str, Any]:
         if elements > 64:
             raise KeyboardInterrupt
         return timed(functions, form, dtype, elements, options)
 
-    monkeypatch.setattr(kernels, "timed_cell", stopped)
+    monkeypatch.setattr(timing_cells, "timed_cell", stopped)
     with pytest.raises(KeyboardInterrupt):
         main(*TINY, "--implementations", "aten", "--output", str(tmp_path))
     found = json.loads((tmp_path / "kernels.json").read_text())
@@ -233,13 +225,13 @@ def test_what_is_there_is_kept_when_it_is_stopped(
 
 
 def test_nothing_is_timed_before_all_is_checked(
-    kernels: ModuleType, main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def candidate(_name: str, activation: str, *_: str) -> Callable[[Tensor], Tensor]:
         return torch.nn.functional.silu if activation == "silu" else torch.nn.functional.gelu
 
-    monkeypatch.setattr(kernels, "candidate", candidate)
-    monkeypatch.setattr(kernels, "timed_cell", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(timing_cells, "candidate", candidate)
+    monkeypatch.setattr(timing_cells, "timed_cell", lambda *_: pytest.fail("timed"))
     with pytest.raises(SystemExit, match="aten is wrong: relu, forward, bfloat16: off by"):
         main(*TINY, "--implementations", "aten", "--output", str(tmp_path))
     assert not list(tmp_path.iterdir())
@@ -289,42 +281,42 @@ def clamped(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("form", ["forward", "backward"])
-def test_a_wrong_candidate_fails(kernels: ModuleType, form: str) -> None:
+def test_a_wrong_candidate_fails(form: str) -> None:
     functions = {"eager": torch.nn.functional.gelu, "planted": planted}
-    with pytest.raises(kernels.WrongCandidateError, match=f"planted is wrong: gelu, {form}, float32: off by"):
-        kernels.check(functions, "gelu", form, torch.float32, "cpu", 0)
+    with pytest.raises(candidates.WrongCandidateError, match=f"planted is wrong: gelu, {form}, float32: off by"):
+        checking.check(functions, "gelu", form, torch.float32, "cpu", 0)
 
 
 @pytest.mark.parametrize(("wrong", "off"), [(infinite, "inf ulp at x = 1.0"), (clamped, r"1\d\d ulp at x = \S+e\+38")])
-def test_a_candidate_that_loses_large_values_fails(kernels: ModuleType, wrong: Any, off: str) -> None:
+def test_a_candidate_that_loses_large_values_fails(wrong: Any, off: str) -> None:
     functions = {"eager": torch.nn.functional.gelu, "planted": wrong}
-    with pytest.raises(kernels.WrongCandidateError, match=f"planted is wrong: .* off by {off}"):
-        kernels.check(functions, "gelu", "forward", torch.bfloat16, "cpu", 0)
+    with pytest.raises(candidates.WrongCandidateError, match=f"planted is wrong: .* off by {off}"):
+        checking.check(functions, "gelu", "forward", torch.bfloat16, "cpu", 0)
 
 
-def test_eager_losing_large_values_is_allowed(kernels: ModuleType) -> None:
+def test_eager_losing_large_values_is_allowed() -> None:
     """The candidate that keeps them is as right as the one that does not."""
     gelu = torch.nn.functional.gelu
-    found = kernels.check(
+    found = checking.check(
         {"eager": infinite, "kept": gelu, "lost": infinite}, "gelu", "forward", torch.bfloat16, "cpu", 0
     )
     assert found["kept"] == found["lost"]
 
 
-def test_a_wrong_gradient_of_up_fails(kernels: ModuleType) -> None:
+def test_a_wrong_gradient_of_up_fails() -> None:
     functions = {
         "eager": lambda gate, up: torch.nn.functional.silu(gate) * up,
         "planted": lambda gate, up: torch.nn.functional.silu(gate) * up.detach() + 0 * up,
     }
-    with pytest.raises(kernels.WrongCandidateError, match="planted is wrong: silu, gated_backward"):
-        kernels.check(functions, "silu", "gated_backward", torch.bfloat16, "cpu", 0)
+    with pytest.raises(candidates.WrongCandidateError, match="planted is wrong: silu, gated_backward"):
+        checking.check(functions, "silu", "gated_backward", torch.bfloat16, "cpu", 0)
 
 
-def test_errors_in_ulp(kernels: ModuleType) -> None:
+def test_errors_in_ulp() -> None:
     x = torch.tensor([1.0, 2.0, 2.0**-20, 3.0], dtype=torch.bfloat16)
     y = x + torch.tensor([0.0, 2.0**-6, 2.0**-27, torch.inf], dtype=torch.bfloat16)
-    assert kernels.errors([y, x], [x.double()] * 2).tolist() == [[0.0, 1.0, 1.0, torch.inf], [0.0] * 4]
-    assert kernels.errors([y], [x.double()], 1 / 64).tolist() == [[0.0, 1.0, 2.0**-14, torch.inf]]
+    assert checking.errors([y, x], [x.double()] * 2).tolist() == [[0.0, 1.0, 1.0, torch.inf], [0.0] * 4]
+    assert checking.errors([y], [x.double()], 1 / 64).tolist() == [[0.0, 1.0, 2.0**-14, torch.inf]]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,6 @@ EXCEPTIONS = {
     "lines of hf_gelu_patch/patching.py::patch": PUBLIC,
     "parameters of hf_gelu_patch/patching.py::patch": PUBLIC,
     "parameters of hf_gelu_patch/patching.py::patched": PUBLIC,
-    "lines of scripts/benchmarking/kernels/command.py": LATER,
 }
 
 

@@ -28,7 +28,7 @@ import torch
 from scripts.benchmarking.gpu import goals, models, processes, record, report, variants
 from scripts.benchmarking.gpu.record import Record
 from scripts.benchmarking.gpu.schedule import Step, Work, schedule
-from scripts.benchmarking.kernels import command as kernels
+from scripts.benchmarking.kernels import candidates, cells
 from scripts.benchmarking.timing import environment, figures, rounds_on, say
 
 ROOT = Path(__file__).parents[3]
@@ -78,9 +78,9 @@ def smoke(work: Work) -> None:
         found = copied(2**20 if options.tiny else 2**28, options)
         work.cell(f"a copy moves {found['gb_per_s']:,.0f} GB/s", "bandwidth", **found)
     with work.attempt("kernel"):
-        one = kernels.subject("gelu", "bfloat16", "forward", kernel_options(work, ["triton"]), strict=False)
+        one = cells.subject("gelu", "bfloat16", "forward", kernel_options(work, ["triton"]), strict=False)
         fail_wrong(one, work)
-        work.cell("a kernel beside float64", "check", **kernels.check_of(one))
+        work.cell("a kernel beside float64", "check", **cells.check_of(one))
     with work.attempt("model"):
         bench = models.Bench("gpt2", work, tiny=True)
         work.cell("a small model, patched", "smoke", reports=bench.reports, drift=bench.drift, absent=bench.absent)
@@ -104,37 +104,37 @@ def kernel_options(work: Work, implementations: Sequence[str]) -> argparse.Names
     return argparse.Namespace(**{**vars(work.options), **rounds, "implementations": list(implementations)})
 
 
-def fail_wrong(one: kernels.Subject, work: Work) -> None:
+def fail_wrong(one: cells.Subject, work: Work) -> None:
     for name in one.failed:
         work.fail(", ".join([*one.named().values(), name]), one.absent[name])
 
 
 def measure_kernels(wanted: Sequence[tuple[str, Sequence[int]]], implementations: Sequence[str], work: Work) -> None:
     """Every activation and form of these dtypes, at their sizes: checked over all values, and timed at once."""
-    kernels.set_up()
+    cells.set_up()
     options = kernel_options(work, implementations)
     for dtype, sizes in wanted:
         for activation in ACTIVATIONS[:1] if work.options.tiny else ACTIVATIONS:
-            for form in kernels.MOVED:
+            for form in candidates.MOVED:
                 named = f"{activation}, {form.replace('_', ' ')}, {dtype}"
                 if work.left <= 0:
                     work.leave_out(named)
                     continue
                 with work.attempt(named):
-                    one = kernels.subject(activation, dtype, form, options, strict=False)
+                    one = cells.subject(activation, dtype, form, options, strict=False)
                     fail_wrong(one, work)
-                    work.write("check", **kernels.check_of(one))
+                    work.write("check", **cells.check_of(one))
                     for elements in sizes:
                         _measure_kernel(one, elements, options, work)
 
 
-def _measure_kernel(one: kernels.Subject, elements: int, options: argparse.Namespace, work: Work) -> None:
-    what = f"{', '.join(one.named().values())}, {kernels.sized(elements)}"
+def _measure_kernel(one: cells.Subject, elements: int, options: argparse.Namespace, work: Work) -> None:
+    what = f"{', '.join(one.named().values())}, {cells.sized(elements)}"
     if work.left <= 0:
         work.leave_out(what)
         return
     with work.attempt(what):
-        work.cell(what, **kernels.cell_of(one, elements, options))
+        work.cell(what, **cells.cell_of(one, elements, options))
 
 
 def main_kernels(dtype: str, work: Work) -> None:
@@ -226,7 +226,7 @@ MEASURE_MODEL = {"gpt2": 16.0, "bert": 16.0, "vit": 16.0, "t5": 24.0, "llama": 3
 """Seconds. A round of Llama's training step, all variants, takes more than one."""
 COMPILE_MODEL = {"gpt2": 75.0, "bert": 50.0, "vit": 50.0, "t5": 160.0, "llama": 100.0}
 """Seconds for three cells. Without Inductor, on two busy cores, it took 73 for GPT-2, 200 for T5 and 98 for Llama."""
-FORMS = len(ACTIVATIONS) * len(kernels.MOVED)
+FORMS = len(ACTIVATIONS) * len(candidates.MOVED)
 
 CARD = Step("card", "card", ask_the_card, prepare=8, measure=1, needed=True)
 STEPS = (
@@ -247,7 +247,7 @@ STEPS = (
     Step("kernels-fp32", "kernels", functools.partial(main_kernels, "float32"), 13, 8, FORMS, True),
     Step("kernels-other", "kernels", other_kernels, 12, 40, 10 * FORMS),
     Step("tests", "tests", gpu_tests, 20, 60),
-    Step("variants", "variants", variants.measure, 40, 10, len(kernels.MOVED)),
+    Step("variants", "variants", variants.measure, 40, 10, len(candidates.MOVED)),
     *(
         Step(
             f"compiled-{name}",
@@ -328,8 +328,8 @@ def run(options: argparse.Namespace) -> None:
         (step,) = [step for step in (CARD, *STEPS) if step.name == name]
         perform(step, float(until) - time.monotonic(), Record(options.output), options)
         return
-    if options.device == "cuda" and kernels.INTERPRETED:
-        sys.exit(kernels.UNSET)
+    if options.device == "cuda" and candidates.INTERPRETED:
+        sys.exit(candidates.UNSET)
     end = options.began + 60 * options.minutes - _TABLES
     own, stopped = Record(options.output), False
     settings = ("minutes", "device", "tiny", "seed", "backend", "steps")

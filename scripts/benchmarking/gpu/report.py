@@ -16,7 +16,7 @@ from scripts.benchmarking.gpu import choices, goals, record
 from scripts.benchmarking.gpu.goals import share
 from scripts.benchmarking.gpu.processes import DONE, FAILED, OVERRAN
 from scripts.benchmarking.gpu.record import Found, Line
-from scripts.benchmarking.kernels.command import sized
+from scripts.benchmarking.kernels.cells import sized
 from scripts.benchmarking.timing import versions_of
 
 NAME = "gpu.md"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scripts.benchmarking.gpu.schedule import Work
-from scripts.benchmarking.kernels import command as kernels
+from scripts.benchmarking.kernels import candidates, cells
 from scripts.benchmarking.timing import figures, rounds_on
 
 ACTIVATION, CONTROL = "gelu", "relu"
@@ -63,19 +63,19 @@ def right(launch: Launch, written: list[Tensor], variants: Mapping[str, Any]) ->
 def measure(work: Work) -> None:
     """Each form at the main size in bf16, all variants in the same rounds."""
     options = work.options
-    if options.device == "cpu" and not kernels.INTERPRETED:
+    if options.device == "cpu" and not candidates.INTERPRETED:
         work.write("absent", what="variants", why="Triton's kernels run on a CPU only with TRITON_INTERPRET=1")
         return
     from hf_gelu_patch.implementations.triton_launch import VARIANTS
 
     elements = 2**12 if options.tiny else 2**26
     rounds = rounds_on(options.device)
-    for form in kernels.MOVED:
+    for form in candidates.MOVED:
         if work.left <= 0:
             work.leave_out(form)
             continue
         with work.attempt(form):
-            inputs, grad_y = kernels.arguments(form, torch.bfloat16, elements, options)
+            inputs, grad_y = cells.arguments(form, torch.bfloat16, elements, options)
             launch, written = launch_of(form, inputs, grad_y)
             asked = {name: variant for name, variant in VARIANTS.items() if form in variant.forms}
             kept, absent = right(launch, written, dict(list(asked.items())[:2]) if options.tiny else asked)
@@ -90,6 +90,6 @@ def measure(work: Work) -> None:
                     )
             rounds(calls, 3, options.seed)
             samples = figures(rounds(calls, 3 if options.tiny else _ROUNDS, options.seed))
-            moved = {"bytes": kernels.MOVED[form] * 2 * elements, "copied": 2 * 2 * elements}
+            moved = {"bytes": candidates.MOVED[form] * 2 * elements, "copied": 2 * 2 * elements}
             named = {"form": form, "dtype": "bfloat16", "elements": elements, "variants": list(kept)}
             work.cell(form, "variants", **named, **moved, absent=absent, samples_s=samples)
