@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -111,9 +112,10 @@ class Specimen:
         inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
         if name != "cached":
             return {**inputs, "use_cache": False} if self.decoder else inputs
+        name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # before 5.24
         with torch.no_grad():
-            cache = model(input_ids=inputs["input_ids"][:, :-1], use_cache=True).past_key_values
-        return {"input_ids": inputs["input_ids"][:, -1:], "past_key_values": cache, "use_cache": True}
+            cache = model(input_ids=inputs["input_ids"][:, :-1], use_cache=True)[name]
+        return {"input_ids": inputs["input_ids"][:, -1:], name: cache, "use_cache": True}
 
 
 def _as_if_trained(name: str, weight: Tensor) -> None:
