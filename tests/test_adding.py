@@ -153,6 +153,18 @@ class OwnClass(nn.Module):
         return (x + (x.square() + 4).sqrt()) / 2
 
 
+class Alone(nn.Module):
+    """Nothing in its forward bears the name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        return 0.5 * (x + torch.sqrt(x * x + 4.0))
+
+
 LINE = inspect.getsourcelines(Gate.forward)[1]
 
 
@@ -168,6 +180,7 @@ def test_it_is_recognised_as_a_module_a_call_and_a_formula() -> None:
         (f"forward:{LINE + 3}", "squareplus written out", "pointwise"),
     ]
     assert {site.target for site in sites} == {"squareplus"}
+    assert [site.target for site in find_sites(Alone(), implementation="triton").sites] == ["squareplus"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -54,6 +54,8 @@ def _divide(a, b):
 # The tail of the normal distribution is Φ(−t) = e^(−t²/2)·R(t), R being Mills' ratio over √(2π). With
 # v = t/(shift + t), R(t) ≈ ½ + c₁v + c₂v² + … on [0, 14.2], beyond which Φ(−t) is 0 in fp32. No large number is taken
 # from another: the negative tail keeps its relative accuracy, which ½(1 + erf) loses from −5.5 on.
+# Interpreted, exact GELU in bf16 is at most 0.545 ulp off. With the exponential and quotient of NVIDIA's GPUs,
+# emulated, it is at most 0.503 ulp off from −5 on and 32.5 ulp below.
 
 NORMAL_END = tl.constexpr(14.2)
 MILLS = {
