@@ -30,7 +30,8 @@ from hf_gelu_patch.errors import (
     VerificationError,
     shortened,
 )
-from hf_gelu_patch.forwards.binding import (
+from hf_gelu_patch.forwards.carried import reaches
+from hf_gelu_patch.forwards.class_binding import (
     StandIn,
     bind,
     check_nothing_over,
@@ -43,7 +44,6 @@ from hf_gelu_patch.forwards.binding import (
     stand_in,
     unbind,
 )
-from hf_gelu_patch.forwards.carried import reaches
 from hf_gelu_patch.forwards.replacements import hooked, substitute
 from hf_gelu_patch.forwards.rewriting import Part, rewritten
 from hf_gelu_patch.implementations.registry import Fused, Implementation

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_gelu_patch.activations import ACTIVATIONS, Activation, Call, Module, Resolved, Unresolved, of_records
-from hf_gelu_patch.formulas import INPUT, Formula, NotAFormulaError, formula_of, formula_of_module
+from hf_gelu_patch.formula_reader import INPUT, Formula, NotAFormulaError, formula_of, formula_of_module
 
 __all__ = [
     "is_function",

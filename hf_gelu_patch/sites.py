@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_gelu_patch.activations import Resolved, Unresolved
 from hf_gelu_patch.errors import AlreadyPatchedError, PatchError
-from hf_gelu_patch.forwards.binding import is_patched
+from hf_gelu_patch.forwards.class_binding import is_patched
 from hf_gelu_patch.forwards.methods import holds_activation, methods_of
 from hf_gelu_patch.forwards.uses import Use, uses
 from hf_gelu_patch.old_layout import moved_from

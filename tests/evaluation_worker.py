@@ -16,8 +16,8 @@ from typing import Any
 
 from tiny_classifier import WORDS
 
+from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.run.result import Result
-from hf_gelu_patch.evaluation.settings import Settings
 
 RESULT = "result.json"
 

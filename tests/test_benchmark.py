@@ -22,7 +22,7 @@ import torch._functorch.config
 from torch import Tensor
 
 from hf_gelu_patch.evaluation import environment
-from hf_gelu_patch.evaluation.speed.ratios import Ratio, judge
+from hf_gelu_patch.evaluation.speed.verdict import Ratio, judge
 from scripts.benchmarking import __main__ as benchmarking
 from scripts.benchmarking import timing as timing_module
 from scripts.benchmarking.kernels import candidates, checking, command

@@ -16,7 +16,7 @@ LAYERS = [
     "old_layout",  # where what old pickles name stands now: a table of names, which are imported when one is asked for
     "activations",
     "sources",
-    "formulas",
+    "formula_reader",
     "recognition",
     "implementations",
     "forwards",

@@ -21,7 +21,7 @@ from old_layout import models
 
 import hf_gelu_patch
 from hf_gelu_patch import PatchError, explain, patch, unpatch
-from hf_gelu_patch.forwards.binding import is_patched
+from hf_gelu_patch.forwards.class_binding import is_patched
 from hf_gelu_patch.old_layout import MOVED
 
 HERE = Path(__file__).parent / "old_layout"

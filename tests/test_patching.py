@@ -42,7 +42,7 @@ from hf_gelu_patch import (
     register_implementation,
     unpatch,
 )
-from hf_gelu_patch.forwards.binding import is_patched, kept
+from hf_gelu_patch.forwards.class_binding import is_patched, kept
 
 GPT2 = FAMILIES["gpt2"]
 

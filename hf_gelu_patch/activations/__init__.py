@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hf_gelu_patch.activations.known import KNOWN
+from hf_gelu_patch.activations.records import KNOWN
 from hf_gelu_patch.activations.registry import (
     ACTIVATIONS,
     Activation,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_gelu_patch import __version__
-from hf_gelu_patch.evaluation.options import GROUPS, Option
+from hf_gelu_patch.evaluation.options.declaring import GROUPS, Option
 
 __all__ = ["Command", "Said", "parser_of"]
 

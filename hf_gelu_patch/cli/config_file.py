@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
-from hf_gelu_patch.evaluation.options import Option
+from hf_gelu_patch.evaluation.options.declaring import Option
 
 __all__ = ["with_config"]
 

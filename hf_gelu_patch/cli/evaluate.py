@@ -17,10 +17,10 @@ from hf_gelu_patch.cli.progress import as_a_line, progress
 from hf_gelu_patch.cli.report import written
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import look_up, subject
-from hf_gelu_patch.evaluation.options import declared, made, option
+from hf_gelu_patch.evaluation.options.declaring import declared, made, option
+from hf_gelu_patch.evaluation.options.settings import Settings
+from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.reference import REFERENCES
-from hf_gelu_patch.evaluation.settings import Settings
-from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.variants import Variant
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from hf_gelu_patch.cli.command import Said
 from hf_gelu_patch.evaluation.errors import EvaluationError
-from hf_gelu_patch.evaluation.options import declared
+from hf_gelu_patch.evaluation.options.declaring import declared
 from hf_gelu_patch.evaluation.variants import Variant, check_variants
 
 __all__ = ["check_names", "named_variant", "named_variants", "prepare_libraries"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
-from hf_gelu_patch.evaluation.options import option, positive
+from hf_gelu_patch.evaluation.options.declaring import option, positive
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hf_gelu_patch.cli.command import Command, Said
 from hf_gelu_patch.evaluation.errors import EvaluationError
-from hf_gelu_patch.evaluation.options import declared, made, option
+from hf_gelu_patch.evaluation.options.declaring import declared, made, option
 from hf_gelu_patch.evaluation.report.formats import FORMATS
 
 __all__ = ["COMMAND", "written"]

@@ -7,9 +7,9 @@ from dataclasses import MISSING, dataclass
 from hf_gelu_patch.cli.command import Command, Said
 from hf_gelu_patch.cli.patching import check_names, named_variant, prepare_libraries
 from hf_gelu_patch.evaluation.loading.checkpoints import locate_config
-from hf_gelu_patch.evaluation.options import declared, made, option
-from hf_gelu_patch.evaluation.settings import Settings
-from hf_gelu_patch.evaluation.subject import Subject
+from hf_gelu_patch.evaluation.options.declaring import declared, made, option
+from hf_gelu_patch.evaluation.options.settings import Settings
+from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.variants import Variant
 
 __all__ = ["COMMAND"]

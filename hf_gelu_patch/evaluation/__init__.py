@@ -3,7 +3,7 @@
     from accelerate import Accelerator
     from hf_gelu_patch.evaluation.loading.subjects import subject
     from hf_gelu_patch.evaluation.run import evaluate_subject
-    from hf_gelu_patch.evaluation.settings import Settings
+    from hf_gelu_patch.evaluation.options.settings import Settings
 
     result = evaluate_subject(subject("gpt2"), Settings(limit=64), Accelerator(cpu=True))
     for one in result.variants:

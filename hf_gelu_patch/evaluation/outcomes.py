@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hf_gelu_patch.evaluation.plain_data import as_json
+from hf_gelu_patch.evaluation.json_values import as_json
 
 Answer = str | int | float | bool | None
 

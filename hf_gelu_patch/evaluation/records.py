@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_gelu_patch.evaluation.digests import text_digest
 from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.json_values import as_json
 from hf_gelu_patch.evaluation.outcomes import Outcome
-from hf_gelu_patch.evaluation.plain_data import as_json
 
 if TYPE_CHECKING:
     pass

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
-from hf_gelu_patch.evaluation.options import GROUPS, declared, option
+from hf_gelu_patch.evaluation.options.declaring import GROUPS, declared, option
 
 __all__ = ["BEFORE", "Variant", "check_variants"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_gelu_patch.formulas import is_elementwise, is_elementwise_method, is_of_numbers
+from hf_gelu_patch.formula_reader import is_elementwise, is_elementwise_method, is_of_numbers
 from hf_gelu_patch.forwards.flow import Flow, assigned_name
 from hf_gelu_patch.forwards.methods import formula_of
 from hf_gelu_patch.forwards.names import MISSING, Names, dotted

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hf_gelu_patch.activations import Resolved, Unresolved
-from hf_gelu_patch.formulas import NotAFormulaError, formula_in
+from hf_gelu_patch.formula_reader import NotAFormulaError, formula_in
 from hf_gelu_patch.forwards.callees import Callee
 from hf_gelu_patch.forwards.expressions import Expression, Reading
 from hf_gelu_patch.forwards.methods import formula_of

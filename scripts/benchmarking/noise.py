@@ -55,8 +55,8 @@ def run(options: argparse.Namespace) -> None:
     from hf_gelu_patch import find_sites
     from hf_gelu_patch.evaluation.loading.models import load_model
     from hf_gelu_patch.evaluation.loading.subjects import subject
+    from hf_gelu_patch.evaluation.options.settings import Settings
     from hf_gelu_patch.evaluation.run import evaluate_subject
-    from hf_gelu_patch.evaluation.settings import Settings
     from hf_gelu_patch.evaluation.variants import Variant
 
     torch.set_num_threads(1)

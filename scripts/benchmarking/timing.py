@@ -20,8 +20,8 @@ from torch import Tensor
 
 import hf_gelu_patch
 from hf_gelu_patch.evaluation import environment as surroundings
-from hf_gelu_patch.evaluation.speed.ratios import Ratio, judge, ratio
 from hf_gelu_patch.evaluation.speed.rounds import Effort, measure
+from hf_gelu_patch.evaluation.speed.verdict import Ratio, judge, ratio
 
 Calls = Mapping[str, Callable[[], Any]]
 Samples = dict[str, list[float]]

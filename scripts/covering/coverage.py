@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_gelu_patch.errors import NothingPatchedWarning
-from hf_gelu_patch.evaluation.plain_data import as_json
+from hf_gelu_patch.evaluation.json_values import as_json
 from hf_gelu_patch.patching import patch, unpatch
 from hf_gelu_patch.planning import find_sites
 from hf_gelu_patch.report import Report

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 import hf_gelu_patch
 from hf_gelu_patch.activations import ACTIVATIONS, Resolved
-from hf_gelu_patch.forwards.binding import is_patched, original_of
+from hf_gelu_patch.forwards.class_binding import is_patched, original_of
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.recognition import resolve
 

@@ -95,8 +95,8 @@ def _measure(reference: Reference) -> dict[str, float]:
     from accelerate import Accelerator
 
     from hf_gelu_patch.evaluation.loading.subjects import reference_subject
+    from hf_gelu_patch.evaluation.options.settings import Settings
     from hf_gelu_patch.evaluation.run import unpatched_metrics
-    from hf_gelu_patch.evaluation.settings import Settings
 
     return unpatched_metrics(reference_subject(reference), Settings(dtype="float32"), Accelerator(cpu=True))
 

@@ -19,11 +19,11 @@ from hf_gelu_patch.cli import main
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import subject
 from hf_gelu_patch.evaluation.metrics import ANSWERS, METRICS, Metric, ratio, register_metric, sums
+from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.report.card import model_card
 from hf_gelu_patch.evaluation.report.markdown import markdown
 from hf_gelu_patch.evaluation.report.results import plain
 from hf_gelu_patch.evaluation.run import evaluate_subject
-from hf_gelu_patch.evaluation.settings import Settings
 from hf_gelu_patch.evaluation.tasks.base import Batch
 from hf_gelu_patch.evaluation.tasks.language import LanguageModel
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import subject
+from hf_gelu_patch.evaluation.options.settings import Settings
+from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.run import evaluate_subject, unpatched_metrics
-from hf_gelu_patch.evaluation.settings import Settings
-from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.variants import Variant
 from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, register_implementation
 

@@ -24,12 +24,12 @@ from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.models import load_model
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
+from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.report.document import sections, summary
 from hf_gelu_patch.evaluation.report.markdown import markdown
 from hf_gelu_patch.evaluation.report.results import plain
 from hf_gelu_patch.evaluation.run import evaluate_subject
 from hf_gelu_patch.evaluation.run.result import Result
-from hf_gelu_patch.evaluation.settings import Settings
 from hf_gelu_patch.evaluation.statistics import exact_mcnemar
 from hf_gelu_patch.evaluation.tasks.base import Task
 from hf_gelu_patch.evaluation.tasks.making import make_task

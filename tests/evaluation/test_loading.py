@@ -26,7 +26,7 @@ from PIL import Image
 from tiny_classifier import write_checkpoint, write_data
 
 from hf_gelu_patch import PatchError, find_sites
-from hf_gelu_patch.evaluation.data.places import data_file
+from hf_gelu_patch.evaluation.data.paths import data_file
 from hf_gelu_patch.evaluation.data.reading import load_data
 from hf_gelu_patch.evaluation.data.tables import PROBLEM
 from hf_gelu_patch.evaluation.errors import EvaluationError
@@ -34,7 +34,7 @@ from hf_gelu_patch.evaluation.loading.checkpoints import locate
 from hf_gelu_patch.evaluation.loading.models import load_model, skeleton
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import subject
-from hf_gelu_patch.evaluation.metrics.plugged import load_metric
+from hf_gelu_patch.evaluation.metrics.user_metric import load_metric
 from hf_gelu_patch.evaluation.reference import REFERENCES
 from hf_gelu_patch.evaluation.tasks.registry import task_info
 

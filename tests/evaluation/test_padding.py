@@ -21,8 +21,8 @@ from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.models import load_model
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import subject
+from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.run import unpatched_metrics
-from hf_gelu_patch.evaluation.settings import Settings
 
 DECODER = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2}
 NAMES = ["input_ids", "attention_mask"]

@@ -25,10 +25,10 @@ from tokenizers import normalizers
 from hf_gelu_patch.evaluation.digests import content_digest, rows_digest
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import subject
+from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.records import RestartedWarning, Row, Writer, folder_name, prepare, read
 from hf_gelu_patch.evaluation.run import evaluate_subject
-from hf_gelu_patch.evaluation.settings import Settings
 from hf_gelu_patch.evaluation.variants import Variant
 
 pytestmark = [

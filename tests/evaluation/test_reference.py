@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from hf_gelu_patch.evaluation import reference as module
 from hf_gelu_patch.evaluation.data.reading import load_data
 from hf_gelu_patch.evaluation.loading.subjects import reference_subject
+from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.reference import (
     MANIFEST,
     REFERENCES,
@@ -36,7 +37,6 @@ from hf_gelu_patch.evaluation.reference import (
     sha256,
 )
 from hf_gelu_patch.evaluation.run import unpatched_metrics
-from hf_gelu_patch.evaluation.settings import Settings
 from scripts.training import __main__ as training
 
 pytestmark = pytest.mark.slow

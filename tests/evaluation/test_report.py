@@ -22,6 +22,7 @@ from tiny_classifier import write_checkpoint, write_data
 from hf_gelu_patch.evaluation.environment import environment
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import subject
+from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.report import formats
 from hf_gelu_patch.evaluation.report.card import model_card
 from hf_gelu_patch.evaluation.report.document import sections, summary, verdicts
@@ -33,7 +34,6 @@ from hf_gelu_patch.evaluation.report.plots import draw
 from hf_gelu_patch.evaluation.report.results import JSON_NAME, SCHEMA, Data, merge, plain, read
 from hf_gelu_patch.evaluation.report.terminal import print_results
 from hf_gelu_patch.evaluation.run import evaluate_subject
-from hf_gelu_patch.evaluation.settings import Settings
 from hf_gelu_patch.evaluation.variants import Variant
 
 VARIANTS = ("aten", "activation=relu_squared", "eager")

@@ -26,14 +26,14 @@ from hf_gelu_patch.evaluation.loading.models import load_model
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
 from hf_gelu_patch.evaluation.metrics.texts import edit_distance
+from hf_gelu_patch.evaluation.options.settings import Settings
+from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.quality import judge
 from hf_gelu_patch.evaluation.reference import REFERENCES
 from hf_gelu_patch.evaluation.report.markdown import markdown
 from hf_gelu_patch.evaluation.report.results import plain
 from hf_gelu_patch.evaluation.run import evaluate, evaluate_subject
 from hf_gelu_patch.evaluation.run.result import Result, VariantResult
-from hf_gelu_patch.evaluation.settings import Settings
-from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.base import Task
 from hf_gelu_patch.evaluation.tasks.making import make_task
 from hf_gelu_patch.evaluation.variants import Variant

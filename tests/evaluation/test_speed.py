@@ -16,9 +16,9 @@ import torch
 from scipy.stats import norm, t
 
 from hf_gelu_patch.evaluation.speed.memory import peak_memory
-from hf_gelu_patch.evaluation.speed.ratios import CONFIDENCE, Ratio, _tails, judge, ratio
 from hf_gelu_patch.evaluation.speed.rounds import CudaClock, Effort, Timings, measure, measure_generation
 from hf_gelu_patch.evaluation.speed.summary import Speed, percentiles, summarise
+from hf_gelu_patch.evaluation.speed.verdict import CONFIDENCE, Ratio, _tails, judge, ratio
 
 pytestmark = pytest.mark.slow
 

@@ -28,8 +28,8 @@ from hf_gelu_patch.evaluation.loading.models import load_model
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
 from hf_gelu_patch.evaluation.metrics.registry import measured, rows_of
+from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
-from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.base import Task
 from hf_gelu_patch.evaluation.tasks.making import make_task
 from hf_gelu_patch.evaluation.tasks.registry import TASKS

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
 from hf_gelu_patch.evaluation.loading.checkpoints import read_config
-from hf_gelu_patch.evaluation.tasks.own_file import own_file
 from hf_gelu_patch.evaluation.tasks.registry import task_info
+from hf_gelu_patch.evaluation.tasks.user_file import own_file
 
 if TYPE_CHECKING:
     import torch

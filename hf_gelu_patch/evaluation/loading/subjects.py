@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_gelu_patch.evaluation.data.places import data_file
+from hf_gelu_patch.evaluation.data.paths import data_file
 from hf_gelu_patch.evaluation.data.reading import load_data
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.checkpoints import locate, read_config, unavailable_told
-from hf_gelu_patch.evaluation.metrics.plugged import find_metric
-from hf_gelu_patch.evaluation.options import declared
+from hf_gelu_patch.evaluation.metrics.user_metric import find_metric
+from hf_gelu_patch.evaluation.options.declaring import declared
+from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.reference import REFERENCES, Reference
-from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.labels import READINGS
-from hf_gelu_patch.evaluation.tasks.own_file import own_file
 from hf_gelu_patch.evaluation.tasks.registry import TASKS, check_options, task_info
+from hf_gelu_patch.evaluation.tasks.user_file import own_file
 
 if TYPE_CHECKING:
     import datasets

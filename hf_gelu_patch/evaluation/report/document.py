@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hf_gelu_patch.evaluation.report.results import Data
-from hf_gelu_patch.evaluation.speed.ratios import CONFIDENCE, Ratio, reach
+from hf_gelu_patch.evaluation.speed.verdict import CONFIDENCE, Ratio, reach
 
 __all__ = [
     "NOTES",

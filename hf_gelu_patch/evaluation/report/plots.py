@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hf_gelu_patch.evaluation.report.document import noise
 from hf_gelu_patch.evaluation.report.results import Data
-from hf_gelu_patch.evaluation.speed.ratios import CONFIDENCE
+from hf_gelu_patch.evaluation.speed.verdict import CONFIDENCE
 
 __all__ = ["draw"]
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
-from hf_gelu_patch.evaluation.plain_data import as_json
+from hf_gelu_patch.evaluation.json_values import as_json
 
 if TYPE_CHECKING:
+    from hf_gelu_patch.evaluation.options.settings import Settings
     from hf_gelu_patch.evaluation.run.result import Result, VariantResult
-    from hf_gelu_patch.evaluation.settings import Settings
     from hf_gelu_patch.evaluation.speed.summary import Speed
 
 __all__ = ["JSON_NAME", "PARTS", "Data", "merge", "plain", "read"]

@@ -20,6 +20,8 @@ from hf_gelu_patch.evaluation.drift.logits import LogitDrift, total_drift
 from hf_gelu_patch.evaluation.loading.models import load_model
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import load_rows
+from hf_gelu_patch.evaluation.options.settings import Settings
+from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.padding import check_padding
 from hf_gelu_patch.evaluation.quality import Quality, compare
 from hf_gelu_patch.evaluation.run.answers import Answers, all_answers
@@ -29,8 +31,6 @@ from hf_gelu_patch.evaluation.run.result import Result, VariantResult
 from hf_gelu_patch.evaluation.run.resuming import Recording, fingerprint, open_recording
 from hf_gelu_patch.evaluation.run.timings import TimedRun, time_all
 from hf_gelu_patch.evaluation.run.verdict import wrong
-from hf_gelu_patch.evaluation.settings import Settings
-from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.base import Task
 from hf_gelu_patch.evaluation.tasks.limits import Limits
 from hf_gelu_patch.evaluation.tasks.making import make_task

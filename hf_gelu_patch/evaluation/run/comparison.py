@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_gelu_patch import NothingPatchedWarning, Report, patch
 from hf_gelu_patch.evaluation.errors import EvaluationError
-from hf_gelu_patch.evaluation.settings import Settings
+from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.tasks.base import Batch, Task
 from hf_gelu_patch.evaluation.twins import twin
 from hf_gelu_patch.evaluation.variants import Variant, check_variants

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from hf_gelu_patch import Report
 from hf_gelu_patch.evaluation.drift.layers import LayerDrift
 from hf_gelu_patch.evaluation.drift.logits import LogitDrift
+from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.quality import Quality
 from hf_gelu_patch.evaluation.records import Fingerprint
 from hf_gelu_patch.evaluation.speed.summary import Speed
-from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.variants import Variant
 
 __all__ = ["Result", "VariantResult"]

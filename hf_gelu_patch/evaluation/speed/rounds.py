@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from hf_gelu_patch.evaluation.speed.ratios import ratio, reach
+from hf_gelu_patch.evaluation.speed.verdict import ratio, reach
 
 __all__ = ["CudaClock", "Effort", "Timings", "measure", "measure_generation"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_gelu_patch.evaluation.speed.ratios import Ratio, judge, ratio
 from hf_gelu_patch.evaluation.speed.rounds import Timings
+from hf_gelu_patch.evaluation.speed.verdict import Ratio, judge, ratio
 
 __all__ = ["Speed", "percentiles", "summarise"]
 

@@ -23,10 +23,10 @@ from torch.nn.utils.rnn import pad_sequence
 from hf_gelu_patch.evaluation.data.tables import PROBLEM
 from hf_gelu_patch.evaluation.digests import rows_digest
 from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
-from hf_gelu_patch.evaluation.metrics.plugged import load_metric
 from hf_gelu_patch.evaluation.metrics.registry import Columns, measured, rows_of
+from hf_gelu_patch.evaluation.metrics.user_metric import load_metric
+from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
-from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.limits import Limits
 from hf_gelu_patch.evaluation.tasks.logits import MAX_LOGITS, read_logits
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.metrics.registry import Columns
+from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
-from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
 from hf_gelu_patch.evaluation.tasks.heads import head_of
 from hf_gelu_patch.evaluation.tasks.images import pixel_sizes, pixels_of, stacked_pixels

@@ -17,8 +17,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.metrics.registry import Columns
+from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
-from hf_gelu_patch.evaluation.subject import Subject
 from hf_gelu_patch.evaluation.tasks.labels import BadLabelError, Labels, LabelsError, as_number, class_names, shown
 from hf_gelu_patch.evaluation.tasks.logits import read_logits
 

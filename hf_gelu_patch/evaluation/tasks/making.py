@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 
-from hf_gelu_patch.evaluation.subject import Subject
+from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.tasks.base import Task
 from hf_gelu_patch.evaluation.tasks.limits import Limits
 from hf_gelu_patch.evaluation.tasks.registry import task_info

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.metrics.registry import check_answers, metric_names
-from hf_gelu_patch.evaluation.tasks.own_file import own_file, own_module
+from hf_gelu_patch.evaluation.tasks.user_file import own_file, own_module
 
 if TYPE_CHECKING:
     from hf_gelu_patch.evaluation.tasks.base import Task

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_gelu_patch import ACTIVATIONS
-from hf_gelu_patch.evaluation.speed.ratios import Ratio, ratio
+from hf_gelu_patch.evaluation.speed.verdict import Ratio, ratio
 from hf_gelu_patch.implementations import measured
 from hf_gelu_patch.implementations.choice import AUTO
 from hf_gelu_patch.implementations.registry import get_implementation

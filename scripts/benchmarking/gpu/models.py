@@ -22,7 +22,7 @@ import transformers
 from torch import Tensor, nn
 
 from hf_gelu_patch import ImplementationUnavailableError, patch
-from hf_gelu_patch.evaluation.speed.ratios import ratio
+from hf_gelu_patch.evaluation.speed.verdict import ratio
 from hf_gelu_patch.verification import drifts, exact_outputs, outputs
 from scripts.benchmarking.gpu.schedule import Work
 from scripts.benchmarking.kernels import liger

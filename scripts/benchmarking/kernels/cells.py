@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_gelu_patch.evaluation.speed.ratios import ratio
+from hf_gelu_patch.evaluation.speed.verdict import ratio
 from scripts.benchmarking.kernels.candidates import (
     COLUMNS,
     DTYPES,

@@ -126,8 +126,8 @@ def logits_task(specimen: Specimen, model: nn.Module, batch: Batch) -> Task:
     """A task of which each example is a row of the batch, and of which there are no right answers."""
     import datasets
 
+    from hf_gelu_patch.evaluation.options.subject import Subject
     from hf_gelu_patch.evaluation.outcomes import Outcome
-    from hf_gelu_patch.evaluation.subject import Subject
     from hf_gelu_patch.evaluation.tasks.base import Batch as Rows
     from hf_gelu_patch.evaluation.tasks.base import Prediction, Task
     from hf_gelu_patch.evaluation.tasks.limits import Limits
@@ -161,8 +161,8 @@ def evaluated(specimen: Specimen, dtype: torch.dtype, batch: str, variants: Sequ
     fail, the halves are evaluated apart, until it is known which."""
     from accelerate import Accelerator
 
+    from hf_gelu_patch.evaluation.options.settings import Settings
     from hf_gelu_patch.evaluation.run import evaluate
-    from hf_gelu_patch.evaluation.settings import Settings
 
     model = specimen.build(dtype)
     task = logits_task(specimen, model, specimen.batch(model, batch))

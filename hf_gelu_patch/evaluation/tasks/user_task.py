@@ -18,8 +18,8 @@ from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
 from hf_gelu_patch.evaluation.tasks.heads import label_columns
 from hf_gelu_patch.evaluation.tasks.language import token_columns, token_pairs
-from hf_gelu_patch.evaluation.tasks.own_file import own_task
 from hf_gelu_patch.evaluation.tasks.registry import task_info
+from hf_gelu_patch.evaluation.tasks.user_file import own_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

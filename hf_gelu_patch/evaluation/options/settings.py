@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_gelu_patch.evaluation.options import GROUPS, above_zero, option, positive
+from hf_gelu_patch.evaluation.options.declaring import GROUPS, above_zero, option, positive
 from hf_gelu_patch.evaluation.variants import Variant
 
 __all__ = ["Settings"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from hf_gelu_patch.evaluation.options import GROUPS, finite, option, positive
+from hf_gelu_patch.evaluation.options.declaring import GROUPS, finite, option, positive
 from hf_gelu_patch.evaluation.tasks.labels import READINGS
 from hf_gelu_patch.evaluation.tasks.registry import TASKS, usual_columns
 
