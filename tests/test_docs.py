@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -22,7 +23,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 import hf_gelu_patch
-from hf_gelu_patch import IMPLEMENTATIONS, Report, patched
+from hf_gelu_patch import ACTIVATIONS, IMPLEMENTATIONS, Activation, Report, patched
 from hf_gelu_patch.cli import main
 from hf_gelu_patch.evaluation.reference import REFERENCES
 from hf_gelu_patch.implementations import aten, triton_forms
@@ -107,9 +108,34 @@ def test_what_contributors_are_shown_is_what_tests_run() -> None:
     places = ("test_adding.py", "evaluation/test_extending.py")
     tests = "\n".join((ROOT / "tests" / place).read_text(encoding="utf-8") for place in places)
     shown = blocks(TEXT["CONTRIBUTING.md"], "python")
-    assert len(shown) == 4
-    for definition in (one.strip("\n") for block in shown for one in block.split("\n\n\n")):
+    assert len(shown) == 5
+    definitions = [one.strip("\n") for block in shown[1:] for one in block.split("\n\n\n")]
+    definitions += [one.rstrip("\n") for one in shown[0].split("\n\n\n") if "squareplus(" in one.partition("\n")[0]]
+    definitions += re.findall(r"^class .*?(?=\n\n)", shown[0], re.MULTILINE | re.DOTALL)
+    assert len(definitions) == 10
+    for definition in definitions:
         assert definition in tests or textwrap.indent(definition, "    ") in tests, definition
+
+
+@pytest.mark.usefixtures("_models_by_their_hub_names")
+def test_the_activation_that_contributors_are_shown_is_added_as_it_stands(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers.logging.set_verbosity_error()
+    block = blocks(TEXT["CONTRIBUTING.md"], "python")[0]
+    required = [one.name for one in dataclasses.fields(Activation) if one.default is dataclasses.MISSING]
+    assert len(required) == 5
+    assert "The first five fields are required." in flat("CONTRIBUTING.md")
+    known = dict(ACTIVATIONS)
+    monkeypatch.setitem(ACT2FN, "squareplus", None)
+    try:
+        exec(compile(block, "CONTRIBUTING.md", "exec"), {"__name__": "contributing"})
+    finally:
+        for added in set(ACTIVATIONS) - set(known):
+            del ACTIVATIONS[added]
+    assert [f"    {name}=" in block for name in required] == [True] * 5
+    [shown] = re.findall(r"^# > (.*)$", block, re.MULTILINE)
+    assert shown in capsys.readouterr().out
 
 
 def test_what_the_patch_prints_is_what_the_readme_shows() -> None:
@@ -252,16 +278,46 @@ def test_the_layout_shown_is_that_of_the_tree() -> None:
 def test_the_coverage_shown_is_that_of_the_table() -> None:
     totals = (ROOT / "scripts" / "covering" / "coverage.md").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     assert len(totals) == 5
-    for line in totals:
-        assert line in flat("patching.md")
-    tried, kept = re.findall(r"^([\d,]+) model types, ([\d,]+) as promised, 0 not", totals[0])[0]
-    assert f"{tried} model types were tried, and all {kept} kept" in flat("README.md")
+    number = r"([\d,]+)"
+    text, readme = flat("patching.md"), flat("README.md")
+    first, second, third, fourth, fifth = totals
+    [(tried, kept, unbuilt)] = re.findall(
+        f"^{number} model types, {number} as promised, 0 not; {number} more cannot be built here.$", first
+    )
+    assert f"All of it held for {kept} of {tried} model types. {unbuilt} more types could not be built." in text
+    [(executed, where, missed)] = re.findall(
+        f"^One forward of each executes {number} activations: (.*) Not listed by find_sites: {number} places.$", second
+    )
+    assert f"One forward of each ran {executed} activations: {where} `find_sites` missed {missed} of these" in text
+    [(listed, kinds, changed)] = re.findall(rf"^Sites: {number} \((.*)\), {number} changed.$", third)
+    assert f"`find_sites` listed {listed} sites, and the patch changed {changed}." in text
+    [fused] = re.findall(
+        f"^Gated products: {number} of {number} fused. Behind a linear layer, not gated: {number} of {number} fused.$",
+        fourth,
+    )
+    sites = {kind: count for count, kind in (one.split() for one in kinds.split(", "))}
+    assert f"| `gated` | {sites['gated']} | {fused[1]} | {fused[0]} |" in text
+    assert f"| `linear` | {sites['linear']} | {fused[3]} | {fused[2]} |" in text
+    assert f"| `pointwise` | {sites['pointwise']} | all others |" in text
+    assert f"The largest {fifth[len('Largest ') :].replace(': ', ' was ')}" in text
+    table = (ROOT / "scripts" / "covering" / "coverage.md").read_text(encoding="utf-8")
+    single = re.findall(f"^- {number} × .* is one aten op already", table, re.MULTILINE)
+    count = sum(int(one.replace(",", "")) for one in single)
+    assert f"Of the others, {count:,} are one operation already" in text
+    assert f"{tried} model types of transformers were tried, each as a tiny random model, and all {kept} kept" in readme
+    assert f"{unbuilt} more could not be built. The patch changed {changed} of {listed} sites." in readme
 
 
 def test_what_is_said_of_other_tools_is_that_of_the_table() -> None:
     totals = (BENCHMARKING / "tools" / "tools.md").read_text(encoding="utf-8").split("\n\n")[2]
-    assert "tools, " in totals
-    assert f"[The table](../../scripts/benchmarking/tools/tools.md) lists each tool: {totals}" in flat("patching.md")
+    [(tools, alike, rounds, models, refused)] = re.findall(
+        r"^(\d+) tools, (\d+) as without a patch; (\d+) rounds on (\d+) models, (\d+) of them refused", totals
+    )
+    shown = (
+        f"{tools} tools were tried in {int(rounds):,} rounds on {models} models. The models behave as without a patch "
+        f"with {alike} of the tools. In {refused} rounds a patch could not be undone while the tool was on"
+    )
+    assert shown in flat("patching.md")
 
 
 def test_the_quantizers_named_are_those_tried() -> None:
@@ -271,6 +327,11 @@ def test_the_quantizers_named_are_those_tried() -> None:
     assert f"Tried with {', '.join(others)} and {last}" in flat("patching.md")
 
 
+def noise_of(floor: dict[str, float]) -> float:
+    """How far the interval of a model against itself reaches from 1, as the report shows it."""
+    return math.exp(max(abs(math.log(floor[end])) for end in ("low", "high"))) - 1
+
+
 def test_the_verdicts_shown_are_those_recorded() -> None:
     recorded = json.loads((BENCHMARKING / "benchmark.json").read_text(encoding="utf-8"))["noise"]
     runs = recorded["runs"]
@@ -278,16 +339,20 @@ def test_the_verdicts_shown_are_those_recorded() -> None:
     covered = sum(run["eager"]["ratio"]["low"] <= 1 <= run["eager"]["ratio"]["high"] for run in runs)
     assert covered == recorded["cover_one"]
     same = verdicts["eager"]["no difference detected"]
-    shown = (
-        f'against itself "no difference detected" in {same} of {len(runs)} runs, '
-        f"the interval covers 1 in {covered} of {len(runs)}; "
-        f'the planted delay is "slower" in {verdicts["slowed"]["slower"]} of {len(runs)}.'
-    )
-    assert shown in flat("evaluating.md")
-    assert f"a planted delay of {recorded['delay']:.0%}, {len(runs)} times each".replace("%", " %") in flat(
-        "evaluating.md"
-    )
-    assert f"for {recorded['seconds']:.0f} s or more a variant" in flat("evaluating.md")
+    text, slower = flat("evaluating.md"), verdicts["slowed"]["slower"]
+    assert f"evaluated the reference model `{recorded['model']}` in {len(runs)} runs" in text
+    assert f'Against itself, the verdict was "no difference detected" in {same} of {len(runs)} runs.' in text
+    assert f"The interval held the true ratio, 1.0, in {covered} of {len(runs)} runs." in text
+    assert f'With the delay, the verdict was "slower" in {slower} of {len(runs)} runs.' in text
+    assert f"a planted delay of {recorded['delay']:.0%}".replace("%", " %") in text
+    assert f"for {recorded['seconds']:.0f} s or more a variant" in text
+    noise = max(noise_of(run["eager"]["floor"]) for run in runs)
+    assert f"The noise was at most {100 * noise:.1f} % in each of these runs." in text
+    demo = json.loads((ROOT / ".github" / "demo.json").read_text(encoding="utf-8"))
+    [model] = [model for model in demo["models"] if model["subject"]["name"] == recorded["model"]]
+    noise = noise_of(model["variants"][0]["speed"]["forward"]["floor"])
+    assert f"In the README's demo it was {100 * noise:.1f} % for the same model" in text
+    assert recorded["delay"] < noise
 
 
 def test_the_faults_shown_are_those_recorded() -> None:
@@ -297,14 +362,18 @@ def test_the_faults_shown_are_those_recorded() -> None:
     held = [entry for entry in entries if faults[entry["fault"]]["held_out"]]
     every, aside, alarms = map(planted.caught, (entries, held, right))
     assert alarms["by neither"] == alarms["all"]
-    shown = (
-        f"{len(faults)} faults of known kinds in {len(models)} tiny models, each in those that can have it: "
-        f"{every['all']} in all. `verify=` with `gradients=True` catches {every['by verify']}, the "
-        f"evaluation's verdict {every['by evaluate']}, neither {every['by neither']}. Of {aside['all']} that were kept "
-        f"for judging, {aside['by neither']} are caught by neither. None of {alarms['all']} right patches is called "
-        "wrong, over implementations, dtypes, modes and wrappers."
-    )
-    assert shown in flat("verifying.md")
+    in_gradients = sum(faults[entry["fault"]]["kind"] == "wrong gradient" for entry in entries)
+    for shown in (
+        f"{len(faults)} faults of known kinds in {len(models)} tiny random models, each in those that can have it: "
+        f"{every['all']} cases in all.",
+        f"`verify=` with `gradients=True` caught {every['by verify']} of them. Without `gradients=True` it cannot see "
+        f"the {in_gradients} that are wrong in the gradient only.",
+        f"`evaluate` caught {every['by evaluate']}.",
+        f"{every['by neither']} escaped both.",
+        f"No limit was tuned on {aside['all']} of the cases. Of these, {aside['by neither']} escaped both.",
+        f"None of {alarms['all']} right patches was called wrong, over implementations, dtypes, modes and wrappers.",
+    ):
+        assert shown in flat("verifying.md")
 
 
 def test_the_bars_shown_are_those_that_hold() -> None:
@@ -349,12 +418,14 @@ def test_the_costs_of_a_launch_shown_are_those_recorded() -> None:
     plain, differentiable, aten = (calls[name]["least_us"] for name in names)
     assert all(one["least_us"] == min(one["samples_us"]) for one in calls.values())
     torch_version, triton_version = (about["versions"][name].rsplit(".", 1)[0] for name in ("torch", "triton"))
-    shown = (
-        f"the least of {recorded['launch']['rounds']} rounds, torch {torch_version}, triton {triton_version}): "
-        f"{plain:.1f} µs a call, {differentiable:.1f} µs with what autograd keeps, "
-        f"where `F.gelu` of eight elements takes {aten:.1f} µs."
-    )
-    assert shown in flat("implementations.md")
+    assert about["threads"] == 1
+    for shown in (
+        f"A call takes {plain:.1f} µs in Python, or {differentiable:.1f} µs where a gradient will be needed. "
+        f"`F.gelu` of eight elements takes {aten:.1f} µs on the same CPU.",
+        f"the shortest times of {recorded['launch']['rounds']} rounds with a driver that launches nothing: one thread "
+        f"of an {about['cpu']}, torch {torch_version}, triton {triton_version}.",
+    ):
+        assert shown in flat("implementations.md")
 
 
 def test_the_errors_shown_are_those_of_the_kernels_table() -> None:
@@ -368,11 +439,14 @@ def test_the_errors_shown_are_those_of_the_kernels_table() -> None:
     for dtype in ("bfloat16", "float16"):
         own, torchs = cells(f"| gelu | {dtype} | ")[0][3].split(" / ")
         assert f"| {dtype} | {own} | {emulated[dtype][3]} | {torchs} |" in text
-    assert f"The {emulated['bfloat16'][3]} is of subnormal values" in text
-    assert f"From −5 on it is {emulated['bfloat16'][1]}." in text
-    assert f"the emulated absolute error is at most {emulated['float32'][5]}." in text
+    assert f"The {emulated['bfloat16'][3]} ulp occur only for inputs below −13.2." in text
+    assert f"For inputs of −5 and above the largest emulated error is {emulated['bfloat16'][1]} ulp." in text
+    assert f"the largest emulated absolute error is {emulated['float32'][5]}." in text
+    assert "torch 2.13.0" in text.partition("### Accuracy")[2]
+    assert "torch 2.13.0" in " ".join(table.partition("## Coefficients")[0].split())
     steepest = cells("| gelu | bfloat16 | ")[0][4].split(" / ")[1]
-    assert f"exact GELU's is {emulated['bfloat16'][4]} ulp in bfloat16, against {steepest} of PyTorch" in text
+    assert f"the derivative of exact GELU is off by up to {emulated['bfloat16'][4]} ulp in bfloat16." in text
+    assert f"PyTorch's is off by up to {steepest} ulp on that CPU." in text
     for name in triton_forms.POINTWISE:  # "no activation's largest error is above PyTorch's"
         rows = [row for row in cells(f"| {name} | ") if row[1] in emulated and "%" not in row[-1]]
         assert len(rows) == 3
@@ -380,14 +454,16 @@ def test_the_errors_shown_are_those_of_the_kernels_table() -> None:
             own, torchs = map(float, row[4].split(" / "))
             assert own <= max(torchs, 0.51), row
     once, first = (cells("| gelu | bfloat16 | ")[1][column].split(" / ")[0] for column in (2, 4))
-    assert f"exact GELU's mean error in bfloat16 is {once} ulp, and {first} with PyTorch's two operations" in text
+    shown = f"With exact GELU its mean error in bfloat16 is {once} ulp. PyTorch's two operations have {first} ulp."
+    assert shown in text
     alike = [row[3].split(", ")[1] for dtype in ("bfloat16", "float16") for name in ("gelu", "gelu_tanh", "silu")
              for row in cells(f"| {name} | {dtype} | ") if "%" in row[3]]  # fmt: skip
     assert len(alike) == 6
     assert f"their bits in {min(float(share.rstrip('%')) for share in alike):.2f} % of cases or more" in text
     for said in ("beyond −13.2", "at most 7e−38"):
         assert said in " ".join(table.split())
-    assert "PyTorch on this CPU returns NaN there: at −∞ for values, and at both ends for many derivatives" in text
+    assert "it is at most 7e−38" in text
+    assert "PyTorch on that CPU returns NaN there: at −∞ for values, and at both ends for many derivatives" in text
     header, row = (next(iter(cells(start))) for start in ("| activation | 0 | −0", "| gelu | 0, 0.5"))
     assert row[header.index("−∞")].endswith("(nan, nan)")
     assert row[header.index("∞")].endswith("(inf, nan)")

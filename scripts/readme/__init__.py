@@ -23,7 +23,7 @@ def table(data: dict[str, Any]) -> str:
     }
     for name, reference in REFERENCES.items():
         quality = tuple(f"{words(metric)} {value:.4f} → {value:.4f}" for metric, value in reference.quality.items())
-        cells.setdefault(name, ((name,), quality, ("–",), ("not in this record",), ("–",)))
+        cells.setdefault(name, ((name,), quality, ("–",), ("not measured",), ("–",)))
     return "\n".join("| " + " | ".join("<br>".join(lines) for lines in cells[name]) + " |" for name in REFERENCES)
 
 

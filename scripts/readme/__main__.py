@@ -28,7 +28,7 @@ def main() -> None:
     data = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
-    section = re.compile(r"(^## What you get$.*?^\| --- .*?\n)\|.*?\n\n.*?\n\n", re.MULTILINE | re.DOTALL)
+    section = re.compile(r"(^## Results of the demo$.*?^\| --- .*?\n)\|.*?\n\n.*?\n\n", re.MULTILINE | re.DOTALL)
     path.write_text(section.sub(lambda found: f"{found[1]}{table(data)}\n\n{place(data)}\n\n", text), encoding="utf-8")
 
 
