@@ -19,8 +19,8 @@ class Resolved:
     Attributes:
         activation: the function.
         spelling: how transformers spells this way of computing it (``"gelu_new"``).
-        aten_ops: how many aten ops that takes.
-        formula: those ops, where they are others than the activation's ``eager``, and are known.
+        aten_ops: how many aten operations it runs.
+        formula: the function that runs them. None where that is the activation's ``eager``, or is not known.
         in_place: whether it writes over its input.
     """
 
@@ -39,7 +39,12 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Unresolved:
-    """What is, or looks like, an activation, and why it has to stay as it is: its function cannot be told, mostly."""
+    """A place that is, or looks like, an activation, and is left as it is.
+
+    Attributes:
+        reason: why. Mostly, the patcher cannot tell the function.
+        spelling: what the place is called in a report.
+    """
 
     reason: str
     spelling: str = "unknown"
