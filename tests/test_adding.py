@@ -274,3 +274,16 @@ def test_what_is_taken_away_is_known_no_longer() -> None:
     assert resolve(Squareplus()) is None
     assert "squareplus" not in IMPLEMENTATIONS["aten"].functions
     assert "squareplus" not in IMPLEMENTATIONS["triton"].gated
+
+
+@pytest.mark.parametrize("config_name", [None, "nowhere"])
+def test_a_swap_to_what_transformers_has_no_module_for_is_refused(config_name: str | None) -> None:
+    record = Activation("mine", "max(x, 0)", torch.relu, torch.relu, torch.relu, config_name=config_name)
+    register_activation(record)
+    model = LlamaForCausalLM(
+        LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)
+    )
+    before = {name: type(module) for name, module in model.named_modules()}
+    with pytest.raises(PatchError, match=r"no module of transformers computes mine.*ACT2FN"):
+        patch(model, activation="mine")
+    assert {name: type(module) for name, module in model.named_modules()} == before

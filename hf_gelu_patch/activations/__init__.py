@@ -25,6 +25,7 @@ from hf_gelu_patch.activations.registry import (
     register_activation,
 )
 from hf_gelu_patch.activations.resolved import Resolved, Unresolved
+from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.old_layout import moved_from
 
 __all__ = [
@@ -51,13 +52,22 @@ _TORCH_MODULES: list[Any] = [getattr(nn.modules.activation, name) for name in nn
 
 def module_of(activation: Activation, like: nn.Module) -> nn.Module:
     """A new module that computes an activation without learned parameters, as the field has it: one of torch's in the
-    place of one of torch's, which others save and load by the class's name."""
+    place of one of torch's, which others save and load by the class's name.
+
+    Raises:
+        PatchError: transformers has no module for it.
+    """
     torchs = next((cls for cls in _TORCH_MODULES if cls.__name__.lower() == activation.name), None)
     if torchs is not None and (activation.config_name is None or type(like) in _TORCH_MODULES):
         made: nn.Module = torchs()
         return made
     from transformers.activations import ACT2FN
 
+    if activation.config_name not in ACT2FN:
+        raise PatchError(
+            f"no module of transformers computes {activation.name}, and a swap puts one in the model: register it with "
+            "a config_name, and put its class there: transformers.activations.ACT2FN[config_name] = YourClass"
+        )
     module: nn.Module = ACT2FN[activation.config_name]
     return module
 
