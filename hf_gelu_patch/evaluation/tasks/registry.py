@@ -113,7 +113,7 @@ def task_info(task: str) -> TaskInfo:
         if not path.is_file():
             raise EvaluationError(f"there is no file {task} that could hold a task. Tasks: {', '.join(TASKS)}.")
         auto_class = getattr(own_module(path), "AUTO_CLASS", "AutoModel")
-        return TaskInfo(task, path.stem, f"{_HERE}.own:OwnTask", auto_class, input_column=None, processors=EITHER)
+        return TaskInfo(task, path.stem, f"{_HERE}.user_task:OwnTask", auto_class, input_column=None, processors=EITHER)
     if task not in TASKS:
         raise EvaluationError(
             f"unknown task {task!r}.{_near_task(task)} Tasks: {', '.join(TASKS)}, or a Python file of your own."
