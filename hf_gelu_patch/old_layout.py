@@ -28,6 +28,9 @@ MOVED = {
     "binding.StandIn": "forwards.class_binding.StandIn",
     "binding._rewritten_class": "forwards.class_binding._rewritten_class",
     "binding._stand_in_class": "forwards.class_binding._stand_in_class",
+    "formulas.Formula": "formula_reader.Formula",
+    "formulas.Step": "formula_reader.Step",
+    "formulas.Value": "formula_reader.Value",
     "implementations._after_linear": "implementations.aten.after_linear",
     "implementations._gated": "implementations.aten.gated",
     "implementations._gelu_clipped": "implementations.aten._gelu_clipped",
@@ -75,7 +78,7 @@ def moved_from(module: str) -> Callable[[str], object]:
     return find
 
 
-def register(missing: tuple[str, ...] = ("binding", "ops", "replacements", "rewriting")) -> None:
+def register(missing: tuple[str, ...] = ("binding", "formulas", "ops", "replacements", "rewriting")) -> None:
     """Let Python find the modules that are no more: pickle imports them by name."""
     for name in missing:
         module = ModuleType(f"{_PACKAGE}.{name}", "Where pickles of an older layout look: hf_gelu_patch.old_layout.")

@@ -8,6 +8,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is declared
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import copy
+import gc
 import importlib.util
 import subprocess
 import sys
@@ -201,6 +202,21 @@ def bert() -> transformers.BertForSequenceClassification:
 def _quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(torch|transformers|triton)\..*")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_a_process_has_once() -> Iterator[None]:
+    """accelerate's settings and torch's process group, which stay for a whole process, go with a file of tests.
+
+    What has been imported until then is no garbage: to look through it took most of a second at every collection.
+    """
+    gc.collect()
+    gc.freeze()
+    yield
+    if (state := sys.modules.get("accelerate.state")) is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(autouse=True)
