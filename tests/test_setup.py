@@ -248,11 +248,11 @@ def test_all_checks_run_whichever_fails(ready: Tree, script: str) -> None:
     settings = "offline=1 threads=1"
     checks = ["4: -m ruff check .", "5: -m ruff format --check .", f"8: -m pytest {SPREAD}"]
     assert ready.run(script, CI="true") == (0, "", "")
-    assert apart(ready.calls(), settings) == (checks, on_the_oldest(ready, settings, SPREAD))
+    assert apart(ready.calls(), settings) == (checks, on_the_oldest(ready, settings, SPREAD, "-m", "not slow"))
     settings = "offline=1 threads=4"
     (ready.root / "failing").write_text("mypy")
     assert ready.run(script, OMP_NUM_THREADS="4") == (1, "", "scripts/test: failed: mypy\n")
-    assert apart(ready.calls(), settings) == (checks, on_the_oldest(ready, settings, SPREAD))
+    assert apart(ready.calls(), settings) == (checks, on_the_oldest(ready, settings, SPREAD, "-m", "not slow"))
     (ready.root / "failing").write_text("pytest")
     failed = "pytest, scripts/test --oldest"
     assert ready.run(script) == (1, "", f"scripts/test: failed: {failed}\n")
