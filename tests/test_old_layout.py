@@ -98,6 +98,7 @@ def test_a_model_on_the_meta_device() -> None:
     assert {type(module) for module in model.modules()} == {type(module) for module in models.own().modules()}
 
 
+@NEW_ENOUGH
 def test_every_function_by_every_implementation() -> None:
     swapped, results = loaded("every_function")
     assert len(swapped) > 30
