@@ -352,7 +352,7 @@ def test_the_verdicts_shown_are_those_recorded() -> None:
     [model] = [model for model in demo["models"] if model["subject"]["name"] == recorded["model"]]
     noise = noise_of(model["variants"][0]["speed"]["forward"]["floor"])
     assert f"In the README's demo it was {100 * noise:.1f} % for the same model" in text
-    assert recorded["delay"] < noise
+    assert "A delay smaller than the noise stays undetected." in text
 
 
 def test_the_faults_shown_are_those_recorded() -> None:
