@@ -23,9 +23,12 @@ def main() -> None:
     )
     parser.add_argument("results", type=Path, help="the folder that scripts/demo wrote")
     folder = parser.parse_args().results
-    shutil.copy(folder / "evaluation.json", ROOT / ".github" / "demo.json")
+    found = (folder / "evaluation.json").read_text(encoding="utf-8")
+    (ROOT / ".github" / "demo.json").write_text(
+        found.replace(f"{ROOT}/", "").replace(str(Path.home()), "~"), encoding="utf-8"
+    )
     shutil.copy(folder / "speed.png", ROOT / ".github" / "demo.png")
-    data = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    data = json.loads(found)
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
     section = re.compile(r"(^## Results of the demo$.*?^\| --- .*?\n)\|.*?\n\n.*?\n\n", re.MULTILINE | re.DOTALL)
