@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import compile_regions
 from conftest import FAMILIES, Family
 from test_models import same_state, state
@@ -223,7 +222,6 @@ def compiled(model: nn.Module) -> None:
 
 
 def in_bf16() -> Accelerator:
-    AcceleratorState._reset_state(reset_partial_state=True)  # the settings of another test
     return Accelerator(cpu=True, mixed_precision="bf16")
 
 

@@ -18,6 +18,7 @@ from hf_gelu_patch.evaluation.drift.logits import batch_drift
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.failures import batch_remedy, failing
 from hf_gelu_patch.evaluation.tasks.base import Batch, Task
+from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 from hf_gelu_patch.verification import exact_copy, in_double
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _counted(logits: Tensor, batch: Batch, place: int) -> Tensor | None:
     """[1, positions that count, classes] of one row; None where logits and right answers are not of one shape."""
     if logits.shape[:2] != batch.targets.shape:
         return None
-    return logits[place][batch.targets[place].to(logits.device) != -100][None]
+    return logits[place][batch.targets[place].to(logits.device) != IGNORED][None]
 
 
 def _moved(task: Task, batch: Batch, place: int, alone: Batch, model: PreTrainedModel) -> str | None:

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_gelu_patch.evaluation.variants import BEFORE
 from hf_gelu_patch.verification import Exact, exact_copy, output_tensors
 
 __all__ = ["LayerDrift", "layer_drift"]
 
 Forward = Callable[[Any, Any], Tensor]
 """Runs a model on a batch and gives its logits: ``Task.forward``."""
-
-_OWN = "before"  # what the unpatched model is called beside its variants
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,13 @@ def layer_drift(
     changes = _against((before, batch), models, forward)
     errors: dict[str, dict[str, float]] = {}
     if exact.model is not None:
-        errors = _against((exact.model, exact.batch), {**models, _OWN: (before, batch)}, forward)
+        errors = _against((exact.model, exact.batch), {**models, BEFORE: (before, batch)}, forward)
     return {
         name: [
             LayerDrift(
                 path or output,
                 change,
-                errors[_OWN].get(path, math.inf) if errors else None,
+                errors[BEFORE].get(path, math.inf) if errors else None,
                 errors[name].get(path, math.inf) if errors else None,
             )
             for path, change in changes[name].items()

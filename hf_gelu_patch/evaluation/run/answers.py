@@ -18,6 +18,7 @@ from hf_gelu_patch.evaluation.records import Row
 from hf_gelu_patch.evaluation.run.comparison import Comparison
 from hf_gelu_patch.evaluation.run.resuming import Recording
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task
+from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 from hf_gelu_patch.evaluation.variants import BEFORE
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _said(comparison: Comparison, batch: Batch) -> tuple[list[Row], Failures]:
 
 def _moved(comparison: Comparison, batch: Batch, old: Prediction, new: Prediction) -> list[Mapping[str, float]]:
     """How far each example's logits moved, and how many numbers were lost: finite before, and not finite since."""
-    counts, epsilon = batch.targets != -100, torch.finfo(comparison.model.dtype).eps
+    counts, epsilon = batch.targets != IGNORED, torch.finfo(comparison.model.dtype).eps
     found = batch_drift(old.logits, new.logits, counts, softmax=comparison.task.softmax, epsilon=epsilon)
     moved: list[Mapping[str, float]] = []
     for place, row in enumerate(found):

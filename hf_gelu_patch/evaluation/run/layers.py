@@ -12,6 +12,7 @@ from hf_gelu_patch.evaluation.drift.layers import LayerDrift, layer_drift
 from hf_gelu_patch.evaluation.drift.logits import LogitDrift, against_exact
 from hf_gelu_patch.evaluation.run.comparison import Comparison
 from hf_gelu_patch.evaluation.tasks.base import Batch
+from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 from hf_gelu_patch.evaluation.variants import BEFORE
 from hf_gelu_patch.verification import Drift, Exact, drifts, exact_copy
 
@@ -58,7 +59,7 @@ def _beside_exact(
     if exact.output is None:
         return {}, {}
     task, what = comparison.task, comparison.task.output
-    counts, epsilon = batch.targets != -100, torch.finfo(comparison.model.dtype).eps
+    counts, epsilon = batch.targets != IGNORED, torch.finfo(comparison.model.dtype).eps
     old = task.forward(comparison.model, batch)
     own = against_exact(old, exact.output, counts, softmax=task.softmax)
     errors = {BEFORE: own} | dict.fromkeys(comparison.names, own)  # what is not run says what the unpatched model says
