@@ -22,6 +22,7 @@ from scripts.benchmarking.timing import versions_of
 NAME = "gpu.md"
 BY = ("eager", "aten", "compile", "triton", "liger")
 OUT_OF_TIME = "out of time"
+LAYERS = ("product", "aten", "triton", "epilogue", "template")
 PATCHED, COMPILED = ("auto", "triton", "liger", "epilogue"), ("compiled", "compiled_triton")
 
 
@@ -124,6 +125,21 @@ def _variants(found: Found) -> list[str]:
     return _told(title, ["form", "variant", "gelu", "relu"], rows)
 
 
+def _products(found: Found) -> list[str]:
+    rows = []
+    for cell in found.products.values():
+        own, texts = cell["candidates"], []
+        for name in LAYERS:
+            told = own.get(name)
+            texts.append(
+                "{value:.3f}× ({low:.3f}–{high:.3f}) {0}".format(told["verdict"], **told["ratio"]) if told else ""
+            )
+        shape = " × ".join(map(str, cell["shape"]))
+        rows.append([cell["activation"], shape, f"{own['eager']['median_s'] * 1e3:.3f} ms", *texts])
+    title = "Linear layers in bf16 with their activation, over eager; product: without one, the bound:"
+    return _told(title, ["activation", "rows × columns read × written", "eager", *LAYERS], rows)
+
+
 def _tests(found: Found) -> list[str]:
     counted = Counter(note["outcome"] for note in found.of("test"))
     if not counted:
@@ -185,7 +201,7 @@ def _goals(found: Found) -> list[str]:
 def summary(found: Found) -> str:
     """The Markdown, the goals last."""
     wrong = failures(found)
-    parts = (_models, _kernels, _variants, _choices, _absent, _steps, _tests)
+    parts = (_models, _kernels, _products, _variants, _choices, _absent, _steps, _tests)
     lines = [*_about(found), *(text for part in parts for text in part(found))]
     lines += ["Went wrong:", "", *(f"- {one}" for one in wrong), ""] if wrong else []
     return "\n".join([*lines, *_goals(found)]).rstrip() + "\n"
