@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -72,7 +73,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 # What it measures
 
-STEPS = ("smoke", "gpt2", "kernels-bf16", "variants", "compiled-gpt2", "sanitizer")
+STEPS = ("smoke", "gpt2", "kernels-bf16", "sites", "products", "variants", "compiled-gpt2", "sanitizer")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_every_cell_of_the_kernels(found: Any) -> None:
 
 
 def test_every_cell_of_a_model(found: Any) -> None:
-    patched = {"eager", "again", "auto", "triton"}
+    patched = {"eager", "again", "auto", "triton", "bound"}
     compiled = {"eager", "again", "compiled", "compiled_again", "compiled_triton"}
     assert {key: set(cell["variants"]) for key, cell in found.models.items()} == {
         ("gpt2", "large", "forward", False): patched,
@@ -127,7 +128,7 @@ def test_every_cell_of_a_model(found: Any) -> None:
         assert cell["batch"] == cell["batch_asked"]
         for name, row in rows.items():
             assert row["median_s"] == statistics.median(row["samples_s"])
-            if name in {"auto", "triton", "compiled", "compiled_triton"}:
+            if name in {"auto", "triton", "bound", "compiled", "compiled_triton"}:
                 assert row["base"] == ("compiled" if name == "compiled_triton" else "eager")
                 pairs = zip(rows[row["base"]]["samples_s"], row["samples_s"], strict=True)
                 ratios = sorted(before / after for before, after in pairs)
@@ -135,10 +136,40 @@ def test_every_cell_of_a_model(found: Any) -> None:
         if not cell["compiled"]:
             assert "it runs on cuda" in cell["absent"]["epilogue"]
     assert "8 aten ops become one" in found.about["gpt2"]["reports"]["auto"]
+    assert "gelu_new → linear" in found.about["gpt2"]["reports"]["bound"]
+    assert "bound" not in found.about["gpt2"]["drift"]
     assert found.about["gpt2"]["drift"]["triton"]["largest"] > 0
     kernels = {name: {row["kernel"] for row in rows} for name, rows in found.profiles["gpt2"]["kernels"].items()}
     assert kernels["eager"] > {"aten::addmm", "aten::tanh"}
     assert "aten::tanh" not in kernels["triton"]
+
+
+def test_every_cell_of_the_layers(found: Any) -> None:
+    """One that a patch would not change, or that cannot be computed so, is not timed."""
+    computed = {
+        ("pointwise", "gelu"): {"triton"},
+        ("pointwise", "gelu_new"): {"aten", "triton"},
+        ("linear", "gelu"): {"aten", "triton"},
+        ("linear", "gelu_new"): {"aten", "triton"},
+        ("gated", "gelu"): {"aten", "triton"},
+        ("gated", "gelu_new"): {"aten", "triton"},
+    }
+    sizes = {"large": 16, "small": 4}
+    for (kind, spelling), names in computed.items():
+        for size, mode in itertools.product(sizes, ("forward", "training step")):
+            cell = found.sites[kind, spelling, "bfloat16", size, mode]
+            assert cell["variants"].keys() == {"eager", "again", *names}
+            assert (cell["ops"], cell["rows"]) == ({"gelu": 1, "gelu_new": 8}[spelling], sizes[size])
+            assert {"ratio", "verdict"} <= cell["variants"]["triton"].keys()
+    assert len(found.sites) == 4 * len(computed)
+
+
+def test_every_linear_layer_with_its_activation(found: Any) -> None:
+    assert [cell["activation"] for cell in found.products.values()] == ["gelu", "gelu_tanh"]
+    for cell in found.products.values():
+        assert cell["candidates"].keys() == {"product", "eager", "aten", "triton", "template"}
+        assert cell["errors"].keys() == cell["candidates"].keys() - {"product"}
+        assert max(cell["errors"].values()) < 5e-3
 
 
 def test_every_form_of_the_variants(found: Any) -> None:
@@ -154,13 +185,14 @@ def test_what_it_tells(measured: dict[str, Any], found: Any) -> None:
     told = measured["told"]
     assert told == (measured["folder"] / "gpu.md").read_text()
     assert told.count("\n| gpt2 | 2 × 16 |") == 3
-    assert told.count("\n| gelu | ") == 4
+    assert told.count("\n| gelu | ") == 4 + 1
     assert len(re.findall(r"^\| (?:gated )?(?:forward|backward) \|", told, re.MULTILINE)) == 8
     goals = told.partition("| goal |")[2].splitlines()[2:]
-    assert len(goals) == 17
+    assert len(goals) == 18
     assert all(goal.endswith("| not measured |") for goal in goals)  # on a CPU, and tiny
     announced = [line for line in measured["announced"].splitlines() if line.startswith("measured ")]
-    assert len(announced) == 3 + len(found.models) + len(found.kernels) + len(found.variants)
+    cells = found.models, found.kernels, found.sites, found.products, found.variants
+    assert len(announced) == 3 + sum(map(len, cells))
 
 
 def test_report_makes_the_same_tables_again(measured: dict[str, Any]) -> None:
@@ -533,7 +565,7 @@ def test_a_batch_without_memory_is_halved(gpu: ModuleType, monkeypatch: pytest.M
     monkeypatch.setattr(models, "TINY_SHAPES", {"large": (16, 8), "small": (1, 8)})
     cell = bench.cell("large", "training step", 1.0)
     assert (cell["batch"], cell["batch_asked"], cell["shape"]) == (4, 16, [4, 8])
-    assert set(cell["variants"]) == {"eager", "again", "triton"}
+    assert set(cell["variants"]) == {"eager", "again", "triton", "bound"}
     assert "OutOfMemoryError" in cell["absent"]["auto"]
     assert len(work.failed) == 1
 
@@ -688,7 +720,7 @@ def test_goals_by_card(put_together: Callable[..., Any], card: str, share: str, 
     large = [model_cell("bert", "forward", ratio=1.04), model_cell("llama", "training step", ratio=1.04)]
     found = put_together(as_on(card, *cells, *large, model_cell("gpt2", "forward", "small", ratio=0.97)))
     goals = {goal["goal"]: goal for goal in command.report.goals.outcomes(found)}
-    assert len(goals) == 17
+    assert len(goals) == 18
     for form in FORMS:
         goal = goals[f"kernels, {form.replace('_', ' ')}: share of a copy's bandwidth, the least"]
         assert (goal["measured"], goal["outcome"]) == (0.94, share)
@@ -699,7 +731,8 @@ def test_goals_by_card(put_together: Callable[..., Any], card: str, share: str, 
     assert goals["BERT, 32 × 512, forward"]["outcome"] == "missed"
     assert goals["Llama, 32 × 512, training step"]["outcome"] == "met"
     assert goals["T5 v1.1, 32 × 512, forward"]["measured"] is None
-    assert goals["1 × 128, patched, the least of all"]["measured"] == 0.97
+    assert goals["1 × 128, triton, the least of all"]["measured"] == 0.97
+    assert goals["1 × 128, auto, the least of all"]["measured"] == 1.0
 
 
 @pytest.mark.parametrize(("card", "tiny"), [("NVIDIA H200", True), ("NVIDIA A100", False), ("CPU", False)])
@@ -711,12 +744,20 @@ def test_no_goals_but_for_a_card_that_has_some_at_full_size(
 
 
 def test_what_auto_should_take(report: ModuleType, put_together: Callable[..., Any]) -> None:
-    """By the rule of ``choices``: both ways, at the main size."""
-    cells = [kernel_cell("forward"), kernel_cell("backward"), kernel_cell("gated_forward")]
-    told = report.summary(put_together(as_on("NVIDIA H200", *cells))).partition("What auto should take:")[2]
+    """By the rule of ``choices``: what was faster and never slower."""
+    rows = {
+        "triton": {"ratio": FASTER, "verdict": "faster"},
+        "aten": {"ratio": EVEN, "verdict": "no difference detected"},
+    }
+    named = {"kind_of_site": "gated", "activation": "silu", "spelling": "silu", "dtype": "bfloat16", "ops": 1}
+    cells = [
+        {"kind": "site", **named, "size": size, "mode": mode, "variants": {"eager": {"median_s": 1.0}, **rows}}
+        for size, mode in itertools.product(("large", "small"), ("forward", "training step"))
+    ]
+    told = report.summary(put_together(as_on("NVIDIA H200", *cells))).partition("What auto should take")[2]
     rows = told.partition("\n\n")[2].partition("\n\n")[0].splitlines()[2:]
     assert len(rows) == 1
-    assert rows[0].startswith("| pointwise | gelu | bfloat16 | triton | aten | 1.25× (")
+    assert rows[0].startswith("| gated | silu | 1 | bfloat16 | triton | triton | 1.30× (1.20–1.40) |")
 
 
 def begun(step: str, **fields: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import random
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import FAMILIES, printed_by
 from torch import nn
+from transformers.activations import ACT2FN
 
 from hf_gelu_patch import ACTIVATIONS, PatchError, find_sites, patched, planning
 from hf_gelu_patch.activations import Resolved
@@ -24,10 +25,10 @@ from hf_gelu_patch.implementations.choice import choose
 from hf_gelu_patch.implementations.measured import Table
 from hf_gelu_patch.recognition import resolve
 from scripts.benchmarking.gpu import choices
+from scripts.benchmarking.gpu.models import concluded
 
 ROOT = Path(__file__).parents[1]
 CARD = "NVIDIA H100 80GB HBM3"
-MAIN = 2**26
 ABOUT = {
     "kind": "environment",
     "date": "2026-02-01T08:00:00+00:00",
@@ -37,98 +38,98 @@ ABOUT = {
 }
 
 
-def cell(activation: str, form: str, times: float, *, dtype: str = "bfloat16", **changed: Any) -> dict[str, Any]:
-    """A kernel's cell in which Triton is so many times as fast as each of the others. From round to round the card is
-    up to twice as slow, for all alike; each sample is 1 % off."""
-    generator = random.Random(f"{activation} {form} {dtype}")
-    slower = [1e-4 * generator.uniform(1, 2) for _ in range(60)]
-    rows = {
-        name: {
-            "interpreted": False,
-            "samples_s": [one * generator.uniform(0.99, 1.01) / (times if name == "triton" else 1.0) for one in slower],
+def layer(
+    activation: str, *, kind: str = "linear", dtype: str = "bfloat16", ops: int = 1, **times: Sequence[float]
+) -> list[Any]:
+    """The cells of a layer in which each implementation is so many times as fast as eager, one number for each of
+    ``measured.CELLS``. From round to round the card is up to twice as slow, for all alike; each sample is 1 % off."""
+    generator = random.Random(f"{activation} {kind} {dtype}")
+    cells = []
+    for number, cell in enumerate(measured.CELLS):
+        slower = [1e-4 * generator.uniform(1, 2) for _ in range(60)]
+        faster = {"again": 1.0, "eager": 1.0, **{name: own[number] for name, own in times.items()}}
+        samples = {name: [one * generator.uniform(0.99, 1.01) / by for one in slower] for name, by in faster.items()}
+        size, mode = cell.split(", ")
+        named = {
+            "activation": activation,
+            "spelling": f"{activation}_{ops}",
+            "kind_of_site": kind,
+            "dtype": dtype,
+            "ops": ops,
         }
-        for name in ("eager", "aten", "triton")
-    }
-    made = {"activation": activation, "dtype": dtype, "form": form, "elements": MAIN, "candidates": rows}
-    return {"kind": "cell", **made, **changed}
-
-
-def both(activation: str, forward: float, backward: float, *, gated: bool = False, **options: Any) -> list[Any]:
-    forms = ("gated_forward", "gated_backward") if gated else ("forward", "backward")
-    return [cell(activation, form, times, **options) for form, times in zip(forms, (forward, backward), strict=True)]
+        variants = concluded(samples, dict.fromkeys(samples), 0)
+        cells.append({"kind": "site", **named, "size": size, "mode": mode, "variants": variants})
+    return cells
 
 
 CELLS = [
-    *both("gelu", 1.3, 1.1),
-    *both("silu", 1.0, 0.9),
-    *both("silu", 1.5, 1.6, gated=True),
-    *both("gelu_tanh", 1.05, 1.2),
-    *both("quick_gelu", 1.4, 1.2, dtype="float32"),
-    *both("laplace", 3.0, 3.0),
+    *layer("gelu", triton=(1.3, 1.2, 1.1, 1.0), aten=(1.0,) * 4),
+    *layer("silu", triton=(1.2, 1.2, 0.9, 0.8), aten=(1.0,) * 4),
+    *layer("silu", kind="gated", triton=(1.5, 1.6, 1.2, 1.1)),
+    *layer("gelu_tanh", ops=8, epilogue=(3.2, 2.7, 2.0, 1.8), aten=(2.7, 2.4, 2.0, 1.8)),
+    *layer("gelu_tanh", ops=1, epilogue=(1.1, 1.0, 0.8, 0.9)),
+    *layer("relu", epilogue=(1.2, 1.1, 1.0, 1.0), dtype="float32"),
 ]
 
 # The rule
 
 
 @pytest.mark.parametrize(
-    ("forward", "backward", "taken"),
+    ("times", "taken", "best"),
     [
-        (1.3, 1.2, "triton"),
-        (1.3, 1.0, "triton"),
-        (1.0, 1.3, "triton"),
-        (1.3, 0.95, "aten"),
-        (0.95, 1.3, "aten"),
-        (1.0, 1.0, "aten"),
-        (1.01, 1.01, "aten"),
-        (0.9, 0.9, "aten"),
+        pytest.param({"triton": (1.3, 1.2, 1.1, 1.05)}, "triton", "triton", id="faster everywhere"),
+        pytest.param({"triton": (1.0, 1.0, 1.3, 1.0)}, "triton", "triton", id="faster in one"),
+        pytest.param({"triton": (1.3, 1.3, 1.3, 0.9)}, "eager", "triton", id="slower in one"),
+        pytest.param({"triton": (1.3, 1.3, 1.3, 0.985)}, "eager", "triton", id="slower in one, beyond its interval"),
+        pytest.param({"triton": (1.0, 1.0, 1.0, 1.0)}, "eager", "triton", id="no difference"),
+        pytest.param({"aten": (1.1,) * 4, "triton": (1.11,) * 4}, "aten", "aten", id="hardly more than aten"),
+        pytest.param({"aten": (1.1,) * 4, "triton": (1.2,) * 4}, "triton", "triton", id="more than aten"),
+        pytest.param(
+            {"aten": (1.2,) * 4, "triton": (1.9, 1.9, 1.9, 0.9)}, "aten", "aten", id="more, but slower in one"
+        ),
+        pytest.param({"aten": (1.0, 1.0, 1.0, 0.9), "triton": (1.2, 0.8, 0.8, 0.8)}, "eager", "triton", id="none"),
+        pytest.param({"epilogue": (1.4, 1.2, 1.1, 1.0), "triton": (1.1,) * 4}, "epilogue", "epilogue", id="of all"),
     ],
 )
-@pytest.mark.parametrize("gated", [False, True])
-def test_triton_where_it_wins_one_way_and_loses_none(forward: float, backward: float, taken: str, gated: bool) -> None:
-    [entry] = choices.choices(both("gelu", forward, backward, gated=gated))
-    assert entry["implementation"] == taken
-    assert (entry["kind"], entry["over"]) == ("gated" if gated else "pointwise", "aten")
-    for form, times in (("forward", forward), ("backward", backward)):
-        found = entry[form]
+def test_the_fastest_of_what_is_never_slower(times: dict[str, Sequence[float]], taken: str, best: str) -> None:
+    [entry] = choices.choices(layer("gelu", **times))
+    assert (entry["implementation"], entry["best"]) == (taken, best)
+    assert list(entry["times"]) == list(measured.CELLS)
+    for found, expected in zip(entry["times"].values(), times[best], strict=True):
         assert found["low"] < found["value"] < found["high"]
-        assert found["value"] == pytest.approx(times, rel=0.005)
-        assert found["high"] - found["low"] < 0.015 * times, "each sample beside the other of its round"
+        assert found["value"] == pytest.approx(expected, rel=0.005)
+        assert found["high"] - found["low"] < 0.015 * expected, "each sample beside the other of its round"
 
 
-def test_over_eager_where_aten_does_not_compute_it() -> None:
-    cells = both("laplace", 3.0, 3.0)
-    for one in cells:
-        del one["candidates"]["aten"]
+def test_slower_by_more_than_the_margin_however_wide_the_interval() -> None:
+    cells = layer("gelu", triton=(1.3, 1.3, 1.3, 0.9))
+    cells[3]["variants"]["triton"] |= {
+        "ratio": {"value": 0.9, "low": 0.7, "high": 1.2},
+        "verdict": "no difference detected",
+    }
     [entry] = choices.choices(cells)
-    assert (entry["implementation"], entry["over"]) == ("triton", "eager")
+    assert entry["implementation"] == "eager"
 
 
-def without(candidate: str) -> Callable[[], list[Any]]:
-    def made() -> list[Any]:
-        cells = both("gelu", 1.3, 1.3)
-        del cells[1]["candidates"][candidate]
-        return cells
-
-    return made
+def test_each_number_of_ops_is_a_choice_of_its_own() -> None:
+    found = {
+        entry["ops"]: entry["implementation"] for entry in choices.choices(CELLS) if entry["activation"] == "gelu_tanh"
+    }
+    assert found == {8: "epilogue", 1: "eager"}
 
 
-def interpreted() -> list[Any]:
-    cells = both("gelu", 1.3, 1.3)
-    cells[0]["candidates"]["triton"]["interpreted"] = True
+def one_without(candidate: str) -> list[Any]:
+    cells = layer("gelu", triton=(1.3,) * 4)
+    del cells[1]["variants"][candidate]
     return cells
 
 
 @pytest.mark.parametrize(
     "cells",
     [
-        pytest.param(lambda: both("gelu", 1.3, 1.3)[:1], id="no backward"),
-        pytest.param(lambda: both("gelu", 1.3, 1.3)[1:], id="no forward"),
-        pytest.param(lambda: both("gelu", 1.3, 1.3, elements=2**22), id="another size"),
-        pytest.param(lambda: both("swiglu_oai", 1.3, 1.3, gated=True), id="no activation"),
-        pytest.param(lambda: both("gelu", 1.3, 1.3, candidates={}), id="out of memory"),
-        pytest.param(without("triton"), id="Triton was wrong"),
-        pytest.param(without("aten"), id="eager is no stand-in for aten"),
-        pytest.param(interpreted, id="no speed"),
+        pytest.param(lambda: layer("gelu", triton=(1.3,) * 4)[:3], id="a cell is missing"),
+        pytest.param(lambda: layer("gelu"), id="nothing computes it"),
+        pytest.param(lambda: one_without("triton"), id="it failed in one"),
     ],
 )
 def test_what_was_not_measured_is_left_out(cells: Callable[[], list[Any]]) -> None:
@@ -178,12 +179,12 @@ def test_the_file_says_what_was_measured_where(written: tuple[Path, str], table:
     }
     assert len(table.source["sha256"]) == 64
     assert {key: choice.implementation for key, choice in table.choices.items()} == {
-        ("gelu", "pointwise", "bfloat16"): "triton",
-        ("silu", "pointwise", "bfloat16"): "aten",
-        ("silu", "gated", "bfloat16"): "triton",
-        ("gelu_tanh", "pointwise", "bfloat16"): "triton",
-        ("quick_gelu", "pointwise", "float32"): "triton",
-        ("laplace", "pointwise", "bfloat16"): "triton",
+        ("gelu", "linear", "bfloat16", 1): "triton",
+        ("silu", "linear", "bfloat16", 1): "eager",
+        ("silu", "gated", "bfloat16", 1): "triton",
+        ("gelu_tanh", "linear", "bfloat16", 8): "epilogue",
+        ("gelu_tanh", "linear", "bfloat16", 1): "eager",
+        ("relu", "linear", "float32", 1): "epilogue",
     }
     assert printed.splitlines() == [str(file), *table.lines()]
 
@@ -194,8 +195,8 @@ def test_the_file_says_what_was_measured_where(written: tuple[Path, str], table:
         ([{**ABOUT, "gpu": None}, *CELLS], "does not name the GPU"),
         (CELLS, "does not name the GPU"),
         (
-            [ABOUT, *both("gelu", 1.3, 1.3, elements=2**22)],
-            "no kernel that was measured beside aten at 67,108,864 elements",
+            [ABOUT, *CELLS[:3]],
+            "no layer that was measured in all of large, forward; large, training step; small, forward;",
         ),
     ],
 )
@@ -221,75 +222,97 @@ def test_tables_that_come_with_the_package_are_what_their_records_say() -> None:
 
 # From the file to a site
 
-ACTS = {"gelu": nn.GELU(), "silu": nn.SiLU(), "gelu_tanh": nn.GELU(approximate="tanh"), "tanh": nn.Tanh()}
+ACTS: dict[str, nn.Module] = {
+    "gelu": nn.GELU(),
+    "silu": nn.SiLU(),
+    "gelu_tanh": nn.GELU(approximate="tanh"),
+    "gelu_new": ACT2FN["gelu_new"],
+    "relu": nn.ReLU(),
+    "tanh": nn.Tanh(),
+}
 UNMEASURED = Table("NVIDIA L4", None, {}, {})
 
 
 def chosen(
     table: Table | None,
-    activation: str,
-    kind: str = "pointwise",
+    spelling: str,
+    kind: str = "linear",
     dtype: torch.dtype = torch.bfloat16,
     *,
     name: str = "auto",
     target: str | None = None,
 ) -> tuple[str | None, str]:
-    current = resolve(ACTS[activation])
+    current = resolve(ACTS[spelling])
     assert isinstance(current, Resolved)
-    taken, reason = choose(name, kind, current, ACTIVATIONS[target or activation], dtype, table)
+    taken, reason = choose(name, kind, current, ACTIVATIONS[target] if target else current.activation, dtype, table)
     return (None if taken is None else taken.name), reason
 
 
-def test_where_triton_won_auto_takes_it_and_says_by_how_much(table: Table) -> None:
-    name, reason = chosen(table, "gelu")
-    found = table.choices["gelu", "pointwise", "bfloat16"]
-    forward, backward = (f"{it.value:.2f} ({it.low:.2f}–{it.high:.2f})" for it in (found.forward, found.backward))
-    assert name == "triton"
-    assert reason == f"measured on NVIDIA H100 80GB HBM3: {forward} × aten forward, {backward} backward"
+def told(table: Table, *key: Any) -> str:
+    found = table.choices[key]
+    times = [f"{it.value:.2f} ({it.low:.2f}–{it.high:.2f})" for it in found.times.values()]
+    words = [f"{time} {cell}" for time, cell in zip(times, measured.CELLS.values(), strict=True)]
+    return f"times as fast as the model's own ops, {found.best}: {', '.join(words)}"
+
+
+def test_what_was_never_slower_is_taken_and_said_to_be_how_fast(table: Table) -> None:
+    assert chosen(table, "gelu") == ("triton", f"measured on {CARD}: {told(table, 'gelu', 'linear', 'bfloat16', 1)}")
     assert chosen(table, "silu", "gated")[0] == "triton"
     assert chosen(table, "silu", target="gelu")[0] == "triton", "a swap"
+    assert chosen(table, "relu", dtype=torch.float32)[0] == "epilogue", "no kernel of Triton's computes it"
+
+
+def test_what_nothing_was_faster_for_is_left_alone(table: Table) -> None:
+    why = f"nothing was faster without ever being slower on {CARD}: {told(table, 'silu', 'linear', 'bfloat16', 1)}"
+    assert chosen(table, "silu") == (None, why)
+    assert chosen(table, "gelu", target="silu") == chosen(None, "gelu", target="silu"), "but not where it is swapped"
+
+
+def test_the_same_function_in_one_op_and_in_more(table: Table) -> None:
+    assert chosen(table, "gelu_new")[0] == "epilogue"
+    assert chosen(table, "gelu_tanh")[0] is None
+    assert chosen(table, "gelu", target="gelu_tanh")[0] == "epilogue", "what it would run is eight"
+    alike = "gelu_tanh", "linear", torch.bfloat16
+    assert table.choice(*alike, 7) is table.choices["gelu_tanh", "linear", "bfloat16", 1], "as for fewer"
+    assert table.choice(*alike, 9) is table.choices["gelu_tanh", "linear", "bfloat16", 8]
+    assert Table(CARD, None, {}, {}).choice(*alike, 9) is None
 
 
 @pytest.mark.parametrize(
-    ("activation", "kind", "options"),
+    ("spelling", "kind", "options"),
     [
-        pytest.param("silu", "pointwise", {}, id="it did not win"),
         pytest.param("silu", "gated", {"name": "aten"}, id="asked for"),
-        pytest.param("gelu", "pointwise", {"name": "eager", "target": "silu"}, id="another asked for"),
+        pytest.param("gelu", "linear", {"name": "eager", "target": "silu"}, id="another asked for"),
         pytest.param("tanh", "pointwise", {}, id="not computed by Triton"),
-        pytest.param("gelu", "pointwise", {"dtype": torch.float64}, id="nor in this dtype"),
+        pytest.param("gelu", "linear", {"dtype": torch.float64}, id="nor in this dtype"),
     ],
 )
 def test_anywhere_else_auto_does_as_without_a_table(
-    table: Table, activation: str, kind: str, options: dict[str, Any]
+    table: Table, spelling: str, kind: str, options: dict[str, Any]
 ) -> None:
-    expected = chosen(None, activation, kind, **options)
-    assert chosen(table, activation, kind, **options) == expected
+    expected = chosen(None, spelling, kind, **options)
+    assert chosen(table, spelling, kind, **options) == expected
     assert "triton" not in expected
 
 
 @pytest.mark.parametrize("on", ["measured", "unmeasured"])
 @pytest.mark.parametrize(
-    ("activation", "kind", "dtype"),
-    [
-        ("gelu_tanh", "gated", torch.bfloat16),
-        ("gelu", "pointwise", torch.half),
-    ],
+    ("spelling", "kind", "dtype"),
+    [("gelu_new", "gated", torch.bfloat16), ("gelu", "linear", torch.half), ("gelu", "pointwise", torch.bfloat16)],
 )
-def test_what_is_unmeasured_is_said_to_be(
-    table: Table, on: str, activation: str, kind: str, dtype: torch.dtype
-) -> None:
+def test_what_is_unmeasured_is_said_to_be(table: Table, on: str, spelling: str, kind: str, dtype: torch.dtype) -> None:
     used = table if on == "measured" else UNMEASURED
-    name, reason = chosen(None, activation, kind, dtype)
-    suffix = f"; triton unmeasured for {kind} in {str(dtype).removeprefix('torch.')} on {used.card}"
-    assert chosen(used, activation, kind, dtype) == (name, reason + suffix)
+    name, reason = chosen(None, spelling, kind, dtype)
+    suffix = f"; unmeasured for {kind} in {str(dtype).removeprefix('torch.')} on {used.card}"
+    assert chosen(used, spelling, kind, dtype) == (name, reason + suffix)
 
 
 def test_without_triton_auto_does_as_without_a_table(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     own = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else own(name))
     for used in (table, UNMEASURED):
-        assert chosen(used, "gelu") == chosen(None, "gelu") == (None, "gelu is one aten op already")
+        assert chosen(used, "gelu", "linear") == chosen(None, "gelu", "linear")
+    assert chosen(table, "gelu_new")[0] == "epilogue", "which needs none"
 
 
 def test_the_card_is_asked_for_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +337,7 @@ def test_a_model_on_a_measured_card(table: Table, monkeypatch: pytest.MonkeyPatc
         for site in report.sites:
             assert (site.kind, site.implementation, site.fused) == ("gated", "triton", True)
             assert site.equivalence == "rounding", "aten's would be identical"
-            assert site.reason.startswith(f"measured on {CARD}: 1.50 (")
+            assert site.reason == f"measured on {CARD}: {told(table, 'silu', 'gated', 'bfloat16', 1)}"
         off = (family.run(model) - before).abs().max() / before.abs().max()
         assert 0 < off < 0.1, "Triton's bits"
     assert torch.equal(family.run(model), before)
@@ -322,10 +345,13 @@ def test_a_model_on_a_measured_card(table: Table, monkeypatch: pytest.MonkeyPatc
         assert (site.implementation, site.equivalence) == ("aten", "identical")
     for site in find_sites(model.float()).sites:
         assert (site.implementation, site.equivalence) == ("aten", "identical")
-        assert site.reason.endswith(f"triton unmeasured for gated in float32 on {CARD}")
+        assert site.reason.endswith(f"unmeasured for gated in float32 on {CARD}")
     for site in find_sites(FAMILIES["gpt2"].build(torch.bfloat16)).sites:
-        assert (site.kind, site.implementation, site.fused) == ("linear", "triton", False)
-        assert site.reason.startswith(f"measured on {CARD}: the activation alone, ")
+        assert (site.kind, site.implementation, site.fused) == ("linear", "epilogue", True)
+        assert site.reason == f"measured on {CARD}: {told(table, 'gelu_tanh', 'linear', 'bfloat16', 8)}"
+    for site in find_sites(FAMILIES["bert"].build(torch.bfloat16), include="*intermediate*").sites:
+        if site.activation == "gelu":
+            assert (site.kind, site.implementation, site.fused) == ("linear", "triton", False)
 
 
 # Files that cannot be used
@@ -338,6 +364,10 @@ def broken(change: Callable[[Any], Any], source: Path, folder: Path) -> Path:
     return path
 
 
+ONE = {"value": 1.3, "low": 1.2, "high": 1.4}
+TIMES = dict.fromkeys(measured.CELLS, ONE)
+
+
 def first(**changes: Any) -> Callable[[Any], Any]:
     return lambda data: {**data, "choices": [{**data["choices"][0], **changes}]}
 
@@ -345,7 +375,7 @@ def first(**changes: Any) -> Callable[[Any], Any]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda data: data | {"schema": 2}, "its schema is 2, and this version reads 1"),
+        (lambda data: data | {"schema": 1}, "its schema is 1, and this version reads 2"),
         (lambda data: [data], "it is not laid out as a table (list"),
         (lambda data: {key: value for key, value in data.items() if key != "card"}, "it lacks 'card'"),
         (lambda data: data | {"card": "NVIDIA L4"}, "it is of another card, NVIDIA L4"),
@@ -355,16 +385,19 @@ def first(**changes: Any) -> Callable[[Any], Any]:
         (lambda data: data | {"choices": [4]}, "it is not laid out as a table ('int'"),
         (lambda data: data | {"choices": data["choices"] * 2}, "it has two choices for one"),
         (first(activation="gelu_newest"), "activation 'gelu_newest' is none of gelu, "),
-        (first(kind="linear"), "kind 'linear' is none of pointwise, gated"),
+        (first(kind="chain"), "kind 'chain' is none of pointwise, linear, gated"),
         (first(dtype="float64"), "dtype 'float64' is none of"),
-        (first(implementation="tritn"), "implementation 'tritn' is none of triton, aten"),
-        (first(implementation="eager"), "implementation 'eager' is none of triton, aten"),
-        (first(over="liger"), "over 'liger' is none of aten, eager"),
+        (first(implementation="tritn"), "implementation 'tritn' is none of triton, eager"),
+        (first(implementation="aten"), "implementation 'aten' is none of triton, eager"),
+        (first(best="liger"), "best 'liger' is none of aten, triton, epilogue"),
         (first(dtype=["bfloat16"]), "dtype ['bfloat16'] is none of"),
-        (first(forward=1.3), "it is not laid out as a table ("),
-        (first(forward={"value": 1.3}), "it is not laid out as a table (Times"),
-        (first(forward={"value": "1", "low": "1", "high": "1"}), "it is not laid out as a table ('<'"),
-        (first(backward={"value": 1.3, "low": 1.4, "high": 1.5}), "backward is no ratio with its interval"),
+        (first(ops=0), "ops 0 is no number of operations"),
+        (first(ops=True), "ops True is no number of operations"),
+        (first(times=1.3), "it is not laid out as a table ("),
+        (first(times={}), "it lacks 'large, forward'"),
+        (first(times={**TIMES, "small, forward": {"value": 1.3}}), "it is not laid out as a table (Times"),
+        (first(times={**TIMES, "large, forward": dict.fromkeys(ONE, "1")}), "it is not laid out as a table ('<'"),
+        (first(times={**TIMES, "small, forward": {**ONE, "low": 1.4}}), "small, forward is no ratio with its interval"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_the_remedy(
@@ -407,13 +440,15 @@ def test_implementations_lists_what_was_measured(
     lines = listed(written[0])
     assert lines == [line.strip() for line in table.lines()]
     assert lines[0].startswith(f"{CARD}: measured: nvidia-h100-80gb-hbm3.json, from record h100/gpu.jsonl, sha256 ")
-    choice = table.choices["gelu", "pointwise", "bfloat16"]
-    assert f"pointwise gelu bfloat16: triton; triton is {choice}" in lines
+    choice = table.choices["gelu_tanh", "linear", "bfloat16", 8]
+    assert f"linear gelu_tanh in 8 ops, bfloat16: epilogue; {choice}" in lines
+    choice = table.choices["silu", "linear", "bfloat16", 1]
+    assert f"linear silu in 1 op, bfloat16: eager; {choice}" in lines
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for here, more in (("NVIDIA L4", ["NVIDIA L4: unmeasured"]), (CARD, [])):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, here=here: here)
         assert listed(written[0]) == [*lines, *more]
-    broken(lambda data: data | {"schema": 2}, written[0], tmp_path)
+    broken(lambda data: data | {"schema": 1}, written[0], tmp_path)
     monkeypatch.setattr(measured, "FOLDER", tmp_path)
     assert main(["implementations"]) == 1
     assert "hf-gelu-patch: error: the table of measurements" in capsys.readouterr().err

@@ -24,7 +24,7 @@ def _run(said: Said) -> int:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"auto: at each site {' or '.join(AUTO)}, the first that computes the activation and gains something;")
-    print("  on CUDA first triton, where it won what was measured on the card:")
+    print("  on a GPU that was measured, what was never slower there than the model's own ops, or nothing (eager):")
     known, here = measured.tables(measured.FOLDER), measured.measured_on(device)
     shown = [*known, here] if here is not None and here.file is None else known
     for line in [line for table in shown for line in table.lines()] or ["unmeasured"]:

@@ -44,17 +44,24 @@ def is_linear(module: object) -> bool:
 def hooked(module: nn.Module) -> bool:
     """Whether calling ``module`` runs anything beside its class's forward: hooks of its own or of all modules, a
     forward bound on it (accelerate's)."""
+    own = module.__dict__
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or torch_module._global_backward_hooks
-        or torch_module._global_backward_pre_hooks
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or _before_all
+        or _after_all
+        or _before_all_backward
+        or _after_all_backward
     )
+
+
+# The hooks of all modules: dictionaries that torch fills and empties, and never puts others in the place of.
+_before_all, _after_all = torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks
+_before_all_backward = torch_module._global_backward_pre_hooks
+_after_all_backward = torch_module._global_backward_hooks
 
 
 def plain(module: nn.Module) -> bool:
@@ -70,7 +77,10 @@ def plain(module: nn.Module) -> bool:
 
 def _recorded() -> bool:
     """Whether torch.compile, torch.jit.trace or torch.fx goes through here: they are shown the plain ops."""
-    return torch.compiler.is_compiling() or torch._C._is_tracing() or fx._is_fx_tracing_flag
+    return _compiling() or _tracing() or fx._is_fx_tracing_flag
+
+
+_compiling, _tracing = torch.compiler.is_compiling, torch._C._is_tracing
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ One asked for by name never falls back to another in silence. Only ``auto`` choo
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from hf_gelu_patch.activations import Activation, Resolved
@@ -14,9 +16,9 @@ from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementati
 __all__ = ["AUTO", "choose"]
 
 AUTO = ("aten", "eager")
-"""What ``auto`` takes on every device: the first that computes the activation. On a GPU that was measured, Triton's
-kernels come before them where they won there (``hf_gelu_patch.implementations.measured``).
-The epilogue, and Triton's kernels anywhere else, are taken only where they are asked for."""
+"""What ``auto`` takes where nothing was measured: the first that computes the activation. On a GPU that was measured,
+it takes what was never slower there than the model's own ops, or leaves the site alone
+(``hf_gelu_patch.implementations.measured``)."""
 
 
 def choose(
@@ -38,19 +40,29 @@ def choose(
     Returns:
         (implementation, why it), or (None, why the site is left alone).
     """
-    triton = IMPLEMENTATIONS["triton"]
-    could_be = target.name in triton.functions and triton.obstacle(torch.device("cuda"), dtype) is None
-    if asked != "auto" or table is None or not could_be:
+    if asked != "auto" or table is None:
         return _first(asked, kind, current, target)
-    run = kind if triton.fuses(kind, target) else "pointwise"  # what Triton has for such a site
-    measured = table.choice(target.name, run, dtype)
+    swapped = target != current.activation
+    measured = table.choice(target.name, kind, dtype, _ANY if swapped else current.aten_ops)
     if measured is None:
         chosen, reason = _first(asked, kind, current, target)
-        return chosen, f"{reason}; triton unmeasured for {run} in {str(dtype).removeprefix('torch.')} on {table.card}"
-    if measured.implementation == "triton":
-        alone = "" if run == kind else "the activation alone, "
-        return triton, f"measured on {table.card}: {alone}{measured}"
-    return _first(asked, kind, current, target)
+        if target.name in IMPLEMENTATIONS["triton"].functions and _runs("triton", dtype):
+            reason += f"; unmeasured for {kind} in {str(dtype).removeprefix('torch.')} on {table.card}"
+        return chosen, reason
+    if measured.implementation == "eager" and not swapped:
+        return None, f"nothing was faster without ever being slower on {table.card}: {measured}"
+    if measured.implementation == "eager" or not _runs(measured.implementation, dtype):
+        return _first(asked, kind, current, target)
+    return get_implementation(measured.implementation), f"measured on {table.card}: {measured}"
+
+
+def _runs(name: str, dtype: torch.dtype) -> bool:
+    """Whether an implementation runs on a GPU in this dtype, with what is installed."""
+    return IMPLEMENTATIONS[name].obstacle(torch.device("cuda"), dtype) is None
+
+
+_ANY = sys.maxsize
+"""As how many aten ops an activation ran that another takes the place of: whatever its own would be."""
 
 
 def _first(

@@ -1,4 +1,4 @@
-"""What was measured on GPUs, a JSON file a card in this folder: where ``auto`` takes Triton's kernels.
+"""What was measured on GPUs, a JSON file a card in this folder: what ``auto`` takes at each kind of site.
 
 ``python -m scripts.benchmarking choices`` writes the files, from the record of ``python -m scripts.benchmarking gpu``;
 the rule by which it chooses stands there. A card without a file is unmeasured: ``auto`` does there what it does on a
@@ -20,16 +20,35 @@ import torch
 from hf_gelu_patch.activations import ACTIVATIONS
 from hf_gelu_patch.errors import PatchError
 
-__all__ = ["FOLDER", "SCHEMA", "Choice", "Table", "Times", "file_name", "measured_on", "read", "table_of", "tables"]
+__all__ = [
+    "CELLS",
+    "FOLDER",
+    "SCHEMA",
+    "Choice",
+    "Table",
+    "Times",
+    "file_name",
+    "measured_on",
+    "read",
+    "table_of",
+    "tables",
+]
 
 FOLDER = Path(__file__).parent
 """Where the files are."""
-SCHEMA = 1
+SCHEMA = 2
 """The schema of a file that is written and read."""
+CELLS = {
+    "large, forward": "in inference on many tokens",
+    "large, training step": "in training on many",
+    "small, forward": "in inference on few",
+    "small, training step": "in training on few",
+}
+"""What was measured of each kind of site, and that in words."""
 
-_KINDS = ("pointwise", "gated")
+_KINDS = ("pointwise", "linear", "gated")
 _DTYPES = ("float32", "float16", "bfloat16")
-_BASELINES = ("aten", "eager")
+_CANDIDATES = ("aten", "triton", "epilogue")
 
 
 @dataclass(frozen=True)
@@ -49,18 +68,19 @@ class Choice:
     """What ``auto`` takes for one activation, kind of site and dtype, and the evidence.
 
     Attributes:
-        implementation: ``"triton"``, or ``over`` where that did not win.
-        over: what Triton's kernel was compared with: what ``auto`` takes where nothing was measured.
-        forward, backward: how many times as fast as ``over`` Triton's kernel is.
+        implementation: what was faster than the model's own ops in some of ``CELLS`` and slower in none; ``"eager"``
+            where nothing was: then the site is left alone.
+        best: that one; or, of those that were measured, the one that was the fastest in any of ``CELLS``.
+        times: how many times as fast as the model's own ops that one was, for each of ``CELLS``.
     """
 
     implementation: str
-    over: str
-    forward: Times
-    backward: Times
+    best: str
+    times: Mapping[str, Times]
 
     def __str__(self) -> str:
-        return f"{self.forward} × {self.over} forward, {self.backward} backward"
+        told = ", ".join(f"{times} {CELLS[cell]}" for cell, times in self.times.items())
+        return f"times as fast as the model's own ops, {self.best}: {told}"
 
 
 @dataclass(frozen=True)
@@ -72,17 +92,20 @@ class Table:
         file: where the table comes from; None for a card without one, which has no choices.
         source: where the measurements come from: the record, its date and sha256, the versions of torch, triton and
             the driver.
-        choices: (activation, kind, dtype) → what to take.
+        choices: (activation, kind, dtype, aten ops that it ran as before) → what to take.
     """
 
     card: str
     file: Path | None
     source: Mapping[str, str]
-    choices: Mapping[tuple[str, str, str], Choice]
+    choices: Mapping[tuple[str, str, str, int], Choice]
 
-    def choice(self, activation: str, kind: str, dtype: torch.dtype) -> Choice | None:
-        """What was measured for a site, or None."""
-        return self.choices.get((activation, kind, str(dtype).removeprefix("torch.")))
+    def choice(self, activation: str, kind: str, dtype: torch.dtype, ops: int) -> Choice | None:
+        """What was measured for a site whose activation runs as so many aten ops, or as fewer; None where nothing
+        was."""
+        alike = (activation, kind, str(dtype).removeprefix("torch."))
+        as_many = [key for key in self.choices if key[:3] == alike and key[3] <= ops]
+        return self.choices[max(as_many)] if as_many else None
 
     def lines(self) -> list[str]:
         """The card and where its table comes from; then, a line each, what was measured and what is taken."""
@@ -90,8 +113,8 @@ class Table:
             return [f"{self.card}: unmeasured"]
         source = ", ".join(f"{name} {value}" for name, value in self.source.items())
         return [f"{self.card}: measured: {self.file.name}, from {source}"] + [
-            f"  {kind} {activation} {dtype}: {choice.implementation}; triton is {choice}"
-            for (activation, kind, dtype), choice in self.choices.items()
+            f"  {kind} {activation} in {ops} {'op' if ops == 1 else 'ops'}, {dtype}: {choice.implementation}; {choice}"
+            for (activation, kind, dtype, ops), choice in self.choices.items()
         ]
 
 
@@ -151,7 +174,7 @@ def read(path: Path) -> Table:
             raise ValueError("its card and what its source holds have to be texts")
         choices = dict(map(_choice, data["choices"]))
         if len(choices) < len(data["choices"]):
-            raise ValueError("it has two choices for one activation, kind and dtype")
+            raise ValueError("it has two choices for one activation, kind, dtype and number of ops")
     except KeyError as error:
         raise _unusable(path, f"it lacks {error}") from error
     except (AttributeError, TypeError) as error:
@@ -161,22 +184,24 @@ def read(path: Path) -> Table:
     return Table(card, path, source, choices)
 
 
-def _choice(entry: Mapping[str, Any]) -> tuple[tuple[str, str, str], Choice]:
+def _choice(entry: Mapping[str, Any]) -> tuple[tuple[str, str, str, int], Choice]:
     def named(field: str, valid: Any) -> str:
         if entry[field] not in valid:
             raise ValueError(f"{field} {entry[field]!r} is none of {', '.join(valid)}")
         name: str = entry[field]
         return name
 
-    def times(field: str) -> Times:
-        found = Times(**entry[field])
+    def times(cell: str) -> Times:
+        found = Times(**entry["times"][cell])
         if not 0 < found.low <= found.value <= found.high:
-            raise ValueError(f"{field} is no ratio with its interval: {entry[field]}")
+            raise ValueError(f"{cell} is no ratio with its interval: {entry['times'][cell]}")
         return found
 
-    key = named("activation", ACTIVATIONS), named("kind", _KINDS), named("dtype", _DTYPES)
-    over = named("over", _BASELINES)
-    return key, Choice(named("implementation", ("triton", over)), over, times("forward"), times("backward"))
+    if type(ops := entry["ops"]) is not int or ops < 1:
+        raise ValueError(f"ops {ops!r} is no number of operations")
+    key = named("activation", ACTIVATIONS), named("kind", _KINDS), named("dtype", _DTYPES), ops
+    best = named("best", _CANDIDATES)
+    return key, Choice(named("implementation", (best, "eager")), best, {cell: times(cell) for cell in CELLS})
 
 
 def _unusable(path: Path, why: str) -> PatchError:

@@ -5,89 +5,81 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_gelu_patch import ACTIVATIONS
-from hf_gelu_patch.evaluation.speed.verdict import Ratio, ratio
 from hf_gelu_patch.implementations import measured
-from hf_gelu_patch.implementations.choice import AUTO
-from hf_gelu_patch.implementations.registry import get_implementation
 from scripts.benchmarking.gpu import record
-from scripts.benchmarking.gpu.goals import MAIN
 from scripts.benchmarking.gpu.record import RecordError
 
-MARGIN = 1.02
-"""So many times as fast at least, the whole interval: below, it is not worth other bits than the model had."""
-KINDS = {"pointwise": ("forward", "backward"), "gated": ("gated_forward", "gated_backward")}
-"""The kind of a site → the forms that are measured of it."""
 _ROOT = Path(__file__).resolve().parents[3]
 
 
+MARGIN = 1.02
+"""How many times as slow is slower, whatever the noise; and how many times as fast as aten another has to be."""
+
+
 def choices(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What ``auto`` should take for each activation, kind of site and dtype, from the cells of kernels.
+    """What ``auto`` should take for each activation, kind of site and dtype, from the cells of single layers.
 
-    Triton, where it is faster by more than ``MARGIN`` forward or backward, and slower in neither: a patch serves
-    inference and training. Else what ``auto`` takes where nothing was measured, with which Triton is compared: aten,
-    or eager where aten does not compute the activation. Faster and slower mean the whole interval of the paired ratio,
-    at the main size. What was not measured both forward and backward is left out.
+    A patch serves many tokens and few, inference and training. What is slower than the model's own ops in any of these
+    cells is not taken, whether by its whole interval or by more than ``MARGIN``; nor what is faster beyond the noise in
+    none. Of the rest, the one is taken that is the fastest over all cells, by the geometric mean; but aten, where none
+    is so by more than ``MARGIN``. Where nothing is left, the site is left alone, and the entry tells of the one that
+    was the fastest in any cell. What was not measured in every cell is left out.
     """
-    found = {
-        (cell["activation"], cell["dtype"], cell["form"]): cell["candidates"]
-        for cell in cells
-        if cell["elements"] == MAIN and cell["activation"] in ACTIVATIONS
-    }
-    table = []
-    for activation, dtype in dict.fromkeys(key[:2] for key in found):
-        over = next(name for name in AUTO if activation in get_implementation(name).functions)
-        for kind, forms in KINDS.items():
-            forward, backward = (_times(found.get((activation, dtype, form), {}), over) for form in forms)
-            if forward is None or backward is None:
-                continue
-            wins = max(forward.low, backward.low) > MARGIN and min(forward.high, backward.high) >= 1
-            table.append(
-                {
-                    "activation": activation,
-                    "kind": kind,
-                    "dtype": dtype,
-                    "implementation": "triton" if wins else over,
-                    "over": over,
-                    "forward": _rounded(forward),
-                    "backward": _rounded(backward),
-                }
-            )
-    return table
+    found: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
+    for cell in cells:
+        key = (cell["activation"], cell["kind_of_site"], cell["dtype"], cell["ops"])
+        found.setdefault(key, {})[f"{cell['size']}, {cell['mode']}"] = cell["variants"]
+    entries = []
+    for (activation, kind, dtype, ops), rows in found.items():
+        if rows.keys() != measured.CELLS.keys():
+            continue
+        names = set.intersection(*(set(row) for row in rows.values())) - {"eager", "again"}
+        if not names:
+            continue
+        candidates = {name: [row[name] for row in rows.values()] for name in sorted(names)}
+        able = {name: _mean(name, own) for name, own in candidates.items() if _never_slower(own)}
+        most = {name: max(row["ratio"]["value"] for row in own) for name, own in candidates.items()}
+        best = max(able or most, key=(able or most).__getitem__)
+        times = {cell: _rounded(rows[cell][best]["ratio"]) for cell in measured.CELLS}
+        named = {"activation": activation, "kind": kind, "dtype": dtype, "ops": ops}
+        entries.append({**named, "implementation": best if able else "eager", "best": best, "times": times})
+    return entries
 
 
-def _times(candidates: Mapping[str, Any], over: str) -> Ratio | None:
-    """How many times as fast as ``over`` Triton is, by the rounds that both ran in; None where one did not."""
-    rows = [candidates.get(name) for name in (over, "triton")]
-    if any(row is None or row["interpreted"] for row in rows):
-        return None
-    return ratio(*(row["samples_s"] for row in rows), seed=0)
+def _never_slower(rows: Collection[Mapping[str, Any]]) -> bool:
+    slower = any(row["ratio"]["high"] < 1 or row["ratio"]["value"] < 1 / MARGIN for row in rows)
+    return not slower and any(row["verdict"] == "faster" for row in rows)
 
 
-def _rounded(found: Ratio) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in asdict(found).items()}
+def _mean(name: str, rows: Collection[Mapping[str, Any]]) -> float:
+    """The geometric mean of its ratios; aten's with what another has to be faster by."""
+    return statistics.geometric_mean(row["ratio"]["value"] for row in rows) * (MARGIN if name == "aten" else 1.0)
+
+
+def _rounded(found: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def table(folders: Sequence[Path]) -> dict[str, Any]:
     """What a file of ``hf_gelu_patch.implementations.measured`` holds, from the records in these folders, put together.
 
     Raises:
-        RecordError: there is no record, or not of a GPU; or it has no kernels at the main size.
+        RecordError: there is no record, or not of a GPU; or it has no layer that was measured in every cell.
     """
     found = record.read(folders)
     paths, about = [(folder / record.NAME).resolve() for folder in folders], found.environment
     named = ", ".join(map(str, paths))
     if about is None or about["gpu"] is None:
         raise RecordError(f"{named} does not name the GPU that it was recorded on")
-    chosen = choices(found.kernels.values())
+    chosen = choices(found.sites.values())
     if not chosen:
-        raise RecordError(f"{named} has no kernel that was measured beside aten at {MAIN:,} elements, both ways")
+        raise RecordError(f"{named} has no layer that was measured in all of {'; '.join(measured.CELLS)}")
     roots = [_ROOT if path.is_relative_to(_ROOT) else path.parents[1] for path in paths]
     source = {
         "record": ", ".join(path.relative_to(root).as_posix() for path, root in zip(paths, roots, strict=True)),

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from scripts.benchmarking.gpu import goals, models, processes, products, record, report, variants
+from scripts.benchmarking.gpu import goals, models, processes, products, record, report, sites, variants
 from scripts.benchmarking.gpu.record import Record
 from scripts.benchmarking.gpu.schedule import Step, Work, schedule
 from scripts.benchmarking.kernels import candidates, cells
@@ -245,6 +245,7 @@ STEPS = (
     ),
     Step("kernels-bf16", "kernels", functools.partial(main_kernels, "bfloat16"), 13, 8, FORMS, True),
     Step("kernels-fp32", "kernels", functools.partial(main_kernels, "float32"), 13, 8, FORMS, True),
+    Step("sites", "sites", sites.measure, 15, 75, len(sites.DTYPES) * len(sites.LAYERS) * len(sites.SPELLINGS) * 4),
     Step("products", "products", products.measure, 40, 15, len(products.SHAPES) * len(products.WANTED)),
     Step("kernels-other", "kernels", other_kernels, 12, 40, 10 * FORMS),
     Step("tests", "tests", gpu_tests, 20, 60),

@@ -59,6 +59,10 @@ class Architecture:
         return built
 
 
+BOUND = "bound"
+"""A model without its activations: what nothing that computes them can be faster than. Gated layers keep their product,
+which what is fused does along with it."""
+_BOUND = {"implementation": "eager", "activation": "linear"}
 _TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 _EXACT_AS_TANH = {"implementation": "epilogue", "activation": "gelu_tanh"}
 ARCHITECTURES = {
@@ -165,12 +169,26 @@ def twin(model: nn.Module) -> Any:
     return copy.deepcopy(model, shared)
 
 
+def concluded(samples: Samples, peaks: Mapping[str, int | None], seed: int) -> dict[str, dict[str, Any]]:
+    """What follows from the samples of each variant, beside the noise floor of what it is compared with."""
+    floors = {base: ratio(samples[base], samples[again], seed=seed) for base, again in AGAIN.items() if base in samples}
+    rows = {}
+    for name, own in samples.items():
+        row: dict[str, Any] = {"median_s": statistics.median(own), "samples_s": own, "peak_bytes": peaks[name]}
+        base = BASES.get(name, "eager")
+        if name != "eager" and name not in AGAIN.values() and base in floors:
+            row |= {"base": base, **compared(samples[base], own, floors[base], seed)}
+        rows[name] = row
+    return rows
+
+
 class Bench:
     """One model in all its variants, ready to be timed.
 
     Attributes:
-        variants: "eager", and "auto", "triton", "liger" and "epilogue" where they serve the model; or, to be compiled,
-            "eager", "compiled" and "compiled_triton". Those that could not be made are in ``absent``, with the reason.
+        variants: "eager", "auto", "triton", "liger" and "epilogue" where they serve the model, and "bound"; or, to be
+            compiled, "eager", "compiled" and "compiled_triton". Those that could not be made are in ``absent``, each
+            with the reason.
         reports: what each patch did.
         drift: how far each moved the outputs of a small batch, beside the error against float64.
         room: GiB that were free when nothing was there yet.
@@ -205,12 +223,14 @@ class Bench:
             wanted.append(liger.NAME)
         if self.architecture.epilogue:
             wanted.append("epilogue")
-        return wanted
+        return [*wanted, BOUND]
 
     def _patch(self, name: str) -> None:
         options: Mapping[str, str] = {"implementation": name}
         if name == "epilogue" and self.architecture.epilogue:
             options = self.architecture.epilogue
+        if name == BOUND:
+            options = _BOUND
         if name == liger.NAME:
             if lack := liger.missing(self.device):
                 self.absent[name] = lack
@@ -248,7 +268,7 @@ class Bench:
         before = outputs(self.variants["eager"], inputs)
         before = {"logits": before["logits"]}
         exact = exact_outputs(self.variants["eager"], inputs)
-        for name in list(self.variants):
+        for name in [name for name in self.variants if name != BOUND]:
             with self._attempt(name, self.absent):
                 after = outputs(self.variants[name], inputs)
                 (drift,) = drifts(before, {"logits": after["logits"]}, exact, None)
@@ -332,22 +352,7 @@ class Bench:
         samples = figures(rounds(calls, count, self.seed))
         peaks = {name: peak(call) if self.device == "cuda" else None for name, call in calls.items()}
         self.release()
-        return {"absent": absent, "variants": self._concluded(samples, peaks)}
-
-    def _concluded(self, samples: Samples, peaks: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
-        floors = {
-            base: ratio(samples[base], samples[again], seed=self.seed)
-            for base, again in AGAIN.items()
-            if base in samples
-        }
-        rows = {}
-        for name, own in samples.items():
-            row: dict[str, Any] = {"median_s": statistics.median(own), "samples_s": own, "peak_bytes": peaks[name]}
-            base = BASES.get(name, "eager")
-            if name != "eager" and name not in AGAIN.values() and base in floors:
-                row |= {"base": base, **compared(samples[base], own, floors[base], self.seed)}
-            rows[name] = row
-        return rows
+        return {"absent": absent, "variants": concluded(samples, peaks, self.seed)}
 
     def profile(self) -> dict[str, list[dict[str, Any]]]:
         """The kernels that a large forward spends its time in, eager and by Triton: what is left to be won."""
@@ -381,14 +386,13 @@ class Bench:
 
 
 def measure(name: str, work: Work) -> None:
-    """A model as it is and patched: each cell, then what its forwards spend their time in."""
+    """A model as it is and patched: what its forwards spend their time in, then each cell."""
     bench = Bench(name, work, tiny=work.options.tiny)
     work.write("about", **bench.about())
     work.prepared()
+    with work.attempt(f"{name}: profile"):
+        work.write("profile", model=name, kernels=bench.profile())
     _measure_cells(bench, CELLS)
-    if work.left > 0:
-        with work.attempt(f"{name}: profile"):
-            work.write("profile", model=name, kernels=bench.profile())
 
 
 def measure_compiled(name: str, work: Work) -> None:

@@ -56,7 +56,7 @@ class Found:
 
     Attributes:
         card, environment, bandwidth, settings: of the run that was read last; None where no line says it.
-        kernels, models, variants, products: cells by what tells them apart.
+        kernels, models, sites, products, variants: cells by what tells them apart.
         checks: kernels' errors over all values, likewise.
         about: what each model is and what the patches did to it; by model.
         profiles: which kernels a forward spends its time in; by model.
@@ -72,6 +72,7 @@ class Found:
     kernels: dict[tuple[Any, ...], Line] = field(default_factory=dict)
     models: dict[tuple[Any, ...], Line] = field(default_factory=dict)
     variants: dict[tuple[Any, ...], Line] = field(default_factory=dict)
+    sites: dict[tuple[Any, ...], Line] = field(default_factory=dict)
     products: dict[tuple[Any, ...], Line] = field(default_factory=dict)
     checks: dict[tuple[Any, ...], Line] = field(default_factory=dict)
     about: dict[str, Line] = field(default_factory=dict)
@@ -85,7 +86,7 @@ class Found:
 
     def add(self, line: Line) -> None:
         kind, step = line["kind"], line.get("step", "")
-        if kind in ("cell", "variants", "product") and step in self.steps:
+        if kind in ("cell", "variants", "product", "site") and step in self.steps:
             self.steps[step]["had"] += 1
             self.steps[step].setdefault("first", line["at"] - self.steps[step]["at"])
         if kind in ("card", "environment", "bandwidth", "settings"):
@@ -96,6 +97,9 @@ class Found:
             self.models[line["model"], line["size"], line["mode"], line["compiled"]] = line
         elif kind == "variants":
             self.variants[line["form"], line["dtype"], line["elements"]] = line
+        elif kind == "site":
+            key = (line["kind_of_site"], line["spelling"], line["dtype"], line["size"], line["mode"])
+            self.sites[key] = line
         elif kind == "product":
             self.products[line["activation"], tuple(line["shape"])] = line
         elif kind == "check":

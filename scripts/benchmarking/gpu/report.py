@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_gelu_patch.evaluation.report import markdown
-from scripts.benchmarking.gpu import choices, goals, record
+from hf_gelu_patch.implementations import measured
+from scripts.benchmarking.gpu import choices, goals, models, record, sites
 from scripts.benchmarking.gpu.goals import share
 from scripts.benchmarking.gpu.processes import DONE, FAILED, OVERRAN
 from scripts.benchmarking.gpu.record import Found, Line
@@ -23,7 +24,7 @@ NAME = "gpu.md"
 BY = ("eager", "aten", "compile", "triton", "liger")
 OUT_OF_TIME = "out of time"
 LAYERS = ("product", "aten", "triton", "epilogue", "template")
-PATCHED, COMPILED = ("auto", "triton", "liger", "epilogue"), ("compiled", "compiled_triton")
+PATCHED, COMPILED = ("auto", "triton", "liger", "epilogue", models.BOUND), ("compiled", "compiled_triton")
 
 
 def failures(found: Found) -> list[str]:
@@ -104,6 +105,21 @@ def _models(found: Found) -> list[str]:
     return told
 
 
+def _sites(found: Found) -> list[str]:
+    rows = []
+    for cell in found.sites.values():
+        own, texts = cell["variants"], []
+        for name in sites.IMPLEMENTATIONS:
+            told = own.get(name)
+            texts.append(
+                "{value:.3f}× ({low:.3f}–{high:.3f}) {0}".format(told["verdict"], **told["ratio"]) if told else ""
+            )
+        named = [str(cell[key]) for key in ("kind_of_site", "spelling", "dtype", "size", "mode")]
+        rows.append([*named, f"{own['eager']['median_s'] * 1e3:.3f} ms", *texts])
+    headings = ["kind", "activation", "dtype", "tokens", "mode", "eager", *sites.IMPLEMENTATIONS]
+    return _told("Single layers, each over eager:", headings, rows)
+
+
 def _kernels(found: Found) -> list[str]:
     rows = []
     for cell in found.kernels.values():
@@ -150,11 +166,13 @@ def _tests(found: Found) -> list[str]:
 
 def _choices(found: Found) -> list[str]:
     rows = []
-    for own in choices.choices(found.kernels.values()):
-        times = ["{value:.2f}× ({low:.2f}–{high:.2f})".format(**own[name]) for name in ("forward", "backward")]
-        rows.append([*(own[name] for name in ("kind", "activation", "dtype", "implementation", "over")), *times])
-    headings = ["kind", "activation", "dtype", "implementation", "triton over", "forward", "backward"]
-    return _told("What auto should take:", headings, rows)
+    for own in choices.choices(found.sites.values()):
+        times = ["{value:.2f}× ({low:.2f}–{high:.2f})".format(**own["times"][cell]) for cell in measured.CELLS]
+        rows.append(
+            [*(str(own[name]) for name in ("kind", "activation", "ops", "dtype", "implementation", "best")), *times]
+        )
+    headings = ["kind", "activation", "in ops", "dtype", "auto takes", "best", *measured.CELLS]
+    return _told("What auto should take, and the best over the model's own ops:", headings, rows)
 
 
 def _steps(found: Found) -> list[str]:
@@ -201,7 +219,7 @@ def _goals(found: Found) -> list[str]:
 def summary(found: Found) -> str:
     """The Markdown, the goals last."""
     wrong = failures(found)
-    parts = (_models, _kernels, _products, _variants, _choices, _absent, _steps, _tests)
+    parts = (_models, _kernels, _products, _variants, _sites, _choices, _absent, _steps, _tests)
     lines = [*_about(found), *(text for part in parts for text in part(found))]
     lines += ["Went wrong:", "", *(f"- {one}" for one in wrong), ""] if wrong else []
     return "\n".join([*lines, *_goals(found)]).rstrip() + "\n"
