@@ -15,6 +15,7 @@ from PIL import Image
 
 from hf_gelu_patch.evaluation.reference import REFERENCES
 from hf_gelu_patch.evaluation.report.plots import draw
+from hf_gelu_patch.implementations.measured import FOLDER, tables
 from scripts.benchmarking.gpu import record, report
 from scripts.readme import place, table
 
@@ -76,25 +77,68 @@ def test_who_has_most_to_gain_is_what_was_recorded() -> None:
     bounds = {model["subject"]["name"]: model["amdahl"] for model in RECORDED["models"]}
     assert sorted(bounds, key=lambda name: -float(bounds[name]))[:2] == ["gpt2", "t5"]
     guide = (ROOT / "hf_gelu_patch" / "guides" / "speed.md").read_text(encoding="utf-8")
-    assert "GPT-2 and T5 have the most to gain" in " ".join(guide.split())
+    told = " ".join(guide.split())
+    assert (
+        "GPT-2 and T5 have the most to gain, because their `gelu_new` is eight operations: both became faster." in told
+    )
+    speeds = {model["subject"]["name"]: model["variants"][0]["speed"]["forward"] for model in RECORDED["models"]}
+    verdicts = {name: speed["verdict"] for name, speed in speeds.items()}
+    assert {name for name, verdict in verdicts.items() if verdict == "faster"} == {"gpt2", "t5"}
+    assert {name for name, verdict in verdicts.items() if verdict == "slower"} == {"vit"}
+    assert "In the demo GPT-2 and T5 became faster, ViT slower." in README_TEXT
+    assert f"ViT became slower by {1 - speeds['vit']['ratio']['value']:.0%}".replace("%", " %") in told
 
 
 def shown_of(runs: Sequence[Path]) -> str:
-    """What the README has to say of a GPU, from the records of its command that there are: the goals, and
-    how the last card, all its records in full size put together, meets them."""
+    """How the last card that there are records of, all those in full size put together, meets the goals."""
     cards: dict[str, list[Path]] = {}
     for run in runs:
         if report.goals.card_of(found := record.read([run.parent])):
             cards.setdefault(found.card["name"], []).append(run.parent)
     if not cards:
-        return "**GPU: unmeasured.**"
+        return ""
     *_, folders = cards.values()
     *_, goals = report.summary(record.read(folders)).split("\n\n")
     return goals.strip()
 
 
 def test_the_figures_of_a_gpu_are_those_recorded() -> None:
-    assert shown_of(sorted((BENCHMARKING / "gpu").rglob("gpu.jsonl"))) in README_TEXT
+    page = (BENCHMARKING / "gpu" / "README.md").read_text(encoding="utf-8")
+    shown = shown_of(sorted((BENCHMARKING / "gpu").rglob("gpu.jsonl")))
+    assert shown
+    assert page.endswith(f"\n\n{shown}\n")
+
+
+def test_the_models_on_a_gpu_are_those_recorded() -> None:
+    first, second = (record.read([BENCHMARKING / "gpu" / "h200" / run]) for run in ("first", "second"))
+    columns = {
+        "`aten`": (first, "auto"),  # before there was a table for it to go by
+        "`triton`": (second, "triton"),
+        "`epilogue`": (second, "epilogue"),
+        "Liger-Kernel": (second, "liger"),
+        "no activation": (second, "bound"),
+    }
+    guide = (ROOT / "hf_gelu_patch" / "guides" / "speed.md").read_text(encoding="utf-8")
+    assert report.compact(columns) in guide
+    forward = {name: first.models[name, "large", "forward", False]["variants"]["auto"] for name in ("gpt2", "t5")}
+    told = {name: f"{own['ratio']['value']:.2f} times" for name, own in forward.items()}
+    assert f"`auto` made GPT-2 {told['gpt2']} as fast, T5 v1.1 {told['t5']}." in " ".join(README_TEXT.split())
+    assert all("aten" in first.about[name]["reports"]["auto"] for name in forward)
+    saved = {
+        (name, variant): found.models[name, "large", "training step", False]["variants"][variant]["peak_bytes"]
+        for name, found in (("gpt2", first), ("t5", first), ("llama", second))
+        for variant in ("eager", "auto", "triton")
+    }
+    less = {key: f"{1 - saved[key] / saved[key[0], 'eager']:.0%}".replace("%", " %") for key in saved}
+    flat = " ".join(guide.split())
+    assert f"Training of GPT-2 also takes {less['gpt2', 'auto']} less memory, of T5 {less['t5', 'auto']} less." in flat
+    assert f"its training takes {less['llama', 'triton']} less memory" in flat
+
+
+def test_auto_on_the_card_that_was_measured_is_what_is_said() -> None:
+    [found] = tables(FOLDER)
+    taken = {(name, ops, choice.implementation) for (name, _, _, ops), choice in found.choices.items()}
+    assert {(name, ops, by) for name, ops, by in taken if by != "eager"} == {("gelu_tanh", 8, "aten")}
 
 
 @pytest.mark.parametrize(("card", "wanted"), [("NVIDIA H200", True), ("CPU", False)])
@@ -106,6 +150,6 @@ def test_figures_of_a_gpu_would_be_wanted(tmp_path: Path, card: str, wanted: boo
     shown = shown_of([run.path])
     if wanted:
         assert shown.startswith("| goal | at least, H100 | at least, H200 | measured | outcome |")
-        assert shown.count("\n") == 18
+        assert shown.count("\n") == 19
     else:
-        assert shown == "**GPU: unmeasured.**"
+        assert not shown

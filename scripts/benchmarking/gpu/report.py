@@ -7,7 +7,7 @@ import argparse
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,23 @@ def _models(found: Found) -> list[str]:
         title = "Compiled: over eager, and patched over not:" if compiled else "Models, each over eager:"
         told += _told(title, ["model", "batch", "mode", "eager", "its memory", *names], rows)
     return told
+
+
+def compact(columns: Mapping[str, tuple[Found, str]]) -> str:
+    """Models that are not compiled, as a table of ratios over eager alone.
+
+    Args:
+        columns: heading → the record that it is from, and the variant there.
+    """
+    rows = []
+    for key, told in next(iter(columns.values()))[0].models.items():
+        model, _, mode, compiled = key
+        if compiled:
+            continue
+        cells = [found.models[key]["variants"].get(name, {}) for found, name in columns.values()]
+        ratios = [f"{cell['ratio']['value']:.2f}" if "ratio" in cell else "" for cell in cells]
+        rows.append([model, f"{told['batch']} × {told['length']}", mode, *ratios])
+    return markdown.table(["model", "batch", "mode", *columns], rows)
 
 
 def _sites(found: Found) -> list[str]:
