@@ -10,12 +10,14 @@ from typing import Any
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.options.declaring import GROUPS, declared, option
 
-__all__ = ["BEFORE", "Variant", "check_variants"]
+__all__ = ["AGAIN", "BEFORE", "Variant", "check_variants"]
 
 _PATCH = GROUPS[1]
 
 BEFORE = "before"
 """What the unpatched model is called beside its variants."""
+AGAIN = "again"
+"""What the unpatched model is called where it is timed once more, which tells the noise."""
 
 
 @dataclass(frozen=True)

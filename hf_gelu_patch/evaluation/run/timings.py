@@ -18,7 +18,7 @@ from hf_gelu_patch.evaluation.speed.share import activation_share
 from hf_gelu_patch.evaluation.speed.summary import Speed, summarise
 from hf_gelu_patch.evaluation.tasks.base import Batch, Task
 from hf_gelu_patch.evaluation.twins import twin
-from hf_gelu_patch.evaluation.variants import BEFORE
+from hf_gelu_patch.evaluation.variants import AGAIN, BEFORE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +27,6 @@ __all__ = ["TimedRun", "time_all"]
 
 _TIMED_BATCHES = 4
 _OTHER_TIMES = 1 / 3  # how long to measure end to end, and generation, beside the forward alone
-_AGAIN = "again"
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def time_all(comparison: Comparison, rows: datasets.Dataset | None) -> TimedRun:
     model, task = comparison.model, comparison.task
     batches = [batch.to(model.device) for batch in _chosen(comparison.batches)]
     share = activation_share(model, batches[len(batches) // 2 :][:1], task.forward)
-    timer = _Timer(comparison, batches, {BEFORE: model, _AGAIN: twin(model), **comparison.running}, rows)
+    timer = _Timer(comparison, batches, {BEFORE: model, AGAIN: twin(model), **comparison.running}, rows)
     speeds = timer.summarised(timer.forward(), task.unit)
     if (timed := timer.from_rows()) is not None:
         for name, speed in timer.summarised(timed, task.unit).items():

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from hf_gelu_patch.evaluation.speed.verdict import ratio, reach
+from hf_gelu_patch.evaluation.variants import AGAIN, BEFORE
 
 __all__ = ["CudaClock", "Effort", "Timings", "measure", "measure_generation"]
 
@@ -147,9 +148,9 @@ def measure(
 
 def _noise(timings: Timings, seed: int) -> float:
     """How far the interval of the unpatched model against itself reaches, as a share; 0.0 where it was not timed."""
-    if not {"before", "again"} <= timings.seconds.keys():
+    if not {BEFORE, AGAIN} <= timings.seconds.keys():
         return 0.0
-    floor = ratio(timings.seconds["before"], timings.seconds["again"], seed=seed)
+    floor = ratio(timings.seconds[BEFORE], timings.seconds[AGAIN], seed=seed)
     return math.expm1(reach(floor))
 
 

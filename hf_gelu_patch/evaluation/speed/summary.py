@@ -9,6 +9,7 @@ import numpy as np
 
 from hf_gelu_patch.evaluation.speed.rounds import Timings
 from hf_gelu_patch.evaluation.speed.verdict import Ratio, judge, ratio
+from hf_gelu_patch.evaluation.variants import AGAIN, BEFORE
 
 __all__ = ["Speed", "percentiles", "summarise"]
 
@@ -57,17 +58,17 @@ def summarise(timings: Timings, unit: str, *, variants: Sequence[str], seed: int
     """Draw the conclusions for each variant from samples of it, of "before" and of "again". A variant without samples
     is one in which nothing was patched."""
     seconds = timings.seconds
-    floor = ratio(seconds["before"], seconds["again"], seed=seed)
-    before = timings.throughput("before")
-    own = {name: seconds[name] for name in ("before", "again")}
+    floor = ratio(seconds[BEFORE], seconds[AGAIN], seed=seed)
+    before = timings.throughput(BEFORE)
+    own = {name: seconds[name] for name in (BEFORE, AGAIN)}
     found = {}
     for name in variants:
         if name not in seconds:
-            shares = {"before": percentiles(seconds["before"])}
+            shares = {"before": percentiles(seconds[BEFORE])}
             samples = Timings(own, timings.units)
             found[name] = Speed(unit, before, None, None, floor, "nothing patched", shares, samples)
             continue
-        against = ratio(seconds["before"], seconds[name], seed=seed)
+        against = ratio(seconds[BEFORE], seconds[name], seed=seed)
         found[name] = Speed(
             unit=unit,
             before=before,
@@ -75,7 +76,7 @@ def summarise(timings: Timings, unit: str, *, variants: Sequence[str], seed: int
             ratio=against,
             floor=floor,
             verdict=judge(against, floor),
-            percentiles={"before": percentiles(seconds["before"]), "after": percentiles(seconds[name])},
+            percentiles={"before": percentiles(seconds[BEFORE]), "after": percentiles(seconds[name])},
             timings=Timings({**own, "after": seconds[name]}, timings.units),
         )
     return found
