@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
+import struct
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ _MOVED = {"forward": 2, "backward": 3, "gated forward": 3, "gated backward": 5}
 """The tensors a kernel reads or writes."""
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+_INSTRUCTION = 16
+"""Bytes, on each of NVIDIA's targets."""
 _CONSTANTS = {"gelu_clipped": (-10.0, 10.0), "laplace": (0.707107, 0.282095), "swiglu_oai": (1.702, 7.0)}
 _HALF, _PITCH = 11008, 22016
 """A row of Llama 2's feed-forward layer, and one that holds gate and up."""
@@ -137,10 +140,47 @@ def offsets_are_64_bits(ttir: str) -> bool:
     return added == {"i64"} and bool(widened) and not narrow & widened
 
 
-def inspect(kernel: Any, form: str, dtype: str, each: int = 8) -> dict[str, Any]:
+def machine_code(cubin: bytes) -> bytes:
+    """The code of a cubin's only kernel: the section ``.text`` of an ELF file."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<HHH", cubin, 58)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + size * number) for number in range(count)]
+    start = sections[names][4]
+    (code,) = [
+        cubin[offset : offset + length]
+        for name, _, _, _, offset, length in sections
+        if cubin.startswith(b".text.", start + name)
+    ]
+    return code
+
+
+def operations(kernels: Sequence[Any], target: str) -> list[list[str]]:
+    """The operations of each of these kernels, in order. They are disassembled as one: nvdisasm takes about a second to
+    start, whatever it is given."""
+    import triton
+    from triton.backends.nvidia.compiler import sm_arch_from_capability
+
+    codes = [machine_code(kernel.asm["cubin"]) for kernel in kernels]
+    arch = sm_arch_from_capability(int(target.removeprefix("sm_"))).replace("sm_", "SM")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "code"
+        path.write_bytes(b"".join(codes))
+        command = [triton.knobs.nvidia.nvdisasm.path, "--no-dataflow", "--binary", arch, str(path)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", text)
+    assert len(found) == sum(len(code) for code in codes) // _INSTRUCTION
+    rest = iter(found)
+    return [list(itertools.islice(rest, len(code) // _INSTRUCTION)) for code in codes]
+
+
+def inspect(kernel: Any, form: str, dtype: str, each: int, operations: Sequence[str]) -> dict[str, Any]:
     """Registers, spills, accesses and instructions of a compiled kernel, a thread having so many elements of ``each``
     tensor. ``wide``: whether a whole block is read and written 128 bits at a time. Instructions are counted on its way
-    through the kernel: the end of a row takes another, which comes behind the first EXIT."""
+    through the kernel: the end of a row takes another, which comes behind the first EXIT.
+
+    Args:
+        operations: the kernel's, from ``operations``; not needed for one of AMD's.
+    """
     found: dict[str, Any] = {"offsets_64": offsets_are_64_bits(kernel.asm["ttir"])}
     wanted = _MOVED[form] * each * BYTES[dtype] // 16
     if "amdgcn" in kernel.asm:
@@ -159,14 +199,9 @@ def inspect(kernel: Any, form: str, dtype: str, each: int = 8) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(kernel.asm["cubin"])
-
-        def run(tool: str, *options: str) -> str:
-            program = getattr(triton.knobs.nvidia, tool).path
-            done = subprocess.run([program, *options, str(path)], capture_output=True, text=True, check=True)
-            return done.stdout + done.stderr
-
-        text, usage = run("nvdisasm", "-c"), run("cuobjdump", "-res-usage")
-    operations = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", text)
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    usage = done.stdout + done.stderr
     whole = operations[: operations.index("EXIT") + 1]
     accesses = [name for name in whole if re.match(r"(LDG|STG)(STS)?\.", name)]
     registers, stack = (int(re.findall(rf"{word}:(\d+)", usage)[0]) for word in ("REG", "STACK"))
@@ -216,9 +251,17 @@ def static(everything: bool) -> list[dict[str, Any]]:
             forms = FORMS if name != "swiglu_oai" else FORMS[2:]
             for form, dtype in itertools.product(forms, ("bf16", "fp16", "fp32")):
                 wanted.append((name, form, dtype, "sm_90", "dense", triton_launch.CHOSEN[form.replace(" ", "_")]))
+    kernels = {key: compiled(*key) for key in dict.fromkeys(wanted)}
+    disassembled: dict[Any, Sequence[str]] = {}
+    for target in TARGETS:
+        if target.startswith("sm_"):
+            own = [key for key in kernels if key[3] == target]
+            disassembled |= zip(own, operations([kernels[key] for key in own], target), strict=True)
     found = []
-    for key in dict.fromkeys(wanted):
+    for key, kernel in kernels.items():
         how = triton_launch.VARIANTS[key[-1]]
         each = how.block // (how.warps * 32)
-        found.append(dict(zip(KEYS, key, strict=True)) | inspect(compiled(*key), key[1], key[2], each))
+        found.append(
+            dict(zip(KEYS, key, strict=True)) | inspect(kernel, key[1], key[2], each, disassembled.get(key, ()))
+        )
     return found
