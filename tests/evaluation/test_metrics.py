@@ -13,8 +13,8 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score
 
 from hf_gelu_patch.evaluation.metrics import ANSWERS, METRICS
+from hf_gelu_patch.evaluation.metrics.language import edit_distance
 from hf_gelu_patch.evaluation.metrics.registry import measured, rows_of, statistics_of
-from hf_gelu_patch.evaluation.metrics.texts import edit_distance
 
 
 def measure(kind: str, **columns: Any) -> dict[str, float]:

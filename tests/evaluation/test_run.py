@@ -25,7 +25,7 @@ from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.models import load_model
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
-from hf_gelu_patch.evaluation.metrics.texts import edit_distance
+from hf_gelu_patch.evaluation.metrics.language import edit_distance
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.quality import judge

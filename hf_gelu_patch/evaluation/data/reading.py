@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_gelu_patch.evaluation.data.csv_and_json import csv_rows, json_lines, json_rows
 from hf_gelu_patch.evaluation.data.paths import FORMATS, folder_kind, image_classes, images_in, subfolders
-from hf_gelu_patch.evaluation.data.rows import csv_rows, json_lines, json_rows
 from hf_gelu_patch.evaluation.data.tables import (
     PROBLEM,
     as_dataset,
