@@ -244,14 +244,6 @@ def measure(reference: Reference, **settings: int) -> dict[str, float]:
     )
 
 
-@pytest.mark.parametrize("name", ["gpt2", "t5", "vit"])
-def test_the_quality_is_what_was_recorded(name: str) -> None:
-    measured = measure(REFERENCES[name])
-    measured = {metric: measured[metric] for metric in REFERENCES[name].quality}
-    # Room for one answer that falls the other way on another processor.
-    assert measured == pytest.approx(dict(REFERENCES[name].quality), abs=3e-3)
-
-
 @needs_minilm
 @pytest.mark.usefixtures("fresh_cache")
 def test_the_quality_of_bert_holds_on_a_slice() -> None:
