@@ -5,8 +5,6 @@ One asked for by name never falls back to another in silence. Only ``auto`` choo
 
 from __future__ import annotations
 
-import sys
-
 import torch
 
 from hf_gelu_patch.activations import Activation, Resolved
@@ -43,9 +41,11 @@ def choose(
     if asked != "auto" or table is None:
         return _first(asked, kind, current, target)
     swapped = target != current.activation
-    measured = table.choice(target.name, kind, dtype, _ANY if swapped else current.aten_ops)
+    measured = table.choice(target.name, kind, dtype, None if swapped else current.aten_ops)
     if measured is None:
         chosen, reason = _first(asked, kind, current, target)
+        if chosen is not None and table.choices and not swapped and current.aten_ops <= target.fewest_ops:
+            return None, f"writing in place was never faster on {table.card}, whatever was measured"
         if target.name in IMPLEMENTATIONS["triton"].functions and _runs("triton", dtype):
             reason += f"; unmeasured for {kind} in {str(dtype).removeprefix('torch.')} on {table.card}"
         return chosen, reason
@@ -59,10 +59,6 @@ def choose(
 def _runs(name: str, dtype: torch.dtype) -> bool:
     """Whether an implementation runs on a GPU in this dtype, with what is installed."""
     return IMPLEMENTATIONS[name].obstacle(torch.device("cuda"), dtype) is None
-
-
-_ANY = sys.maxsize
-"""As how many aten ops an activation ran that another takes the place of: whatever its own would be."""
 
 
 def _first(

@@ -100,12 +100,15 @@ class Table:
     source: Mapping[str, str]
     choices: Mapping[tuple[str, str, str, int], Choice]
 
-    def choice(self, activation: str, kind: str, dtype: torch.dtype, ops: int) -> Choice | None:
-        """What was measured for a site whose activation runs as so many aten ops, or as fewer; None where nothing
-        was."""
+    def choice(self, activation: str, kind: str, dtype: torch.dtype, ops: int | None = None) -> Choice | None:
+        """What was measured for a site whose activation runs as so many aten ops; or as fewer, if even then something
+        was faster. Without ``ops``, as the most that were measured. None where nothing was measured."""
         alike = (activation, kind, str(dtype).removeprefix("torch."))
-        as_many = [key for key in self.choices if key[:3] == alike and key[3] <= ops]
-        return self.choices[max(as_many)] if as_many else None
+        as_many = [key for key in self.choices if key[:3] == alike and (ops is None or key[3] <= ops)]
+        if not as_many:
+            return None
+        found = self.choices[nearest := max(as_many)]
+        return found if found.implementation != "eager" or ops in (None, nearest[3]) else None
 
     def lines(self) -> list[str]:
         """The card and where its table comes from; then, a line each, what was measured and what is taken."""
