@@ -28,6 +28,7 @@ from hf_gelu_patch.cli import main
 from hf_gelu_patch.evaluation.reference import REFERENCES
 from hf_gelu_patch.implementations import aten, triton_forms
 from hf_gelu_patch.recognition import resolve
+from scripts.benchmarking.gpu import record as gpu_record
 from scripts.benchmarking.planted import command as planted
 
 ROOT = Path(__file__).parent.parent
@@ -441,6 +442,9 @@ def test_the_errors_shown_are_those_of_the_kernels_table() -> None:
         assert f"| {dtype} | {own} | {emulated[dtype][3]} | {torchs} |" in text
     assert f"The {emulated['bfloat16'][3]} ulp occur only for inputs below −13.2." in text
     assert f"For inputs of −5 and above the largest emulated error is {emulated['bfloat16'][1]} ulp." in text
+    found = gpu_record.read([BENCHMARKING / "gpu" / "h200" / "second"]).checks["gelu", "forward", "bfloat16"]
+    on_card = {name: f"{own['ulp']:.3g}" for name, own in found["error_ulp"].items()}
+    assert f"from −5 to 32: {on_card['triton']} ulp, where PyTorch is off by up to {on_card['aten']} ulp" in text
     assert f"the largest emulated absolute error is {emulated['float32'][5]}." in text
     assert "torch 2.13.0" in text.partition("### Accuracy")[2]
     assert "torch 2.13.0" in " ".join(table.partition("## Coefficients")[0].split())

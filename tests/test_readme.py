@@ -122,7 +122,9 @@ def test_the_models_on_a_gpu_are_those_recorded() -> None:
     assert report.compact(columns) in guide
     forward = {name: first.models[name, "large", "forward", False]["variants"]["auto"] for name in ("gpt2", "t5")}
     told = {name: f"{own['ratio']['value']:.2f} times" for name, own in forward.items()}
-    assert f"`auto` made GPT-2 {told['gpt2']} as fast, T5 v1.1 {told['t5']}." in " ".join(README_TEXT.split())
+    assert f"`auto` made GPT-2 {told['gpt2']} as fast, T5 v1.1 {told['t5']} (32 × 512 tokens)." in " ".join(
+        README_TEXT.split()
+    )
     assert all("aten" in first.about[name]["reports"]["auto"] for name in forward)
     saved = {
         (name, variant): found.models[name, "large", "training step", False]["variants"][variant]["peak_bytes"]

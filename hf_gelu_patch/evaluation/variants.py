@@ -32,8 +32,8 @@ class Variant:
     name: str
     implementation: str = option(
         "auto",
-        "auto, aten, triton, epilogue or eager (default: auto: aten, where it gains something; on a GPU triton, where "
-        "it was measured faster)",
+        "auto, aten, triton, triton_rounded, epilogue or eager (default: auto: aten, where it gains something; on a "
+        "GPU that was measured, what was never slower there)",
         _PATCH,
         metavar="NAME",
     )
