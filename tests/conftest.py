@@ -14,11 +14,12 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import processes
 import pytest
 import torch
 import transformers
@@ -183,6 +184,14 @@ def printed_by(code: str) -> str:
     return done.stdout
 
 
+def printed_by_fork(code: str) -> str:
+    """The same of a process that has imported torch and transformers already, and nothing of this package."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = processes.run("-c", code, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(params=FAMILIES.values(), ids=FAMILIES.keys())
 def family(request: pytest.FixtureRequest) -> Family:
     return request.param
@@ -230,7 +239,8 @@ def _interpreted_language_stays() -> Iterator[None]:
     """Triton's interpreter exchanges the functions of ``triton.language`` for its own, and afterwards puts them back.
 
     It does so for a kernel and for every function that the kernel calls: two thirds of the time of a launch here.
-    Nothing in this process compiles, so its own stay once they are there.
+    Nothing in this process compiles, so its own stay once they are there. Nor does it work out for each sum and product
+    of integers whether it overflowed: that takes half of the rest, and the interpreter tells nobody.
     """
     if importlib.util.find_spec("triton") is None:
         yield
@@ -247,7 +257,10 @@ def _interpreted_language_stays() -> Iterator[None]:
         return SimpleNamespace(restore=lambda: None)
 
     interpreter._patch_lang = once
+    builder = interpreter.interpreter_builder
+    options, builder.options = builder.options, replace(builder.options, sanitize_overflow=False)
     yield
+    builder.options = options
     interpreter._patch_lang = exchange
     for scope in reversed(exchanged.values()):
         scope.restore()

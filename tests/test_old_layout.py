@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import printed_by
+from conftest import printed_by_fork
 from old_layout import models
 
 import hf_gelu_patch
@@ -156,7 +156,7 @@ import hf_gelu_patch
 hf_gelu_patch.unpatch(held["value"])
 print(len(hf_gelu_patch.find_sites(held["value"]).sites) > 5)
 """
-    assert printed_by(code).split() == ["True", "True"]
+    assert printed_by_fork(code).split() == ["True", "True"]
 
 
 def test_new_pickles_name_the_present_homes(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import transformers
 from accelerate import cpu_offload, dispatch_model
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
-from conftest import FAMILIES, Family, printed_by
+from conftest import FAMILIES, Family, printed_by_fork
 from peft import LoraConfig, get_peft_model
 from test_models import ON_THE_CPU, same_state, state
 from torch import Tensor, nn
@@ -761,7 +761,7 @@ try:
 except ValueError as error:
     print(error)
 """
-    printed = printed_by(code)
+    printed = printed_by_fork(code)
     assert "'triton' cannot run at 1: it runs on cuda, and the model is on cpu. What can" in printed
     assert "eager, aten." in printed
 
