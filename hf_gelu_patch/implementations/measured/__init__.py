@@ -111,14 +111,20 @@ class Table:
         return found if found.implementation != "eager" or ops in (None, nearest[3]) else None
 
     def lines(self) -> list[str]:
-        """The card and where its table comes from; then, a line each, what was measured and what is taken."""
+        """The card and where its table comes from; then, a line each, what is taken there; then what is left alone."""
         if self.file is None:
             return [f"{self.card}: unmeasured"]
-        source = ", ".join(f"{name} {value}" for name, value in self.source.items())
-        return [f"{self.card}: measured: {self.file.name}, from {source}"] + [
-            f"  {kind} {activation} in {ops} {'op' if ops == 1 else 'ops'}, {dtype}: {choice.implementation}; {choice}"
-            for (activation, kind, dtype, ops), choice in self.choices.items()
-        ]
+        source = ", ".join(f"{self.source[name]}" for name in ("date", "torch", "triton") if name in self.source)
+        told, left = [f"{self.card}: measured ({source})"], []
+        for (activation, kind, dtype, ops), choice in self.choices.items():
+            if choice.implementation != "eager":
+                of = f"{kind} {activation} in {ops} {'op' if ops == 1 else 'ops'}, {dtype}"
+                told.append(f"  {of}: {choice.implementation}; {choice}")
+            else:
+                left.append(f"{kind} {activation}")
+        if left:
+            told.append(f"  left alone, see {self.file.name}: {', '.join(dict.fromkeys(left))}")
+        return told
 
 
 def measured_on(device: torch.device) -> Table | None:
