@@ -17,6 +17,7 @@ from scripts.benchmarking.kernels.candidates import (
     prepared,
     swiglu_oai,
 )
+from scripts.benchmarking.ulp import finite_values, ulp
 
 MUCH = 4.0
 """A candidate this many times further off than eager, and than one ulp, is wrong."""
@@ -31,15 +32,7 @@ def values(dtype: torch.dtype) -> Tensor:
     if dtype == torch.float32:
         far = torch.logspace(-37, 38, 2**15)
         return torch.cat([torch.linspace(-_FAR, _FAR, 2**20), far, -far])
-    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
-    return x[x.isfinite()]
-
-
-def ulp(y: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance between neighbours of ``dtype`` at y, a positive float64 tensor."""
-    limits = torch.finfo(dtype)
-    _, exponent = torch.frexp(y.clamp(min=limits.tiny))
-    return torch.ldexp(torch.full_like(y, limits.eps), exponent - 1)
+    return finite_values(dtype)
 
 
 def exact(activation: str, form: str, gate: Tensor, up: Tensor, grad_y: Tensor) -> tuple[Tensor, ...]:

@@ -13,9 +13,9 @@ from torch import Tensor
 from hf_gelu_patch import ACTIVATIONS
 from hf_gelu_patch.implementations import triton_forms, triton_ops
 from scripts.benchmarking.static.coefficients import END
+from scripts.benchmarking.ulp import finite_values, ulp
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_PRECISION = {torch.bfloat16: (8, -126), torch.float16: (11, -14), torch.float32: (24, -126)}
 SPECIAL = ("0", "−0", "least", "−least", "least normal", "largest", "−largest", "∞", "−∞", "NaN")
 """What ``special_points`` are; ``least`` is the smallest subnormal."""
 
@@ -25,14 +25,7 @@ def values(dtype: torch.dtype) -> Tensor:
     if dtype == torch.float32:
         near, far = torch.linspace(-14.0, 14.0, 2_000_001), torch.logspace(-37, 38, 100_001)
         return torch.cat([near, far, -far])
-    x = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
-    return x[x.isfinite()]
-
-
-def ulp(y: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance between neighbours of ``dtype`` at y, a float64 tensor."""
-    digits, least = _PRECISION[dtype]
-    return torch.exp2(torch.floor(torch.log2(y.abs().clamp(min=2.0**least))) - digits + 1)
+    return finite_values(dtype)
 
 
 def in_ulp(y: Tensor, exact: Tensor) -> Tensor:
@@ -83,7 +76,7 @@ def errors() -> dict[str, Any]:
 def special_points(dtype: torch.dtype) -> Tensor:
     """The values that ``SPECIAL`` names."""
     limits = torch.finfo(dtype)
-    least = 2.0 ** (_PRECISION[dtype][1] - _PRECISION[dtype][0] + 1)
+    least = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
     return torch.tensor(
         [0.0, -0.0, least, -least, limits.tiny, limits.max, limits.min, math.inf, -math.inf, math.nan], dtype=dtype
     )
