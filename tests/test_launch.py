@@ -1,6 +1,6 @@
 """The stub CUDA driver, and python -m scripts.benchmarking launch on it: what is launched, never how long it took.
 
-All of it in processes of their own: this one interprets its kernels.
+What launches does so in processes of their own: this one interprets its kernels.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import processes
 import pytest
+
+from scripts.benchmarking import __main__ as benchmarking
 
 ROOT = Path(__file__).parents[1]
 C_COMPILER = os.environ.get("CC") or next((name for name in ("gcc", "clang", "cc") if shutil.which(name)), None)
@@ -150,7 +153,7 @@ def launches(case):
 
 
 cases = []
-for _ in range(30):
+for _ in range(16):
     shape = draw.choice([(1, 1), (7, 16), (8, 1024), (9, 1030), (100, 80), (64, 2048), (20, 48), (1, 4096)])
     layouts = ["dense", "dense", "dense", "longer rows", "across", "every other", "expanded"]
     gate, up = [(which, shape, draw.choice(layouts), draw.choice([0, 0, 8, 1, 3])) for which in range(2)]
@@ -159,6 +162,8 @@ for _ in range(30):
     cases.append((gate, up, out, draw.choice([False, True]), draw.choice(variants)))
 for up in ((0, (64, 512), "every other", 9), (1, (64, 512), "every other", 9)):  # taking turns with the gate, or not
     cases.append(((0, (64, 512), "every other", 8), up, (2, (64, 512), "dense", 0), False, None))
+*rest, rounded, variant = cases[0]
+cases.append((*rest, not rounded, variant))
 
 for case in cases:
     launches(case)
@@ -261,18 +266,19 @@ def test_it_is_activated_once_and_first(told: dict[str, Any]) -> None:
     assert "before anything is launched" in told["twice"]
 
 
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        ({"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET is set"),
-        ({"CC": "/nowhere/cc"}, "install gcc or clang, or name one in CC"),
-    ],
-)
-def test_what_is_missing_is_said(folder: Path, variables: dict[str, str], message: str) -> None:
-    done = compiled(["-m", "scripts.benchmarking", "launch", "--cache", str(folder)], **variables)
+def test_a_compiler_that_is_missing_is_said(folder: Path) -> None:
+    done = compiled(["-m", "scripts.benchmarking", "launch", "--cache", str(folder)], CC="/nowhere/cc")
     assert done.returncode == 1
-    assert message in done.stderr
+    assert "install gcc or clang, or name one in CC" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_interpreted_kernels_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["benchmarking", "launch", "--rounds", "2", "--repeats", "1", "--cache", str(folder)]
+    )
+    with pytest.raises(SystemExit, match=r"^--device stub: TRITON_INTERPRET is set"):
+        benchmarking.main()
 
 
 def test_the_command_writes_what_it_prints(folder: Path, tmp_path: Path) -> None:
