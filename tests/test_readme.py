@@ -135,6 +135,10 @@ def test_the_models_on_a_gpu_are_those_recorded() -> None:
     flat = " ".join(guide.split())
     assert f"Training of GPT-2 also takes {less['gpt2', 'auto']} less memory, of T5 {less['t5', 'auto']} less." in flat
     assert f"its training takes {less['llama', 'triton']} less memory" in flat
+    peaks = {name: first.models[name, "large", "forward", False]["variants"] for name in ("bert", "vit")}
+    kept = {name: 1 - own["auto"]["peak_bytes"] / own["eager"]["peak_bytes"] for name, own in peaks.items()}
+    shown = {name: f"{share:.0%}".replace("%", " %") for name, share in kept.items()}
+    assert f"{shown['bert']} less in inference of BERT on the large batch, {shown['vit']} less of ViT" in flat
 
 
 def test_auto_on_the_card_that_was_measured_is_what_is_said() -> None:
