@@ -401,13 +401,14 @@ _TAKES = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | in
 def _steps(code: CodeType) -> Iterator[tuple[str, object]]:
     arguments = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _TAKES
     yield "arguments", (*arguments, code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
-    for step in dis.get_instructions(code):
-        if step.opname in _CALLING:
-            continue
+    steps = [step for step in dis.get_instructions(code) if step.opname not in _CALLING]
+    for step, behind in zip(steps, [*steps[1:], None], strict=True):
         name = "LOAD_ATTR" if step.opname == "LOAD_METHOD" else step.opname
         if isinstance(step.argval, CodeType):
             yield from _steps(step.argval)
         elif step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
             yield name, None
+        elif behind is not None and behind.opname == "MAKE_FUNCTION" and isinstance(step.argval, str):
+            yield name, None  # in Python 3.10, the qualified name of the function, which says where it is made
         else:
             yield name, (type(step.argval), step.argval)
