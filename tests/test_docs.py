@@ -12,6 +12,7 @@ import json
 import math
 import re
 import shutil
+import sys
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -90,7 +91,8 @@ def test_every_block_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None
         )
     shown = re.findall(r"^# > (.*)$", "\n".join(code), re.MULTILINE)
     assert all(line in printed for line in shown)
-    for diff in blocks(TEXT[name], "diff"):
+    # Python 3.10 has an older transformers, whose source is another.
+    for diff in blocks(TEXT[name], "diff") if sys.version_info >= (3, 11) else ():
         lines = diff.splitlines()
         assert len(lines) > 8
         assert [line for line in lines if not line.startswith(("---", "+++", "@@"))] == [

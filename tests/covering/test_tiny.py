@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import sys
 import warnings
 
 import numpy as np
@@ -184,4 +185,5 @@ def test_model_types() -> None:
     assert list(types) == sorted(types)
     assert {"bert", "clip_text_model", "llava"} <= set(types)
     assert len(types) >= 650
-    assert {*overrides.OVERRIDES, *feeding.FEEDS} - {""} <= set(CONFIG_MAPPING)
+    if sys.version_info >= (3, 11):  # Python 3.10 has an older transformers, without the newest types
+        assert {*overrides.OVERRIDES, *feeding.FEEDS} - {""} <= set(CONFIG_MAPPING)
