@@ -109,6 +109,12 @@ def test_the_figures_of_a_gpu_are_those_recorded() -> None:
     assert page.endswith(f"\n\n{shown}\n")
 
 
+@pytest.mark.parametrize("run", sorted((BENCHMARKING / "gpu").rglob("gpu.jsonl")), ids=lambda run: run.parent.name)
+def test_the_page_beside_a_record_is_of_that_record(run: Path) -> None:
+    page = run.with_name(report.NAME).read_text(encoding="utf-8")
+    assert page == report.summary(record.read([run.parent])), "run python -m scripts.benchmarking report"
+
+
 def test_the_models_on_a_gpu_are_those_recorded() -> None:
     first, second = (record.read([BENCHMARKING / "gpu" / "h200" / run]) for run in ("first", "second"))
     columns = {

@@ -9,21 +9,17 @@ __all__ = ["ORDINARY", "in_memory", "needs_gradient", "ordinary", "stays"]
 
 ORDINARY = frozenset({Tensor, nn.Parameter})
 """The types of ordinary tensors."""
-_STRIDED = torch.strided
 
 
 def ordinary(x: object) -> bool:
     """Whether x is a tensor of floating-point numbers in strided memory: no subclass of Tensor, nothing that stands
     for a tensor while torch.fx traces, and neither nested, sparse, quantized nor in MKL-DNN's layout."""
-    if type(x) not in ORDINARY:
-        return False
-    tensor: Tensor = x  # type: ignore[assignment]
-    return tensor.dtype.is_floating_point and tensor.layout is _STRIDED and not tensor.is_nested
+    return type(x) in ORDINARY and in_memory(x) and x.is_floating_point()  # type: ignore[arg-type, attr-defined]
 
 
 def in_memory(x: Tensor) -> bool:
     """Whether x has sizes and strides. A nested tensor of the older kind says that its layout is strided, too."""
-    return x.layout is _STRIDED and not x.is_nested
+    return x.layout is torch.strided and not x.is_nested
 
 
 def needs_gradient(x: Tensor) -> bool:

@@ -21,6 +21,7 @@ from hf_gelu_patch.activations import ACTIVATIONS
 from hf_gelu_patch.errors import PatchError
 
 __all__ = [
+    "CANDIDATES",
     "CELLS",
     "FOLDER",
     "SCHEMA",
@@ -48,7 +49,8 @@ CELLS = {
 
 _KINDS = ("pointwise", "linear", "gated")
 _DTYPES = ("float32", "float16", "bfloat16")
-_CANDIDATES = ("aten", "triton", "epilogue")
+CANDIDATES = ("aten", "triton", "epilogue")
+"""The implementations that are measured against the model's own ops."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Table:
         """The card and where its table comes from; then, a line each, what is taken there; then what is left alone."""
         if self.file is None:
             return [f"{self.card}: unmeasured"]
-        source = ", ".join(f"{self.source[name]}" for name in ("date", "torch", "triton") if name in self.source)
+        source = ", ".join(self.source[name] for name in ("date", "torch", "triton") if name in self.source)
         told, left = [f"{self.card}: measured ({source})"], []
         for (activation, kind, dtype, ops), choice in self.choices.items():
             if choice.implementation != "eager":
@@ -209,7 +211,7 @@ def _choice(entry: Mapping[str, Any]) -> tuple[tuple[str, str, str, int], Choice
     if type(ops := entry["ops"]) is not int or ops < 1:
         raise ValueError(f"ops {ops!r} is no number of operations")
     key = named("activation", ACTIVATIONS), named("kind", _KINDS), named("dtype", _DTYPES), ops
-    best = named("best", _CANDIDATES)
+    best = named("best", CANDIDATES)
     return key, Choice(named("implementation", (best, "eager")), best, {cell: times(cell) for cell in CELLS})
 
 

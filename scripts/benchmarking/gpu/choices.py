@@ -39,7 +39,7 @@ def choices(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (activation, kind, dtype, ops), rows in found.items():
         if rows.keys() != measured.CELLS.keys():
             continue
-        names = set.intersection(*(set(row) for row in rows.values())) - {"eager", "again"}
+        names = set.intersection(*({name for name in row if "ratio" in row[name]} for row in rows.values()))
         if not names:
             continue
         candidates = {name: [row[name] for row in rows.values()] for name in sorted(names)}

@@ -33,7 +33,6 @@ from scripts.benchmarking.timing import environment, figures, rounds_on, say
 
 ROOT = Path(__file__).parents[3]
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu")
-DTYPES = ("bfloat16", "float32", "float16")
 SIZES = (goals.MAIN, 2**20, 2**24, 2**28)
 TINY_SIZES = (2**12, 2**10)
 SANITIZED = "tests/test_gpu.py::test_accesses_within_bounds"
@@ -144,7 +143,7 @@ def main_kernels(dtype: str, work: Work) -> None:
 def other_kernels(work: Work) -> None:
     """The other sizes, and fp16: bf16 at all sizes before fp32."""
     sizes = TINY_SIZES if work.options.tiny else SIZES
-    wanted = [("float16", sizes[:1]), *((dtype, sizes[1:]) for dtype in DTYPES)]
+    wanted = [("float16", sizes[:1]), *((dtype, sizes[1:]) for dtype in sites.DTYPES)]
     measure_kernels(wanted[:2] if work.options.tiny else wanted, ("aten", "triton", "liger"), work)
 
 
@@ -245,7 +244,7 @@ STEPS = (
     ),
     Step("kernels-bf16", "kernels", functools.partial(main_kernels, "bfloat16"), 13, 8, FORMS, True),
     Step("kernels-fp32", "kernels", functools.partial(main_kernels, "float32"), 13, 8, FORMS, True),
-    Step("sites", "sites", sites.measure, 15, 75, len(sites.DTYPES) * len(sites.LAYERS) * len(sites.SPELLINGS) * 4),
+    Step("sites", "sites", sites.measure, 15, 75, sites.COUNT),
     Step("products", "products", products.measure, 40, 15, len(products.SHAPES) * len(products.WANTED)),
     Step("kernels-other", "kernels", other_kernels, 12, 40, 10 * FORMS),
     Step("tests", "tests", gpu_tests, 20, 60),

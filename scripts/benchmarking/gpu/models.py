@@ -170,11 +170,12 @@ def twin(model: nn.Module) -> Any:
 
 
 def concluded(samples: Samples, peaks: Mapping[str, int | None], seed: int) -> dict[str, dict[str, Any]]:
-    """What follows from the samples of each variant, beside the noise floor of what it is compared with."""
+    """What follows from the samples of each variant, beside the noise floor of what it is compared with; ``peaks`` of
+    those whose memory was measured."""
     floors = {base: ratio(samples[base], samples[again], seed=seed) for base, again in AGAIN.items() if base in samples}
     rows = {}
     for name, own in samples.items():
-        row: dict[str, Any] = {"median_s": statistics.median(own), "samples_s": own, "peak_bytes": peaks[name]}
+        row: dict[str, Any] = {"median_s": statistics.median(own), "samples_s": own, "peak_bytes": peaks.get(name)}
         base = BASES.get(name, "eager")
         if name != "eager" and name not in AGAIN.values() and base in floors:
             row |= {"base": base, **compared(samples[base], own, floors[base], seed)}

@@ -13,8 +13,8 @@ from typing import Any
 
 from hf_gelu_patch.evaluation.report import markdown
 from hf_gelu_patch.implementations import measured
-from scripts.benchmarking.gpu import choices, goals, models, record, sites
-from scripts.benchmarking.gpu.goals import share
+from scripts.benchmarking.gpu import choices, goals, models, record
+from scripts.benchmarking.gpu.goals import share, speedup
 from scripts.benchmarking.gpu.processes import DONE, FAILED, OVERRAN
 from scripts.benchmarking.gpu.record import Found, Line
 from scripts.benchmarking.kernels.cells import sized
@@ -74,6 +74,13 @@ def _about(found: Found) -> list[str]:
     return [f"{told}.", ""]
 
 
+def _compared(row: Line | None) -> str:
+    """How many times as fast as what it is compared with, and the verdict; nothing where it was not compared."""
+    if row is None or "ratio" not in row:
+        return ""
+    return "{value:.3f}× ({low:.3f}–{high:.3f}) {verdict}".format(**row["ratio"], verdict=row["verdict"])
+
+
 def _memory(row: Line, over: Line) -> str:
     return f", memory {row['peak_bytes'] / over['peak_bytes']:.3f}×" if row["peak_bytes"] and over["peak_bytes"] else ""
 
@@ -92,11 +99,8 @@ def _models(found: Found) -> list[str]:
                 shape += f" (batch {cell['batch']} of {cell['batch_asked']}: no memory for more)"
             row = [cell["model"], shape, cell["mode"], f"{eager['median_s'] * 1e3:.2f} ms", peak]
             for name in names:
-                own, text = cell["variants"].get(name), ""
-                if own and "ratio" in own:
-                    text = "{value:.3f}× ({low:.3f}–{high:.3f}) {verdict}".format(
-                        **own["ratio"], verdict=own["verdict"]
-                    )
+                own = cell["variants"].get(name)
+                if text := _compared(own):
                     text += _memory(own, cell["variants"][own["base"]])
                 row.append(text)
             rows.append(row)
@@ -116,24 +120,20 @@ def compact(columns: Mapping[str, tuple[Found, str]]) -> str:
         model, _, mode, compiled = key
         if compiled:
             continue
-        cells = [found.models[key]["variants"].get(name, {}) for found, name in columns.values()]
-        ratios = [f"{cell['ratio']['value']:.2f}" if "ratio" in cell else "" for cell in cells]
-        rows.append([model, f"{told['batch']} × {told['length']}", mode, *ratios])
+        ratios = [speedup(found.models[key], name) for found, name in columns.values()]
+        texts = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+        rows.append([model, f"{told['batch']} × {told['length']}", mode, *texts])
     return markdown.table(["model", "batch", "mode", *columns], rows)
 
 
 def _sites(found: Found) -> list[str]:
     rows = []
     for cell in found.sites.values():
-        own, texts = cell["variants"], []
-        for name in sites.IMPLEMENTATIONS:
-            told = own.get(name)
-            texts.append(
-                "{value:.3f}× ({low:.3f}–{high:.3f}) {0}".format(told["verdict"], **told["ratio"]) if told else ""
-            )
+        own = cell["variants"]
+        texts = [_compared(own.get(name)) for name in measured.CANDIDATES]
         named = [str(cell[key]) for key in ("kind_of_site", "spelling", "dtype", "size", "mode")]
         rows.append([*named, f"{own['eager']['median_s'] * 1e3:.3f} ms", *texts])
-    headings = ["kind", "activation", "dtype", "tokens", "mode", "eager", *sites.IMPLEMENTATIONS]
+    headings = ["kind", "activation", "dtype", "tokens", "mode", "eager", *measured.CANDIDATES]
     return _told("Single layers, each over eager:", headings, rows)
 
 
@@ -161,12 +161,8 @@ def _variants(found: Found) -> list[str]:
 def _products(found: Found) -> list[str]:
     rows = []
     for cell in found.products.values():
-        own, texts = cell["candidates"], []
-        for name in LAYERS:
-            told = own.get(name)
-            texts.append(
-                "{value:.3f}× ({low:.3f}–{high:.3f}) {0}".format(told["verdict"], **told["ratio"]) if told else ""
-            )
+        own = cell["candidates"]
+        texts = [_compared(own.get(name)) for name in LAYERS]
         shape = " × ".join(map(str, cell["shape"]))
         rows.append([cell["activation"], shape, f"{own['eager']['median_s'] * 1e3:.3f} ms", *texts])
     title = "Linear layers in bf16 with their activation, over eager; product: without one, the bound:"

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from hf_gelu_patch import ImplementationUnavailableError, find_sites, patch
 from hf_gelu_patch.activations import Resolved
+from hf_gelu_patch.implementations.measured import CANDIDATES
 from hf_gelu_patch.recognition import resolve
-from scripts.benchmarking.gpu.models import FORWARD, LARGE, SMALL, TRAINING, concluded
+from scripts.benchmarking.gpu.models import AGAIN, FORWARD, LARGE, SMALL, TRAINING, concluded
 from scripts.benchmarking.gpu.schedule import Work
+from scripts.benchmarking.kernels import candidates
 from scripts.benchmarking.timing import enough, figures, rounds_on
 
 SPELLINGS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "quick_gelu", "relu")
 """Of transformers' activations; gelu_new and gelu_pytorch_tanh are one function, in eight ops and in one."""
 DTYPES = ("bfloat16", "float32", "float16")
-IMPLEMENTATIONS = ("aten", "triton", "epilogue")
 COLUMNS, TINY_COLUMNS = (768, 3072), (8, 32)
 """Those that a linear layer reads, and that it writes: as in BERT base and GPT-2 small."""
 TOKENS = {LARGE: 32 * 512, SMALL: 128}
@@ -61,6 +62,8 @@ class Gated(nn.Module):
 
 LAYERS: Mapping[str, Callable[..., Any]] = {"pointwise": Pointwise, "linear": Linear, "gated": Gated}
 """The kind of a site → a layer with one of it."""
+COUNT = len(DTYPES) * len(LAYERS) * len(SPELLINGS) * len(CELLS)
+"""Of all the cells."""
 
 
 def measure(work: Work) -> None:
@@ -83,8 +86,8 @@ def variants_of(kind: str, spelling: str, dtype: str, work: Work) -> dict[str, A
     options = work.options
     torch.manual_seed(options.seed)
     eager = LAYERS[kind](ACT2FN[spelling], TINY_COLUMNS if options.tiny else COLUMNS)
-    made = {"eager": eager.to(options.device, getattr(torch, dtype))}
-    for name in IMPLEMENTATIONS:
+    made = {"eager": eager.to(options.device, candidates.DTYPES[dtype])}
+    for name in CANDIDATES:
         with work.attempt(f"{kind}, {spelling}, {dtype}, {name}"):
             try:
                 [site] = find_sites(eager, implementation=name).sites
@@ -106,14 +109,14 @@ def _measure(kind: str, spelling: str, dtype: str, work: Work) -> None:
         rows = (TINY_TOKENS if options.tiny else TOKENS)[size]
         generator = torch.Generator(options.device).manual_seed(options.seed)
         columns = made["eager"].columns
-        x = torch.randn(rows, columns, generator=generator, device=options.device).to(getattr(torch, dtype))
+        x = torch.randn(rows, columns, generator=generator, device=options.device).to(candidates.DTYPES[dtype])
         calls = {name: call_of(layer, x, mode) for name, layer in made.items()}
-        calls = {"again": call_of(made["eager"], x, mode), **calls}
+        calls = {AGAIN["eager"]: call_of(made["eager"], x, mode), **calls}
         rounds = rounds_on(options.device, with_launch=True)
         rounds(calls, 3, options.seed)
         count = 5 if options.tiny else enough(rounds(calls, 3, options.seed), 30, _SECONDS, _MOST_ROUNDS)
         samples = figures(rounds(calls, count, options.seed))
-        variants = concluded(samples, dict.fromkeys(samples), options.seed)
+        variants = concluded(samples, {}, options.seed)
         work.cell(f"{kind}, {spelling}, {dtype}, {size}, {mode}", "site", **named, size=size, mode=mode, rows=rows,
                   spelling=spelling, variants=variants)  # fmt: skip
 

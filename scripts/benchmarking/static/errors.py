@@ -76,7 +76,7 @@ def errors() -> dict[str, Any]:
 def special_points(dtype: torch.dtype) -> Tensor:
     """The values that ``SPECIAL`` names."""
     limits = torch.finfo(dtype)
-    least = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
+    least = limits.tiny * limits.eps
     return torch.tensor(
         [0.0, -0.0, least, -least, limits.tiny, limits.max, limits.min, math.inf, -math.inf, math.nan], dtype=dtype
     )
