@@ -13,13 +13,14 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Real
 
 from torch import nn
 
-from hf_gelu_patch.activations import get_activation, module_of
+from hf_gelu_patch.activations import get_activation
+from hf_gelu_patch.applying import apply
 from hf_gelu_patch.configs import ConfigChange, config_changes
 from hf_gelu_patch.errors import (
     NoSitesError,
@@ -32,8 +33,6 @@ from hf_gelu_patch.errors import (
 )
 from hf_gelu_patch.forwards.carried import reaches
 from hf_gelu_patch.forwards.class_binding import (
-    StandIn,
-    bind,
     check_nothing_over,
     class_without,
     hand_back,
@@ -41,13 +40,10 @@ from hf_gelu_patch.forwards.class_binding import (
     kept,
     original_of,
     rewritings,
-    stand_in,
     unbind,
 )
-from hf_gelu_patch.forwards.replacements import hooked, substitute
-from hf_gelu_patch.forwards.rewriting import Part, rewritten
-from hf_gelu_patch.implementations.registry import Fused, Implementation
-from hf_gelu_patch.planning import Plan, plan
+from hf_gelu_patch.implementations.registry import Implementation
+from hf_gelu_patch.planning import plan
 from hf_gelu_patch.recognition import resolve
 from hf_gelu_patch.report import Report
 from hf_gelu_patch.selection import Selector
@@ -148,7 +144,7 @@ def patch(
     verification = None if verify is None else Verification.of(model, verify, gradients=gradients)
     if verification is not None and margin is None and verification.far_from_exact:
         verification.check_repeats(model, margin)
-    _apply(changing, config)
+    apply(changing, config)
     return report if verification is None else _verified(model, report, verification, margin)
 
 
@@ -178,55 +174,6 @@ def _verified(model: nn.Module, report: Report, verification: Verification, marg
         f"{report.summary}, and undone again: on the batch given, {shortened(exceeded)}. "
         "Leave sites out with exclude=, or declare a larger margin= where that much is meant to change."
     )
-
-
-def _apply(plans: list[Plan], config: list[ConfigChange]) -> None:
-    with ExitStack() as undo:  # what was done so far, last first, where something fails
-        _put_stand_ins(plans, config, undo)
-        owners: dict[int, list[Plan]] = {}
-        for p in plans:
-            if p.use is not None and not p.use.obstacle and (p.site.fused or p.module is None or _stays(p.module)):
-                owners.setdefault(id(p.use.owner), []).append(p)
-        for of_owner in owners.values():
-            assert of_owner[0].use is not None
-            owner = of_owner[0].use.owner
-            own = type(owner)
-            undo.callback(unbind, owner, own)
-            bind(owner, rewritten([_part(p) for p in of_owner]), config)
-        for change in config:
-            setattr(change.owner, change.key, change.new)
-            undo.callback(setattr, change.owner, change.key, change.old)
-        undo.pop_all()
-
-
-def _stays(module: nn.Module) -> bool:
-    """Whether an activation is where it was: the code that calls it is rewritten."""
-    return not is_patched(module)
-
-
-def _part(p: Plan) -> Part:
-    assert p.use is not None
-    assert p.fused is not None
-    return Part(p.use, p.fused if p.module is None else substitute(p.fused, p.module), p.site.fused)
-
-
-def _put_stand_ins(plans: list[Plan], config: list[ConfigChange], undo: ExitStack) -> None:
-    """A module in the stead of each activation that is swapped, hooked, or called by code that cannot be rewritten."""
-    made: dict[tuple[int, Fused], nn.Module] = {}  # what is shared stays shared
-    for p in plans:
-        original = p.module
-        if original is None or is_patched(original):  # by another use of the same attribute
-            continue
-        if not p.swaps and p.use is not None and not p.use.obstacle and not hooked(original):
-            continue
-        assert p.edge is not None
-        assert p.fused is not None
-        if (id(original), p.fused) not in made:
-            label = f"{p.site.target}, implementation={p.site.implementation}, was {type(original).__name__}"
-            template = module_of(get_activation(p.fused.activation), original) if p.swaps else original
-            made[id(original), p.fused] = stand_in(original, template, StandIn(p.fused, label), config)
-        p.edge.owner._modules[p.edge.key] = made[id(original), p.fused]
-        undo.callback(p.edge.owner._modules.__setitem__, p.edge.key, original)
 
 
 def unpatch(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +19,7 @@ from hf_gelu_patch.report import Report
 from hf_gelu_patch.selection import Selection, Selector
 from hf_gelu_patch.sites import Edge, Place, Site, check_module, describe_modules, device_and_dtype, places
 
-__all__ = ["Plan", "find_sites", "plan"]
+__all__ = ["Alternatives", "Plan", "Wanted", "alternatives", "find_sites", "plan"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,34 @@ class Plan:
         return None if self.edge is None else self.edge.owner._modules[self.edge.key]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a user asks for.
+
+    Attributes:
+        implementation: the one to take; None: to be chosen.
+        target: the function to compute; None: what each site computes.
+        selection: of the sites.
+    """
+
+    implementation: Implementation | None
+    target: Activation | None
+    selection: Selection
+
+    @classmethod
+    def of(
+        cls, implementation: str | Implementation, activation: str | None, include: Selector, exclude: Selector
+    ) -> Wanted:
+        """The arguments of ``patch``, which raises what this raises."""
+        asked = None if implementation == "auto" else get_implementation(implementation)
+        target = None if activation is None else get_activation(activation)
+        if target is not None and target.learned:
+            raise PatchError(
+                f"{activation} has learned parameters, which a swap cannot invent: choose another activation."
+            )
+        return cls(asked, target, Selection(include, exclude))
+
+
 def find_sites(
     model: nn.Module,
     *,
@@ -74,39 +103,102 @@ def plan(
     Raises:
         PatchError: see ``patch``.
     """
-    check_module(model)
-    asked = None if implementation == "auto" else get_implementation(implementation)
-    target = None if activation is None else get_activation(activation)
-    if target is not None and target.learned:
-        raise PatchError(f"{activation} has learned parameters, which a swap cannot invent: choose another activation.")
-    selection = Selection(include, exclude)
-    wanted = _Wanted(asked, target, selection)
-    plans = tuple(_plan_place(place, wanted, device_and_dtype(model, place.path)) for place in places(model))
-    selection.check_used(p.site.path for p in plans)
+    wanted = Wanted.of(implementation, activation, include, exclude)
+    plans = tuple(_plan_place(place, wanted, where) for place, where in _places(model))
+    wanted.selection.check_used(p.site.path for p in plans)
     return plans
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    implementation: Implementation | None  # None: auto
-    target: Activation | None  # None: what each site computes
-    selection: Selection
+class Alternatives:
+    """What may be done at a site.
+
+    Attributes:
+        own: it is left alone; of a swap, the other function by the model's own kind of ops.
+        others: each other way to compute the same.
+        refused: why further implementations that compute the function cannot take its place there.
+    """
+
+    own: Plan
+    others: tuple[Plan, ...] = ()
+    refused: tuple[str, ...] = ()
 
 
-def _plan_place(place: Place, wanted: _Wanted, where: tuple[torch.device, torch.dtype]) -> Plan:
-    edge, use, current = place.edge, place.use, place.current
-    module = None if edge is None else edge.owner._modules[edge.key]
+def alternatives(wanted: Wanted, model: nn.Module, *, backward: bool) -> tuple[Alternatives, ...]:
+    """All that may be done at each site, in the order of ``plan``.
+
+    Args:
+        wanted: as the user has asked for. Without a name, every implementation that is registered and runs there.
+        model: the model.
+        backward: leave out what has no backward.
+
+    Raises:
+        PatchError: see ``patch``.
+    """
+    found = tuple(_alternatives_at(place, wanted, where, backward) for place, where in _places(model))
+    wanted.selection.check_used(one.own.site.path for one in found)
+    return found
+
+
+def _alternatives_at(
+    place: Place, wanted: Wanted, where: tuple[torch.device, torch.dtype], backward: bool
+) -> Alternatives:
+    found = _may_change(place, wanted, where)
+    if isinstance(found, Plan):
+        return Alternatives(found)
+    named, target, eager = wanted.implementation, found[2], IMPLEMENTATIONS["eager"]
+    others: list[Plan] = []
+    refused: list[str] = []
+    for one in IMPLEMENTATIONS.values() if named is None else (named,):
+        if one is eager or target.name not in one.functions or (named is None and one.obstacle(*where)):
+            continue
+        made = _plan_by(one, *found)
+        if backward and not one.backward:
+            refused.append(f"{one.name} has no backward")
+        elif made.fused is None:
+            refused.append(made.site.reason)
+        else:
+            others.append(made)
+    return Alternatives(_plan_by(eager, *found), tuple(others), tuple(dict.fromkeys(refused)))
+
+
+def _places(model: nn.Module) -> Iterator[tuple[Place, tuple[torch.device, torch.dtype]]]:
+    """Every place, with the device and dtype it runs in."""
+    check_module(model)
+    return ((place, device_and_dtype(model, place.path)) for place in places(model))
+
+
+def _plan_place(place: Place, wanted: Wanted, where: tuple[torch.device, torch.dtype]) -> Plan:
+    found = _may_change(place, wanted, where)
+    return found if isinstance(found, Plan) else _plan_by(wanted.implementation, *found)
+
+
+_Changeable = tuple[Place, Resolved, Activation, Site]  # with what it computes now, what it shall, and as it is now
+
+
+def _may_change(place: Place, wanted: Wanted, where: tuple[torch.device, torch.dtype]) -> Plan | _Changeable:
+    """The plan of a place that is left alone whatever computes it; else what planning it takes."""
+    module = _module(place)
     site = _as_found(place, module, *where)
+    current = place.current
     unselected = wanted.selection.why_not(site, module, place.owner, current)
     if isinstance(current, Unresolved):
-        return Plan(replace(site, reason=current.reason), edge, use, None)
+        return Plan(replace(site, reason=current.reason), place.edge, place.use, None)
     if left := unselected or _why_left(place, current, wanted):
-        return Plan(replace(site, reason=left), edge, use, None)
-    asked = wanted.implementation
+        return Plan(replace(site, reason=left), place.edge, place.use, None)
+    return place, current, wanted.target or current.activation, site
+
+
+def _module(place: Place) -> nn.Module | None:
+    return None if place.edge is None else place.edge.owner._modules[place.edge.key]
+
+
+def _plan_by(asked: Implementation | None, place: Place, current: Resolved, target: Activation, site: Site) -> Plan:
+    """The plan of a place that may be patched: by the implementation asked for, or by the one that ``auto`` takes."""
+    edge, use, module = place.edge, place.use, _module(place)
+    device, dtype = torch.device(site.device), getattr(torch, site.dtype)
     if asked is not None:
-        _check_runs(asked, site, *where)
-    device, dtype = where
-    target = wanted.target or current.activation
+        _check_runs(asked, site, device, dtype)
     unfused = _why_not_fused(site.kind, module, use)
     kind = "pointwise" if unfused else site.kind
     table = measured_on(device) if asked is None else None
@@ -154,7 +246,7 @@ def _as_found(place: Place, module: nn.Module | None, device: torch.device, dtyp
     )
 
 
-def _why_left(place: Place, current: Resolved, wanted: _Wanted) -> str | None:
+def _why_left(place: Place, current: Resolved, wanted: Wanted) -> str | None:
     """Why nothing may take an activation's place there, whatever computes it, or None."""
     source = current.activation
     if source.learned:

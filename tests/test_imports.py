@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "hf_gelu_patch"
 # Each layer imports only from layers above it in this list.
 LAYERS = [
     "errors",
+    "verdicts",
     "old_layout",  # where what old pickles name stands now: a table of names, which are imported when one is asked for
     "activations",
     "sources",
@@ -26,6 +27,7 @@ LAYERS = [
     "report",
     "planning",
     "configs",
+    "applying",
     "patching",
     "",  # the package itself: the public names
     "evaluation",

@@ -1,14 +1,15 @@
-"""How many times as fast one variant is as another, and whether that is more than noise."""
+"""How many times as fast one variant is as another, by a bootstrap over the rounds."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtrit
+
+from hf_gelu_patch.verdicts import Ratio, judge, reach
 
 __all__ = ["CONFIDENCE", "Ratio", "judge", "ratio", "reach"]
 
@@ -17,20 +18,6 @@ CONFIDENCE = 0.99
 
 _RESAMPLES = 2000
 _IN_MEMORY = 2**22  # numbers that resampling holds at a time
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times as fast the second variant is: the median of the paired ratios, and its bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def reach(floor: Ratio) -> float:
-    """The further end of an interval around 1, as a logarithm."""
-    return max(abs(math.log(floor.low)), abs(math.log(floor.high)))
 
 
 def ratio(before: Sequence[float], after: Sequence[float], *, seed: int) -> Ratio:
@@ -54,14 +41,3 @@ def _tails(size: int) -> tuple[float, float]:
     t = math.sqrt(size / (size - 1)) * float(stdtrit(size - 1, (1 + CONFIDENCE) / 2)) if size > 1 else math.inf
     tail = statistics.NormalDist().cdf(-t)
     return tail, 1 - tail
-
-
-def judge(found: Ratio, floor: Ratio) -> str:
-    """A difference counts where its whole interval lies beyond the noise floor: beyond the further end of the
-    interval of the model against itself, on either side."""
-    noise = reach(floor)
-    if math.log(found.low) > noise:
-        return "faster"
-    if math.log(found.high) < -noise:
-        return "slower"
-    return "no difference detected"

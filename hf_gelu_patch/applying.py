@@ -1,0 +1,79 @@
+"""A planned patch made as one act, and taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from torch import nn
+
+from hf_gelu_patch.activations import get_activation, module_of
+from hf_gelu_patch.configs import ConfigChange
+from hf_gelu_patch.forwards.class_binding import StandIn, bind, is_patched, stand_in, unbind
+from hf_gelu_patch.forwards.replacements import hooked, substitute
+from hf_gelu_patch.forwards.rewriting import Part, rewritten
+from hf_gelu_patch.implementations.registry import Fused
+from hf_gelu_patch.planning import Plan
+
+__all__ = ["apply"]
+
+
+def apply(plans: Sequence[Plan], config: list[ConfigChange]) -> ExitStack:
+    """Make every change that the plans ask for, or none.
+
+    Args:
+        plans: of the sites to change.
+        config: the entries to change with them.
+
+    Returns:
+        What takes all of it back when it is closed, as long as nobody has changed the model meanwhile.
+
+    Raises:
+        PatchError: a forward cannot be rewritten, or a class cannot be derived from. The model is as it was.
+    """
+    with ExitStack() as undo:  # what was done so far, last first, where something fails
+        _put_stand_ins(plans, config, undo)
+        owners: dict[int, list[Plan]] = {}
+        for p in plans:
+            if p.use is not None and not p.use.obstacle and (p.site.fused or p.module is None or _stays(p.module)):
+                owners.setdefault(id(p.use.owner), []).append(p)
+        for of_owner in owners.values():
+            assert of_owner[0].use is not None
+            owner = of_owner[0].use.owner
+            own = type(owner)
+            undo.callback(unbind, owner, own)
+            bind(owner, rewritten([_part(p) for p in of_owner]), config)
+        for change in config:
+            setattr(change.owner, change.key, change.new)
+            undo.callback(setattr, change.owner, change.key, change.old)
+        return undo.pop_all()
+
+
+def _stays(module: nn.Module) -> bool:
+    """Whether an activation is where it was: the code that calls it is rewritten."""
+    return not is_patched(module)
+
+
+def _part(p: Plan) -> Part:
+    assert p.use is not None
+    assert p.fused is not None
+    return Part(p.use, p.fused if p.module is None else substitute(p.fused, p.module), p.site.fused)
+
+
+def _put_stand_ins(plans: Sequence[Plan], config: list[ConfigChange], undo: ExitStack) -> None:
+    """A module in the stead of each activation that is swapped, hooked, or called by code that cannot be rewritten."""
+    made: dict[tuple[int, Fused], nn.Module] = {}  # what is shared stays shared
+    for p in plans:
+        original = p.module
+        if original is None or is_patched(original):  # by another use of the same attribute
+            continue
+        if not p.swaps and p.use is not None and not p.use.obstacle and not hooked(original):
+            continue
+        assert p.edge is not None
+        assert p.fused is not None
+        if (id(original), p.fused) not in made:
+            label = f"{p.site.target}, implementation={p.site.implementation}, was {type(original).__name__}"
+            template = module_of(get_activation(p.fused.activation), original) if p.swaps else original
+            made[id(original), p.fused] = stand_in(original, template, StandIn(p.fused, label), config)
+        p.edge.owner._modules[p.edge.key] = made[id(original), p.fused]
+        undo.callback(p.edge.owner._modules.__setitem__, p.edge.key, original)
