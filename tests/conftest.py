@@ -27,8 +27,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_gelu_patch.implementations import aten
+from hf_gelu_patch.implementations.measured import processors
 
 torch.set_num_threads(1)
+
+OWN_CPU = processors.cpu
 
 _SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 64}
 _DECODER = {**_SMALL, "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 32}
@@ -232,6 +235,12 @@ def _what_a_process_has_once() -> Iterator[None]:
 def _small_tensors_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what is written in place only where it is large is so here."""
     monkeypatch.setattr(aten, "LARGE", 0)
+
+
+@pytest.fixture(autouse=True)
+def _unmeasured_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that ``auto`` does the same on whatever CPU the tests run."""
+    monkeypatch.setattr(processors, "cpu", lambda: "CPU of the tests")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,10 @@
-"""What was measured on a GPU, from the benchmark's record to what ``auto`` takes at a site."""
+"""What was measured on a GPU or a CPU, from the benchmark's record to what ``auto`` takes at a site."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import platform
 import random
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import processes
 import pytest
 import torch
-from conftest import FAMILIES, printed_by
+from conftest import FAMILIES, OWN_CPU, printed_by
 from torch import nn
 from transformers.activations import ACT2FN
 
@@ -22,7 +23,7 @@ from hf_gelu_patch.activations import Resolved
 from hf_gelu_patch.cli import main
 from hf_gelu_patch.implementations import measured
 from hf_gelu_patch.implementations.choice import choose
-from hf_gelu_patch.implementations.measured import Table
+from hf_gelu_patch.implementations.measured import Table, processors
 from hf_gelu_patch.recognition import resolve
 from scripts.benchmarking.gpu import choices
 from scripts.benchmarking.gpu.models import concluded
@@ -93,9 +94,10 @@ CELLS = [
 )
 def test_the_fastest_of_what_is_never_slower(times: dict[str, Sequence[float]], taken: str, best: str) -> None:
     [entry] = choices.choices(layer("gelu", **times))
-    assert (entry["implementation"], entry["best"]) == (taken, best)
-    assert list(entry["times"]) == list(measured.CELLS)
-    for found, expected in zip(entry["times"].values(), times[best], strict=True):
+    told = entry["able"][0] if entry["able"] else entry["fastest"]
+    assert (told["implementation"] if entry["able"] else "eager", told["implementation"]) == (taken, best)
+    assert list(told["times"]) == list(measured.CELLS)
+    for found, expected in zip(told["times"].values(), times[best], strict=True):
         assert found["low"] < found["value"] < found["high"]
         assert found["value"] == pytest.approx(expected, rel=0.005)
         assert found["high"] - found["low"] < 0.015 * expected, "each sample beside the other of its round"
@@ -108,14 +110,25 @@ def test_slower_by_more_than_the_margin_however_wide_the_interval() -> None:
         "verdict": "no difference detected",
     }
     [entry] = choices.choices(cells)
-    assert entry["implementation"] == "eager"
+    assert entry["able"] == []
+
+
+def test_what_is_never_slower_is_ranked_down_to_what_always_runs() -> None:
+    """So that a machine without the first takes the next."""
+    slower = {"aten": (1.2,) * 4, "triton": (1.1,) * 4}
+    [entry] = choices.choices(layer("gelu", cpp=(1.5,) * 4, epilogue=(1.8, 1.5, 1.1, 1.1), **slower))
+    assert [one["implementation"] for one in entry["able"]] == ["cpp", "epilogue", "aten"]
+    [entry] = choices.choices(layer("gelu", cpp=(1.5, 1.5, 1.5, 0.9), **slower))
+    assert [one["implementation"] for one in entry["able"]] == ["aten"]
 
 
 def test_each_number_of_ops_is_a_choice_of_its_own() -> None:
     found = {
-        entry["ops"]: entry["implementation"] for entry in choices.choices(CELLS) if entry["activation"] == "gelu_tanh"
+        entry["ops"]: [one["implementation"] for one in entry["able"]]
+        for entry in choices.choices(CELLS)
+        if entry["activation"] == "gelu_tanh"
     }
-    assert found == {8: "epilogue", 1: "eager"}
+    assert found == {8: ["epilogue", "aten"], 1: []}
 
 
 def one_without(candidate: str) -> list[Any]:
@@ -161,7 +174,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def table(written: tuple[Path, str]) -> Table:
-    return measured.table_of(CARD, written[0])
+    return measured.table_of(CARD, "cuda", written[0])
 
 
 def test_the_file_says_what_was_measured_where(written: tuple[Path, str], table: Table) -> None:
@@ -169,7 +182,7 @@ def test_the_file_says_what_was_measured_where(written: tuple[Path, str], table:
     [file] = folder.iterdir()
     assert file.name == "nvidia-h100-80gb-hbm3.json"
     assert measured.tables(folder) == [table]
-    assert table.card == CARD
+    assert (table.processor, table.device) == (CARD, "cuda")
     assert {key: table.source[key] for key in ("record", "date", "torch", "triton", "driver")} == {
         "record": "h100/gpu.jsonl",
         "date": "2026-02-01T08:00:00+00:00",
@@ -192,8 +205,8 @@ def test_the_file_says_what_was_measured_where(written: tuple[Path, str], table:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ([{**ABOUT, "gpu": None}, *CELLS], "does not name the GPU"),
-        (CELLS, "does not name the GPU"),
+        ([{**ABOUT, "gpu": None}, *CELLS], "does not name the GPU or CPU"),
+        (CELLS, "does not name the GPU or CPU"),
         (
             [ABOUT, *CELLS[:3]],
             "no layer that was measured in all of large, forward; large, training step; small, forward;",
@@ -230,7 +243,7 @@ ACTS: dict[str, nn.Module] = {
     "relu": nn.ReLU(),
     "tanh": nn.Tanh(),
 }
-UNMEASURED = Table("NVIDIA L4", None, {}, {})
+UNMEASURED = Table("NVIDIA L4", "cuda", None, {}, {})
 IN_PLACE = f"writing in place was never faster on {CARD}, whatever was measured"
 
 
@@ -250,10 +263,10 @@ def chosen(
 
 
 def told(table: Table, *key: Any) -> str:
-    found = table.choices[key]
+    found = table.choices[key].fastest
     times = [f"{it.value:.2f} ({it.low:.2f}–{it.high:.2f})" for it in found.times.values()]
     words = [f"{time} {cell}" for time, cell in zip(times, measured.CELLS.values(), strict=True)]
-    return f"times as fast as the model's own ops, {found.best}: {', '.join(words)}"
+    return f"times as fast as the model's own ops, {found.implementation}: {', '.join(words)}"
 
 
 def test_what_was_never_slower_is_taken_and_said_to_be_how_fast(table: Table) -> None:
@@ -277,7 +290,7 @@ def test_the_same_function_in_one_op_and_in_more(table: Table) -> None:
     assert table.choice(*alike, 7) is None, "more may be gained than with one, which was left alone"
     assert table.choice("gelu", "linear", torch.bfloat16, 5) is table.choices["gelu", "linear", "bfloat16", 1]
     assert table.choice(*alike, 9) is table.choices["gelu_tanh", "linear", "bfloat16", 8]
-    assert Table(CARD, None, {}, {}).choice(*alike, 9) is None
+    assert Table(CARD, "cuda", None, {}, {}).choice(*alike, 9) is None
 
 
 @pytest.mark.parametrize(
@@ -305,7 +318,7 @@ def test_anywhere_else_auto_does_as_without_a_table(
 def test_what_is_unmeasured_is_said_to_be(table: Table, on: str, spelling: str, kind: str, dtype: torch.dtype) -> None:
     used = table if on == "measured" else UNMEASURED
     name, reason = chosen(None, spelling, kind, dtype)
-    suffix = f"; unmeasured for {kind} in {str(dtype).removeprefix('torch.')} on {used.card}"
+    suffix = f"; unmeasured for {kind} in {str(dtype).removeprefix('torch.')} on {used.processor}"
     assert chosen(used, spelling, kind, dtype) == (name, reason + suffix)
 
 
@@ -321,22 +334,119 @@ def test_where_aten_would_only_write_in_place_a_measured_card_leaves_it(table: T
     assert chosen(table, "tanh", target="relu")[0] == "aten", "but where it is swapped"
 
 
-def test_without_triton_auto_does_as_without_a_table(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_triton_nothing_is_taken_that_was_slower(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     own = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else own(name))
-    for used in (table, UNMEASURED):
-        assert chosen(used, "gelu", "linear") == chosen(None, "gelu", "linear")
+    assert chosen(UNMEASURED, "gelu", "linear") == chosen(None, "gelu", "linear")
+    assert chosen(table, "gelu") == (None, f"on {CARD} only triton gained something, and cannot run here")
+    assert chosen(table, "silu", target="gelu") == chosen(None, "silu", target="gelu"), "but a swap is made"
     assert chosen(table, "gelu_new")[0] == "epilogue", "which needs none"
+
+
+def test_the_next_that_was_never_slower_is_taken_where_the_best_cannot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = layer("gelu", triton=(1.5,) * 4, aten=(1.1,) * 4)
+    data = choices.table([record(tmp_path / "record", [ABOUT, *cells])])
+    (tmp_path / measured.file_name(CARD)).write_text(json.dumps(data), encoding="utf-8")
+    ranked = measured.table_of(CARD, "cuda", tmp_path)
+    assert ranked.in_place_pays
+    assert chosen(ranked, "gelu")[0] == "triton"
+    own = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else own(name))
+    name, reason = chosen(ranked, "gelu")
+    assert name == "aten"
+    assert reason.startswith(f"measured on {CARD}: times as fast as the model's own ops, aten: 1.1")
+    assert chosen(ranked, "tanh", "linear")[0] == "aten", "unmeasured, and writing in place pays there"
 
 
 def test_the_card_is_asked_for_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for device in ("cpu", "meta", "cuda"):
+    for device in ("meta", "cuda"):
         assert measured.measured_on(torch.device(device)) is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device}")
-    assert measured.measured_on(torch.device("cuda", 1)) == Table("card cuda:1", None, {}, {})
+    assert measured.measured_on(torch.device("cuda", 1)) == Table("card cuda:1", "cuda", None, {}, {})
     assert measured.measured_on(torch.device("meta")) is None
+
+
+# A CPU
+
+
+@pytest.mark.parametrize(
+    ("told", "features", "named"),
+    [
+        ("", ["AVX2"], "AMD CPU with AVX2"),
+        ("", ["AVX512", "bf16", "AMX"], "AMD CPU with AVX512, bf16, AMX"),
+        ("Intel64 Family 6 Model 85 Stepping 7, GenuineIntel", ["AVX512"], "Intel CPU with AVX512"),
+        ("ARMv8 (64-bit) Family 8 Model 1", ["SVE256"], "arm64 CPU with SVE256"),
+    ],
+)
+def test_a_cpu_is_named_by_its_maker_and_what_it_can_do(
+    told: str, features: list[str], named: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As torch, the system's files and its environment tell it."""
+    info = tmp_path / "cpuinfo"
+    if not told:
+        info.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\n")
+    monkeypatch.setattr(processors, "Path", lambda _: info)
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    monkeypatch.setenv("PROCESSOR_IDENTIFIER", told)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: features[0])
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: "bf16" in features)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: "AMX" in features)
+    assert OWN_CPU.__wrapped__() == named
+
+
+def test_a_cpu_is_named_also_where_torch_does_not_say_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert OWN_CPU.__wrapped__().endswith(f"CPU with {torch.backends.cpu.get_cpu_capability()}")
+
+
+@pytest.fixture
+def measured_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
+    """The table of the CPU that the tests run on, as far as they tell."""
+    about = {"kind": "environment", "date": "2026-02-02", "gpu": None, "processor": processors.cpu()}
+    about |= {"cpu": "a CPU", "threads": 1, "versions": {"torch": "2.13.0+cpu"}}
+    cells = [
+        *layer("gelu", dtype="float32", aten=(1.0,) * 4),
+        *layer("gelu_tanh", dtype="float32", ops=8, aten=(3.0, 2.0, 1.5, 1.2)),
+        *layer("silu", dtype="float32", kind="gated", aten=(1.2, 1.0, 1.0, 0.9)),
+    ]
+    folder = tmp_path / "record"
+    record(folder, [about, *cells])
+    (folder / "gpu.jsonl").rename(folder / "cpu.jsonl")
+    done = command(folder, "--output", tmp_path / "tables")
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(measured, "FOLDER", tmp_path / "tables")
+    return measured.table_of(processors.cpu(), "cpu", tmp_path / "tables")
+
+
+def test_a_model_on_a_measured_cpu(measured_cpu: Table) -> None:
+    """What gained nothing is left alone: a forward is rewritten only for something."""
+    name = processors.cpu()
+    assert measured.measured_on(torch.device("cpu")) is measured_cpu
+    assert (measured_cpu.processor, measured_cpu.device, measured_cpu.source["threads"]) == (name, "cpu", "1")
+    assert measured_cpu.lines()[0] == f"{name}: measured (2026-02-02, 2.13.0+cpu, a CPU)"
+    for site in find_sites(FAMILIES["gpt2"].build()).sites:
+        assert site.implementation == "aten"
+        assert site.reason.startswith(f"measured on {name}: times as fast as the model's own ops, aten: 3.0")
+    left = [*find_sites(FAMILIES["bert"].build()).sites, *find_sites(FAMILIES["llama"].build()).sites]
+    for site in left:
+        assert site.implementation is None
+        if site.activation != "tanh":
+            assert f"nothing was faster without ever being slower on {name}: times as fast" in site.reason
+    for site in find_sites(FAMILIES["llama"].build(), implementation="aten").sites:
+        assert site.implementation == "aten", "asked for"
+
+
+def test_an_unmeasured_cpu_is_as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
+    table = measured.measured_on(torch.device("cpu"))
+    assert table == Table(processors.cpu(), "cpu", None, {}, {})
+    for spelling, kind in (("gelu", "linear"), ("gelu_new", "gated"), ("tanh", "pointwise"), ("silu", "gated")):
+        assert chosen(table, spelling, kind, torch.float32) == chosen(None, spelling, kind, torch.float32)
 
 
 # In a model: Triton's interpreter stands in for the card
@@ -385,14 +495,20 @@ def first(**changes: Any) -> Callable[[Any], Any]:
     return lambda data: {**data, "choices": [{**data["choices"][0], **changes}]}
 
 
+def able(**changes: Any) -> Callable[[Any], Any]:
+    return first(able=[{"implementation": "triton", "times": TIMES, **changes}])
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda data: data | {"schema": 1}, "its schema is 1, and this version reads 2"),
+        (lambda data: data | {"schema": 2}, "its schema is 2, and this version reads 3"),
         (lambda data: [data], "it is not laid out as a table (list"),
-        (lambda data: {key: value for key, value in data.items() if key != "card"}, "it lacks 'card'"),
-        (lambda data: data | {"card": "NVIDIA L4"}, "it is of another card, NVIDIA L4"),
-        (lambda data: data | {"card": 4}, "its card and what its source holds have to be texts"),
+        (lambda data: {key: value for key, value in data.items() if key != "processor"}, "it lacks 'processor'"),
+        (lambda data: data | {"processor": "NVIDIA L4"}, "it is of another processor, NVIDIA L4 (cuda)"),
+        (lambda data: data | {"device": "cpu"}, f"it is of another processor, {CARD} (cpu)"),
+        (lambda data: data | {"device": "xpu"}, "device 'xpu' is none of cpu, cuda"),
+        (lambda data: data | {"processor": 4}, "its processor and what its source holds have to be texts"),
         (lambda data: data | {"source": []}, "it is not laid out as a table ('list'"),
         (lambda data: data | {"choices": 4}, "it is not laid out as a table ('int'"),
         (lambda data: data | {"choices": [4]}, "it is not laid out as a table ('int'"),
@@ -400,17 +516,19 @@ def first(**changes: Any) -> Callable[[Any], Any]:
         (first(activation="gelu_newest"), "activation 'gelu_newest' is none of gelu, "),
         (first(kind="chain"), "kind 'chain' is none of pointwise, linear, gated"),
         (first(dtype="float64"), "dtype 'float64' is none of"),
-        (first(implementation="tritn"), "implementation 'tritn' is none of triton, eager"),
-        (first(implementation="aten"), "implementation 'aten' is none of triton, eager"),
-        (first(best="liger"), "best 'liger' is none of aten, triton, epilogue"),
+        (able(implementation="tritn"), "implementation 'tritn' is none of aten, "),
+        (able(implementation="eager"), "implementation 'eager' is none of aten, "),
+        (first(able=[], fastest={"implementation": "liger"}), "implementation 'liger' is none of aten, "),
+        (first(able=[]), "it lacks 'fastest'"),
+        (first(able=4), "it is not laid out as a table ('int'"),
         (first(dtype=["bfloat16"]), "dtype ['bfloat16'] is none of"),
         (first(ops=0), "ops 0 is no number of operations"),
         (first(ops=True), "ops True is no number of operations"),
-        (first(times=1.3), "it is not laid out as a table ("),
-        (first(times={}), "it lacks 'large, forward'"),
-        (first(times={**TIMES, "small, forward": {"value": 1.3}}), "it is not laid out as a table (Times"),
-        (first(times={**TIMES, "large, forward": dict.fromkeys(ONE, "1")}), "it is not laid out as a table ('<'"),
-        (first(times={**TIMES, "small, forward": {**ONE, "low": 1.4}}), "small, forward is no ratio with its interval"),
+        (able(times=1.3), "it is not laid out as a table ("),
+        (able(times={}), "it lacks 'large, forward'"),
+        (able(times={**TIMES, "small, forward": {"value": 1.3}}), "it is not laid out as a table (Times"),
+        (able(times={**TIMES, "large, forward": dict.fromkeys(ONE, "1")}), "it is not laid out as a table ('<'"),
+        (able(times={**TIMES, "small, forward": {**ONE, "low": 1.4}}), "small, forward is no ratio with its interval"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_the_remedy(
@@ -418,9 +536,11 @@ def test_a_file_that_cannot_be_used_is_named_with_the_remedy(
 ) -> None:
     path = broken(change, written[0], tmp_path)
     with pytest.raises(PatchError) as error:
-        measured.table_of(CARD, tmp_path)
+        measured.table_of(CARD, "cuda", tmp_path)
     assert str(error.value).startswith(f"the table of measurements {path} cannot be used: {said}")
-    assert "'python -m scripts.benchmarking choices', or delete it: the card is then unmeasured" in str(error.value)
+    assert "'python -m scripts.benchmarking choices', or delete it: what it is of is then unmeasured" in str(
+        error.value
+    )
 
 
 def test_a_file_that_is_no_json_or_not_readable(tmp_path: Path) -> None:
@@ -428,8 +548,8 @@ def test_a_file_that_is_no_json_or_not_readable(tmp_path: Path) -> None:
     for content in (b"{", b"\xff"):
         path.write_bytes(content)
         with pytest.raises(PatchError, match=r"h100-80gb-hbm3\.json cannot be used: .*delete it"):
-            measured.table_of(CARD, tmp_path)
-    assert measured.table_of("NVIDIA L4", tmp_path) == UNMEASURED, "another card's file is not read"
+            measured.table_of(CARD, "cuda", tmp_path)
+    assert measured.table_of("NVIDIA L4", "cuda", tmp_path) == UNMEASURED, "another card's file is not read"
 
 
 # The command line
@@ -449,18 +569,20 @@ def test_implementations_lists_what_was_measured(
         return [line.strip() for line in lines[2 : lines.index(next(x for x in lines if x.startswith("eager:")))]]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert listed(tmp_path) == ["unmeasured"]
-    lines = listed(written[0])
+    unmeasured_cpu = f"{processors.cpu()}: unmeasured"
+    assert listed(tmp_path) == [unmeasured_cpu]
+    *lines, last = listed(written[0])
     assert lines == [line.strip() for line in table.lines()]
+    assert last == unmeasured_cpu
     assert lines[0] == f"{CARD}: measured (2026-02-01T08:00:00+00:00, 2.11.0+cu130, 3.6.0)"
     choice = table.choices["gelu_tanh", "linear", "bfloat16", 8]
-    assert f"linear gelu_tanh in 8 ops, bfloat16: epilogue; {choice}" in lines
+    assert f"linear gelu_tanh in 8 ops, bfloat16: epilogue, else aten; {choice.fastest}" in lines
     assert lines[-1] == "left alone, see nvidia-h100-80gb-hbm3.json: linear silu, linear gelu_tanh"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for here, more in (("NVIDIA L4", ["NVIDIA L4: unmeasured"]), (CARD, [])):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, here=here: here)
-        assert listed(written[0]) == [*lines, *more]
-    broken(lambda data: data | {"schema": 1}, written[0], tmp_path)
+        assert listed(written[0]) == [*lines, unmeasured_cpu, *more]
+    broken(lambda data: data | {"schema": 2}, written[0], tmp_path)
     monkeypatch.setattr(measured, "FOLDER", tmp_path)
     assert main(["implementations"]) == 1
     assert "hf-gelu-patch: error: the table of measurements" in capsys.readouterr().err
@@ -473,7 +595,7 @@ import sys, torch
 from pathlib import Path
 before = set(sys.modules)  # torch itself may bring triton
 from hf_gelu_patch.implementations import measured
-assert measured.table_of({CARD!r}, Path({str(written[0])!r})).choices
+assert measured.table_of({CARD!r}, "cuda", Path({str(written[0])!r})).choices
 heavy = ["triton", "transformers", "scipy", "datasets", "evaluate"]
 print([name for name in heavy if name in set(sys.modules) - before])
 """

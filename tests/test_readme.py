@@ -148,7 +148,7 @@ def test_the_models_on_a_gpu_are_those_recorded() -> None:
 
 
 def test_auto_on_the_card_that_was_measured_is_what_is_said() -> None:
-    [found] = tables(FOLDER)
+    [found] = [table for table in tables(FOLDER) if table.processor == "NVIDIA H200"]
     taken = {(name, ops, choice.implementation) for (name, _, _, ops), choice in found.choices.items()}
     assert {(name, ops, by) for name, ops, by in taken if by != "eager"} == {("gelu_tanh", 8, "aten")}
 

@@ -24,10 +24,10 @@ def _run(said: Said) -> int:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"auto: at each site {' or '.join(AUTO)}, the first that computes the activation and gains something;")
-    print("  on a GPU that was measured, what was never slower there than the model's own ops, or nothing (eager):")
-    known, here = measured.tables(measured.FOLDER), measured.measured_on(device)
-    shown = [*known, here] if here is not None and here.file is None else known
-    for line in [line for table in shown for line in table.lines()] or ["unmeasured"]:
+    print("  where it was measured, what was never slower there than the model's own ops, or nothing (eager):")
+    known = measured.tables(measured.FOLDER)
+    here = [table for of in dict.fromkeys(("cpu", device.type)) if (table := measured.measured_on(torch.device(of)))]
+    for line in [line for table in (*known, *(one for one in here if one.file is None)) for line in table.lines()]:
         print(f"    {line}")
     for name, one in IMPLEMENTATIONS.items():
         print("\n".join(_described(name, one, device)))

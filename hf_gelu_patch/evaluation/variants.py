@@ -33,7 +33,7 @@ class Variant:
     implementation: str = option(
         "auto",
         "auto, aten, triton, triton_rounded, epilogue or eager (default: auto: aten, where it gains something; on a "
-        "GPU that was measured, what was never slower there)",
+        "GPU or CPU that was measured, what was never slower there)",
         _PATCH,
         metavar="NAME",
     )

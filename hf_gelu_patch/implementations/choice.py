@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 
 from hf_gelu_patch.activations import Activation, Resolved
-from hf_gelu_patch.implementations.measured import Table
+from hf_gelu_patch.implementations.measured import DTYPES, Table
 from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, get_implementation
 
 __all__ = ["AUTO", "choose"]
 
 AUTO = ("aten", "eager")
-"""What ``auto`` takes where nothing was measured: the first that computes the activation. On a GPU that was measured,
-it takes what was never slower there than the model's own ops, or leaves the site alone
+"""What ``auto`` takes where nothing was measured: the first that computes the activation. On a GPU or CPU that was
+measured, it takes what was never slower there than the model's own ops, or leaves the site alone
 (``hf_gelu_patch.implementations.measured``)."""
 
 
@@ -33,32 +33,40 @@ def choose(
         asked: the implementation asked for, by name or itself, or ``"auto"``.
         kind: what can be fused there: ``pointwise``, ``gated`` or ``linear``.
         dtype: of what the site is given.
-        table: what was measured on the GPU that the site runs on; None where it runs on none.
+        table: what was measured on the GPU or CPU that the site runs on; None where it runs on neither.
 
     Returns:
         (implementation, why it), or (None, why the site is left alone).
     """
-    if asked != "auto" or table is None:
+    if asked != "auto" or table is None or (table.device == "cpu" and not table.choices):
         return _first(asked, kind, current, target)
     swapped = target != current.activation
     measured = table.choice(target.name, kind, dtype, None if swapped else current.aten_ops)
     if measured is None:
         chosen, reason = _first(asked, kind, current, target)
-        if chosen is not None and table.choices and not swapped and current.aten_ops <= target.fewest_ops:
-            return None, f"writing in place was never faster on {table.card}, whatever was measured"
-        if target.name in IMPLEMENTATIONS["triton"].functions and _runs("triton", dtype):
-            reason += f"; unmeasured for {kind} in {str(dtype).removeprefix('torch.')} on {table.card}"
+        in_place_alone = chosen is not None and not swapped and current.aten_ops <= target.fewest_ops
+        if table.choices and in_place_alone and not table.in_place_pays:
+            return None, f"writing in place was never faster on {table.processor}, whatever was measured"
+        named = str(dtype).removeprefix("torch.")
+        others = (one for name, one in IMPLEMENTATIONS.items() if name not in AUTO)
+        if named in DTYPES and any(target.name in one.functions and _runs(one, table, dtype) for one in others):
+            reason += f"; unmeasured for {kind} in {named} on {table.processor}"
         return chosen, reason
-    if measured.implementation == "eager" and not swapped:
-        return None, f"nothing was faster without ever being slower on {table.card}: {measured}"
-    if measured.implementation == "eager" or not _runs(measured.implementation, dtype):
+    for candidate in measured.able:
+        implementation = get_implementation(candidate.implementation)
+        if _runs(implementation, table, dtype):
+            return implementation, f"measured on {table.processor}: {candidate}"
+    if swapped:
         return _first(asked, kind, current, target)
-    return get_implementation(measured.implementation), f"measured on {table.card}: {measured}"
+    if measured.able:
+        names = " and ".join(one.implementation for one in measured.able)
+        return None, f"on {table.processor} only {names} gained something, and cannot run here"
+    return None, f"nothing was faster without ever being slower on {table.processor}: {measured.fastest}"
 
 
-def _runs(name: str, dtype: torch.dtype) -> bool:
-    """Whether an implementation runs on a GPU in this dtype, with what is installed."""
-    return IMPLEMENTATIONS[name].obstacle(torch.device("cuda"), dtype) is None
+def _runs(implementation: Implementation, table: Table, dtype: torch.dtype) -> bool:
+    """Whether an implementation runs on what was measured in this dtype, with what is installed."""
+    return implementation.obstacle(torch.device(table.device), dtype) is None
 
 
 def _first(

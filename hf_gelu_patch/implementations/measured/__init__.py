@@ -1,8 +1,8 @@
-"""What was measured on GPUs, a JSON file a card in this folder: what ``auto`` takes at each kind of site.
+"""What was measured, a JSON file a GPU or CPU in this folder: what ``auto`` takes at each kind of site.
 
-``python -m scripts.benchmarking choices`` writes the files, from the record of ``python -m scripts.benchmarking gpu``;
-the rule by which it chooses stands there. A card without a file is unmeasured: ``auto`` does there what it does on a
-CPU.
+``python -m scripts.benchmarking choices`` writes the files, from the record of its commands ``gpu`` and ``sites``; the
+rule by which it chooses stands there. What has no file is unmeasured: ``auto`` takes there what
+``hf_gelu_patch.implementations.choice`` says.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,16 @@ import torch
 
 from hf_gelu_patch.activations import ACTIVATIONS
 from hf_gelu_patch.errors import PatchError
+from hf_gelu_patch.implementations.measured.processors import processor
+from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS
 
 __all__ = [
-    "CANDIDATES",
     "CELLS",
+    "DEVICES",
+    "DTYPES",
     "FOLDER",
     "SCHEMA",
+    "Candidate",
     "Choice",
     "Table",
     "Times",
@@ -37,7 +41,7 @@ __all__ = [
 
 FOLDER = Path(__file__).parent
 """Where the files are."""
-SCHEMA = 2
+SCHEMA = 3
 """The schema of a file that is written and read."""
 CELLS = {
     "large, forward": "in inference on many tokens",
@@ -46,11 +50,12 @@ CELLS = {
     "small, training step": "in training on few",
 }
 """What was measured of each kind of site, and that in words."""
+DEVICES = ("cpu", "cuda")
+"""The types of device that there can be a table of."""
 
 _KINDS = ("pointwise", "linear", "gated")
-_DTYPES = ("float32", "float16", "bfloat16")
-CANDIDATES = ("aten", "triton", "epilogue")
-"""The implementations that are measured against the model's own ops."""
+DTYPES = ("float32", "float16", "bfloat16")
+"""Those that there are measurements in."""
 
 
 @dataclass(frozen=True)
@@ -66,41 +71,67 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What ``auto`` takes for one activation, kind of site and dtype, and the evidence.
+class Candidate:
+    """An implementation, and how fast it was.
 
     Attributes:
-        implementation: what was faster than the model's own ops in some of ``CELLS`` and slower in none; ``"eager"``
-            where nothing was: then the site is left alone.
-        best: that one; or, of those that were measured, the one that was the fastest in any of ``CELLS``.
-        times: how many times as fast as the model's own ops that one was, for each of ``CELLS``.
+        implementation: its name.
+        times: how many times as fast as the model's own ops it was, for each of ``CELLS``.
     """
 
     implementation: str
-    best: str
     times: Mapping[str, Times]
 
     def __str__(self) -> str:
         told = ", ".join(f"{times} {CELLS[cell]}" for cell, times in self.times.items())
-        return f"times as fast as the model's own ops, {self.best}: {told}"
+        return f"times as fast as the model's own ops, {self.implementation}: {told}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ``auto`` takes for one activation, kind of site and dtype, and the evidence.
+
+    Attributes:
+        able: what was faster than the model's own ops in some of ``CELLS`` and slower in none, the best first. The
+            first that runs where the model is, is taken. Where there is none the site is left alone.
+        fastest: where none is able, the one that was the fastest in any of ``CELLS``; else the first that is.
+    """
+
+    able: tuple[Candidate, ...]
+    fastest: Candidate
+
+    @property
+    def implementation(self) -> str:
+        """The best; ``"eager"`` where the site is left alone."""
+        return self.able[0].implementation if self.able else "eager"
 
 
 @dataclass(frozen=True)
 class Table:
-    """What was measured on one card.
+    """What was measured on one processor: a GPU or a CPU.
 
     Attributes:
-        card: its name, as ``torch.cuda.get_device_name`` gives it.
-        file: where the table comes from; None for a card without one, which has no choices.
+        processor: its name, as ``hf_gelu_patch.implementations.measured.processors`` gives it.
+        device: the type of device that it is.
+        file: where the table comes from; None for a processor without one, which has no choices.
         source: where the measurements come from: the record, its date and sha256, the versions of torch, triton and
             the driver.
         choices: (activation, kind, dtype, aten ops that it ran as before) → what to take.
     """
 
-    card: str
+    processor: str
+    device: str
     file: Path | None
     source: Mapping[str, str]
     choices: Mapping[tuple[str, str, str, int], Choice]
+
+    @functools.cached_property
+    def in_place_pays(self) -> bool:
+        """Whether aten was faster anywhere where it only writes in place, with as many ops as the model's own."""
+        return any(
+            ops <= ACTIVATIONS[name].fewest_ops and any(one.implementation == "aten" for one in choice.able)
+            for (name, _, _, ops), choice in self.choices.items()
+        )
 
     def choice(self, activation: str, kind: str, dtype: torch.dtype, ops: int | None = None) -> Choice | None:
         """What was measured for a site whose activation runs as so many aten ops; or as fewer, if even then something
@@ -110,18 +141,20 @@ class Table:
         if not as_many:
             return None
         found = self.choices[nearest := max(as_many)]
-        return found if found.implementation != "eager" or ops in (None, nearest[3]) else None
+        return found if found.able or ops in (None, nearest[3]) else None
 
     def lines(self) -> list[str]:
-        """The card and where its table comes from; then, a line each, what is taken there; then what is left alone."""
+        """The processor and where its table comes from; then, a line each, what is taken there; then what is left
+        alone."""
         if self.file is None:
-            return [f"{self.card}: unmeasured"]
-        source = ", ".join(self.source[name] for name in ("date", "torch", "triton") if name in self.source)
-        told, left = [f"{self.card}: measured ({source})"], []
+            return [f"{self.processor}: unmeasured"]
+        source = ", ".join(self.source[name] for name in ("date", "torch", "triton", "cpu") if name in self.source)
+        told, left = [f"{self.processor}: measured ({source})"], []
         for (activation, kind, dtype, ops), choice in self.choices.items():
-            if choice.implementation != "eager":
+            if choice.able:
                 of = f"{kind} {activation} in {ops} {'op' if ops == 1 else 'ops'}, {dtype}"
-                told.append(f"  {of}: {choice.implementation}; {choice}")
+                names = ", else ".join(one.implementation for one in choice.able)
+                told.append(f"  {of}: {names}; {choice.fastest}")
             else:
                 left.append(f"{kind} {activation}")
         if left:
@@ -130,34 +163,33 @@ class Table:
 
 
 def measured_on(device: torch.device) -> Table | None:
-    """The table of the card that ``device`` is; None where it is no GPU, or none that is here.
+    """The table of the GPU or CPU that ``device`` is; None where it is neither.
 
     Raises:
         PatchError: as ``table_of``.
     """
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return None
-    return table_of(torch.cuda.get_device_name(device), FOLDER)
+    name = processor(device)
+    return None if name is None else table_of(name, device.type, FOLDER)
 
 
 @functools.cache
-def table_of(card: str, folder: Path) -> Table:
-    """The table of a card, one without choices where ``folder`` has no file of it. Each is read once.
+def table_of(processor: str, device: str, folder: Path) -> Table:
+    """The table of a processor, one without choices where ``folder`` has no file of it. Each is read once.
 
     Raises:
-        PatchError: as ``read``, or the file is another card's.
+        PatchError: as ``read``, or the file is another's.
     """
-    path = folder / file_name(card)
+    path = folder / file_name(processor)
     if not path.is_file():
-        return Table(card, None, {}, {})
+        return Table(processor, device, None, {}, {})
     table = read(path)
-    if file_name(table.card) != path.name:
-        raise _unusable(path, f"it is of another card, {table.card}")
+    if (file_name(table.processor), table.device) != (path.name, device):
+        raise _unusable(path, f"it is of another processor, {table.processor} ({table.device})")
     return table
 
 
 def tables(folder: Path) -> list[Table]:
-    """The tables of all the cards that were measured.
+    """The tables of all the processors that were measured.
 
     Raises:
         PatchError: as ``read``.
@@ -165,9 +197,9 @@ def tables(folder: Path) -> list[Table]:
     return [read(path) for path in sorted(folder.glob("*.json"))]
 
 
-def file_name(card: str) -> str:
+def file_name(processor: str) -> str:
     """``NVIDIA H100 80GB HBM3`` → ``nvidia-h100-80gb-hbm3.json``."""
-    return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-") + ".json"
+    return re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-") + ".json"
 
 
 def read(path: Path) -> Table:
@@ -180,9 +212,11 @@ def read(path: Path) -> Table:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["schema"] != SCHEMA:
             raise ValueError(f"its schema is {data['schema']!r}, and this version reads {SCHEMA}")
-        card, source = data["card"], data["source"]
-        if not all(isinstance(text, str) for text in (card, *source.values())):
-            raise ValueError("its card and what its source holds have to be texts")
+        name, device, source = data["processor"], data["device"], data["source"]
+        if not all(isinstance(text, str) for text in (name, *source.values())):
+            raise ValueError("its processor and what its source holds have to be texts")
+        if device not in DEVICES:
+            raise ValueError(f"device {device!r} is none of {', '.join(DEVICES)}")
         choices = dict(map(_choice, data["choices"]))
         if len(choices) < len(data["choices"]):
             raise ValueError("it has two choices for one activation, kind, dtype and number of ops")
@@ -192,32 +226,38 @@ def read(path: Path) -> Table:
         raise _unusable(path, f"it is not laid out as a table ({error})") from error
     except (OSError, ValueError) as error:
         raise _unusable(path, str(error)) from error
-    return Table(card, path, source, choices)
+    return Table(name, device, path, source, choices)
 
 
 def _choice(entry: Mapping[str, Any]) -> tuple[tuple[str, str, str, int], Choice]:
-    def named(field: str, valid: Any) -> str:
-        if entry[field] not in valid:
-            raise ValueError(f"{field} {entry[field]!r} is none of {', '.join(valid)}")
-        name: str = entry[field]
-        return name
+    if type(ops := entry["ops"]) is not int or ops < 1:
+        raise ValueError(f"ops {ops!r} is no number of operations")
+    key = _named(entry, "activation", ACTIVATIONS), _named(entry, "kind", _KINDS), _named(entry, "dtype", DTYPES), ops
+    able = tuple(map(_candidate, entry["able"]))
+    return key, Choice(able, able[0] if able else _candidate(entry["fastest"]))
 
+
+def _candidate(entry: Mapping[str, Any]) -> Candidate:
     def times(cell: str) -> Times:
         found = Times(**entry["times"][cell])
         if not 0 < found.low <= found.value <= found.high:
             raise ValueError(f"{cell} is no ratio with its interval: {entry['times'][cell]}")
         return found
 
-    if type(ops := entry["ops"]) is not int or ops < 1:
-        raise ValueError(f"ops {ops!r} is no number of operations")
-    key = named("activation", ACTIVATIONS), named("kind", _KINDS), named("dtype", _DTYPES), ops
-    best = named("best", CANDIDATES)
-    return key, Choice(named("implementation", (best, "eager")), best, {cell: times(cell) for cell in CELLS})
+    able = [name for name in IMPLEMENTATIONS if name != "eager"]
+    return Candidate(_named(entry, "implementation", able), {cell: times(cell) for cell in CELLS})
+
+
+def _named(entry: Mapping[str, Any], field: str, valid: Collection[str]) -> str:
+    if entry[field] not in valid:
+        raise ValueError(f"{field} {entry[field]!r} is none of {', '.join(valid)}")
+    name: str = entry[field]
+    return name
 
 
 def _unusable(path: Path, why: str) -> PatchError:
     return PatchError(
         f"the table of measurements {path} cannot be used: {why}. Write it anew with "
-        "'python -m scripts.benchmarking choices', or delete it: the card is then unmeasured, "
-        "and auto does there what it does on a CPU."
+        "'python -m scripts.benchmarking choices', or delete it: what it is of is then unmeasured, "
+        "and auto does there what it does anywhere else."
     )

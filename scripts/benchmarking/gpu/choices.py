@@ -1,4 +1,4 @@
-"""What ``auto`` takes on a GPU: the table that comes with the package, from a record of what the gpu command found."""
+"""What ``auto`` takes on a GPU or a CPU: the table that comes with the package, from a record of single layers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def choices(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     A patch serves many tokens and few, inference and training. What is slower than the model's own ops in any of these
     cells is not taken, whether by its whole interval or by more than ``MARGIN``; nor what is faster beyond the noise in
-    none. Of the rest, the one is taken that is the fastest over all cells, by the geometric mean; but aten, where none
-    is so by more than ``MARGIN``. Where nothing is left, the site is left alone, and the entry tells of the one that
-    was the fastest in any cell. What was not measured in every cell is left out.
+    none. The rest is ranked by how fast it is over all cells, the geometric mean; aten's counts ``MARGIN`` times. The
+    first that runs on a user's machine is taken; what comes behind aten, which always runs, is not told. Where nothing
+    is left, the site is left alone, and the entry tells of the one that was the fastest in any cell. What was not
+    measured in every cell is left out.
     """
     found: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
     for cell in cells:
@@ -45,10 +46,20 @@ def choices(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         candidates = {name: [row[name] for row in rows.values()] for name in sorted(names)}
         able = {name: _mean(name, own) for name, own in candidates.items() if _never_slower(own)}
         most = {name: max(row["ratio"]["value"] for row in own) for name, own in candidates.items()}
-        best = max(able or most, key=(able or most).__getitem__)
-        times = {cell: _rounded(rows[cell][best]["ratio"]) for cell in measured.CELLS}
-        named = {"activation": activation, "kind": kind, "dtype": dtype, "ops": ops}
-        entries.append({**named, "implementation": best if able else "eager", "best": best, "times": times})
+        told = {
+            name: {
+                "implementation": name,
+                "times": {cell: _rounded(rows[cell][name]["ratio"]) for cell in measured.CELLS},
+            }
+            for name in names
+        }
+        entry = {"activation": activation, "kind": kind, "dtype": dtype, "ops": ops}
+        ranked = sorted(able, key=able.__getitem__, reverse=True)
+        needed = ranked[: ranked.index("aten") + 1] if "aten" in ranked else ranked
+        entry["able"] = [told[name] for name in needed]
+        if not able:
+            entry["fastest"] = told[max(most, key=most.__getitem__)]
+        entries.append(entry)
     return entries
 
 
@@ -70,13 +81,15 @@ def table(folders: Sequence[Path]) -> dict[str, Any]:
     """What a file of ``hf_gelu_patch.implementations.measured`` holds, from the records in these folders, put together.
 
     Raises:
-        RecordError: there is no record, or not of a GPU; or it has no layer that was measured in every cell.
+        RecordError: there is no record, or it does not say what it is of; or it has no layer that was measured in
+            every cell.
     """
     found = record.read(folders)
-    paths, about = [(folder / record.NAME).resolve() for folder in folders], found.environment
+    paths, about = [record.path_in(folder).resolve() for folder in folders], found.environment
     named = ", ".join(map(str, paths))
-    if about is None or about["gpu"] is None:
-        raise RecordError(f"{named} does not name the GPU that it was recorded on")
+    processor = about and (about["gpu"] or about.get("processor"))
+    if about is None or processor is None:
+        raise RecordError(f"{named} does not name the GPU or CPU that it was recorded on")
     chosen = choices(found.sites.values())
     if not chosen:
         raise RecordError(f"{named} has no layer that was measured in all of {'; '.join(measured.CELLS)}")
@@ -86,10 +99,19 @@ def table(folders: Sequence[Path]) -> dict[str, Any]:
         "sha256": ", ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths),
         "date": about["date"],
         "torch": about["versions"]["torch"],
-        "triton": about["versions"]["triton"],
-        "driver": _driver(about["gpu"], about["nvidia_smi"]),
     }
-    return {"schema": measured.SCHEMA, "card": about["gpu"], "source": source, "choices": chosen}
+    if about["gpu"]:
+        source |= {"triton": about["versions"]["triton"], "driver": _driver(about["gpu"], about["nvidia_smi"])}
+    else:
+        source |= {"cpu": about["cpu"], "threads": str(about["threads"])}
+    device = "cuda" if about["gpu"] else "cpu"
+    return {
+        "schema": measured.SCHEMA,
+        "processor": processor,
+        "device": device,
+        "source": source,
+        "choices": chosen,
+    }
 
 
 def _driver(card: str, nvidia_smi: Iterable[str] | None) -> str:
@@ -103,20 +125,22 @@ def run(options: argparse.Namespace) -> None:
         made = table(options.records)
     except RecordError as error:
         sys.exit(str(error))
-    path = options.output / measured.file_name(made["card"])
+    path = options.output / measured.file_name(made["processor"])
     options.output.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     print(path, *measured.read(path).lines(), sep="\n")
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("choices", help="what auto takes on a GPU that was measured", allow_abbrev=False)
-    command.add_argument("records", nargs="+", type=Path, metavar="FOLDER", help="what the gpu command wrote")
+    command = commands.add_parser(
+        "choices", help="what auto takes on a GPU or CPU that was measured", allow_abbrev=False
+    )
+    command.add_argument("records", nargs="+", type=Path, metavar="FOLDER", help="what gpu or sites wrote")
     command.add_argument(
         "--output",
         type=Path,
         default=measured.FOLDER,
         metavar="FOLDER",
-        help="for the table, a file named after the card (default: where the package looks for it)",
+        help="for the table, a file named after the processor (default: where the package looks for it)",
     )
     command.set_defaults(run=run)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-NAME = "gpu.jsonl"
+NAME, CPU_NAME = "gpu.jsonl", "cpu.jsonl"
+"""A record's file: the gpu command's, and that of the commands that measure on a CPU."""
 
 Line = Mapping[str, Any]
 
@@ -26,9 +27,9 @@ class RecordError(Exception):
 class Record:
     """Where lines are written, by any number of processes, one after the other."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = NAME) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / NAME
+        self.path = folder / name
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, kind: str, **fields: Any) -> None:
@@ -117,6 +118,23 @@ class Found:
             self.notes.setdefault(step, []).append(line)
 
 
+def path_in(folder: Path) -> Path:
+    """The record in a folder.
+
+    Raises:
+        RecordError: there is none, or two.
+    """
+    there = [folder / name for name in (NAME, CPU_NAME) if (folder / name).is_file()]
+    if len(there) == 1:
+        return there[0]
+    if there:
+        raise RecordError(f"{folder} has {NAME} and {CPU_NAME}: move one of them to a folder of its own")
+    raise RecordError(
+        f"there is no {NAME} in {folder}, nor {CPU_NAME}: name a folder that 'python -m scripts.benchmarking gpu', "
+        "'models' or 'sites' wrote to"
+    )
+
+
 def read(folders: Sequence[Path]) -> Found:
     """The records in these folders, in this order, as one.
 
@@ -125,12 +143,7 @@ def read(folders: Sequence[Path]) -> Found:
     """
     found = Found()
     for folder in folders:
-        path = folder / NAME
-        if not path.is_file():
-            raise RecordError(
-                f"there is no {NAME} in {folder}: name a folder that 'python -m scripts.benchmarking gpu' wrote to"
-            )
-        for line in lines(path):
+        for line in lines(path_in(folder)):
             if line["kind"] == "card" and found.card and line["name"] != found.card["name"]:
                 raise RecordError(
                     f"{folder} was recorded on {line['name']}, and what is before it on {found.card['name']}: "

@@ -7,12 +7,12 @@ import argparse
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_gelu_patch.evaluation.report import markdown
-from hf_gelu_patch.implementations import measured
+from hf_gelu_patch.implementations import IMPLEMENTATIONS, measured
 from scripts.benchmarking.gpu import choices, goals, models, record
 from scripts.benchmarking.gpu.goals import share, speedup
 from scripts.benchmarking.gpu.processes import DONE, FAILED, OVERRAN
@@ -126,14 +126,20 @@ def compact(columns: Mapping[str, tuple[Found, str]]) -> str:
     return markdown.table(["model", "batch", "mode", *columns], rows)
 
 
+def compared_in(cells: Iterable[Line]) -> list[str]:
+    """The names of what was compared in these cells, in the order of the registry."""
+    there = {name for cell in cells for name, row in cell["variants"].items() if "ratio" in row}
+    return [name for name in IMPLEMENTATIONS if name in there]
+
+
 def _sites(found: Found) -> list[str]:
-    rows = []
+    rows, names = [], compared_in(found.sites.values())
     for cell in found.sites.values():
         own = cell["variants"]
-        texts = [_compared(own.get(name)) for name in measured.CANDIDATES]
+        texts = [_compared(own.get(name)) for name in names]
         named = [str(cell[key]) for key in ("kind_of_site", "spelling", "dtype", "size", "mode")]
         rows.append([*named, f"{own['eager']['median_s'] * 1e3:.3f} ms", *texts])
-    headings = ["kind", "activation", "dtype", "tokens", "mode", "eager", *measured.CANDIDATES]
+    headings = ["kind", "activation", "dtype", "tokens", "mode", "eager", *names]
     return _told("Single layers, each over eager:", headings, rows)
 
 
@@ -180,10 +186,11 @@ def _tests(found: Found) -> list[str]:
 def _choices(found: Found) -> list[str]:
     rows = []
     for own in choices.choices(found.sites.values()):
-        times = ["{value:.2f}× ({low:.2f}–{high:.2f})".format(**own["times"][cell]) for cell in measured.CELLS]
-        rows.append(
-            [*(str(own[name]) for name in ("kind", "activation", "ops", "dtype", "implementation", "best")), *times]
-        )
+        best = own["able"][0] if own["able"] else own["fastest"]
+        taken = best["implementation"] if own["able"] else "eager"
+        times = ["{value:.2f}× ({low:.2f}–{high:.2f})".format(**best["times"][cell]) for cell in measured.CELLS]
+        named = [str(own[name]) for name in ("kind", "activation", "ops", "dtype")]
+        rows.append([*named, taken, best["implementation"], *times])
     headings = ["kind", "activation", "in ops", "dtype", "auto takes", "best", *measured.CELLS]
     return _told("What auto should take, and the best over the model's own ops:", headings, rows)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_gelu_patch import ImplementationUnavailableError, find_sites, patch
 from hf_gelu_patch.activations import Resolved
-from hf_gelu_patch.implementations.measured import CANDIDATES
+from hf_gelu_patch.implementations import IMPLEMENTATIONS
 from hf_gelu_patch.recognition import resolve
 from scripts.benchmarking.gpu.models import AGAIN, FORWARD, LARGE, SMALL, TRAINING, concluded
 from scripts.benchmarking.gpu.schedule import Work
@@ -79,6 +79,15 @@ def measure(work: Work) -> None:
                 _measure(kind, spelling, dtype, work)
 
 
+def compared(device: str, dtype: torch.dtype) -> list[str]:
+    """The implementations that run there; but triton_rounded, which takes as long as triton."""
+    left_out = ("eager", "triton_rounded")
+    where = torch.device(device)
+    return [
+        name for name, one in IMPLEMENTATIONS.items() if name not in left_out and one.obstacle(where, dtype) is None
+    ]
+
+
 def variants_of(kind: str, spelling: str, dtype: str, work: Work) -> dict[str, Any]:
     """The layer by what its activation is computed with: those implementations that change something there."""
     from transformers.activations import ACT2FN
@@ -87,7 +96,7 @@ def variants_of(kind: str, spelling: str, dtype: str, work: Work) -> dict[str, A
     torch.manual_seed(options.seed)
     eager = LAYERS[kind](ACT2FN[spelling], TINY_COLUMNS if options.tiny else COLUMNS)
     made = {"eager": eager.to(options.device, candidates.DTYPES[dtype])}
-    for name in CANDIDATES:
+    for name in compared(options.device, candidates.DTYPES[dtype]):
         with work.attempt(f"{kind}, {spelling}, {dtype}, {name}"):
             try:
                 [site] = find_sites(eager, implementation=name).sites
