@@ -15,7 +15,18 @@ from hf_gelu_patch.forwards.rewriting import Part, rewritten
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.planning import Plan
 
-__all__ = ["apply"]
+__all__ = ["apply", "prepare"]
+
+
+def prepare(plans: Sequence[Plan]) -> None:
+    """Have whatever takes an activation's place made ready to run: compiled, where it never was.
+
+    Raises:
+        ImplementationUnavailableError: that fails.
+    """
+    for fused in {id(p.fused): p.fused for p in plans}.values():
+        if fused is not None and fused.prepare is not None:
+            fused.prepare()
 
 
 def apply(plans: Sequence[Plan], config: list[ConfigChange]) -> ExitStack:

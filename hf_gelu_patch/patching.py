@@ -20,9 +20,10 @@ from numbers import Real
 from torch import nn
 
 from hf_gelu_patch.activations import get_activation
-from hf_gelu_patch.applying import apply
+from hf_gelu_patch.applying import apply, prepare
 from hf_gelu_patch.configs import ConfigChange, config_changes
 from hf_gelu_patch.errors import (
+    ImplementationUnavailableError,
     NoSitesError,
     NothingPatchedError,
     NothingPatchedWarning,
@@ -43,7 +44,7 @@ from hf_gelu_patch.forwards.class_binding import (
     unbind,
 )
 from hf_gelu_patch.implementations.registry import Implementation
-from hf_gelu_patch.planning import plan
+from hf_gelu_patch.planning import Plan, plan
 from hf_gelu_patch.recognition import resolve
 from hf_gelu_patch.report import Report
 from hf_gelu_patch.selection import Selector
@@ -116,7 +117,7 @@ def patch(
         raise PatchError(f"margin is a number that is not negative, relative to an output's scale; got {margin!r}.")
     if gradients and verify is None:
         raise PatchError("gradients are compared on a batch: give that batch as verify=.")
-    plans = plan(model, implementation, activation, include, exclude)
+    plans = _prepared(model, implementation, activation, include, exclude)
     if not plans:
         remedy = "" if resolve(model) is None else " It is an activation itself: patch the model that holds it."
         raise NoSitesError(
@@ -146,6 +147,20 @@ def patch(
         verification.check_repeats(model, margin)
     apply(changing, config)
     return report if verification is None else _verified(model, report, verification, margin)
+
+
+def _prepared(
+    model: nn.Module, implementation: str | Implementation, activation: str | None, include: Selector, exclude: Selector
+) -> tuple[Plan, ...]:
+    """The plans, all that they take ready to run. Where that fails, ``auto`` plans anew, without it."""
+    plans = plan(model, implementation, activation, include, exclude)
+    try:
+        prepare(plans)
+    except ImplementationUnavailableError:
+        if implementation != "auto":
+            raise
+        plans = plan(model, implementation, activation, include, exclude)
+    return plans
 
 
 def _verified(model: nn.Module, report: Report, verification: Verification, margin: float | None) -> Report:

@@ -150,7 +150,7 @@ def _alternatives_at(
     others: list[Plan] = []
     refused: list[str] = []
     for one in IMPLEMENTATIONS.values() if named is None else (named,):
-        if one is eager or target.name not in one.functions or (named is None and one.obstacle(*where)):
+        if one is eager or not one.computes(target.name, where[0]) or (named is None and one.obstacle(*where)):
             continue
         made = _plan_by(one, *found)
         if backward and not one.backward:
@@ -202,7 +202,7 @@ def _plan_by(asked: Implementation | None, place: Place, current: Resolved, targ
     unfused = _why_not_fused(site.kind, module, use)
     kind = "pointwise" if unfused else site.kind
     table = measured_on(device) if asked is None else None
-    taken, reason = choose(asked or "auto", kind, current, target, dtype, table)
+    taken, reason = choose(asked or "auto", kind, current, target, device, dtype, table)
     if unfused:
         reason += f"; not fused: {unfused}"
     if taken is None or (edge is None and use is not None and use.obstacle):

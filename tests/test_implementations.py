@@ -22,7 +22,7 @@ from hf_gelu_patch import (
     UnknownNameError,
     register_implementation,
 )
-from hf_gelu_patch.implementations import aten
+from hf_gelu_patch.implementations import aten, epilogue
 from hf_gelu_patch.implementations.registry import Fused, get_implementation
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -85,7 +85,7 @@ def test_identical_means_identical_bits(name: str, dtype: torch.dtype) -> None:
         leaf = x.clone().requires_grad_()
         assert torch.equal(implementation.build(record)(leaf).detach(), expected), activation
         checked += 1
-    assert checked == {"eager": 17, "aten": 14, "epilogue": 0, "triton": 0, "triton_rounded": 0}[name]
+    assert checked == {"eager": 17, "aten": 14, "cpp": 0, "epilogue": 0, "triton": 0, "triton_rounded": 0}[name]
 
 
 # Fused: the same bits, and nothing of the caller's written over
@@ -200,7 +200,7 @@ def test_autocast_gives_the_dtype_and_bits_of_the_two_ops(dtype: torch.dtype) ->
                 assert torch.equal(y, expected)
 
 
-# The GEMM's epilogue. On the CPU ``_addmm_activation`` computes the exact GELU whatever is asked: the function's paths
+# cuBLASLt's epilogue, on a CPU. There ``_addmm_activation`` computes the exact GELU whatever is asked: the function's paths
 # and shapes are held here, with ReLU; its tanh form on a GPU.
 
 EPILOGUE = IMPLEMENTATIONS["epilogue"]
@@ -208,7 +208,8 @@ EPILOGUE = IMPLEMENTATIONS["epilogue"]
 
 @pytest.fixture
 def gemms(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """use_gelu of each GEMM with an epilogue that was run."""
+    """use_gelu of each GEMM with an epilogue that was run, as on a GPU."""
+    monkeypatch.setitem(epilogue._WAYS, "cpu", epilogue._by_cublaslt)
     calls: list[bool] = []
     own = torch._addmm_activation
 
@@ -343,7 +344,7 @@ def test_any_shape_and_stride(layout: str) -> None:  # trap 12
 def test_an_unknown_implementation_lists_the_valid_ones() -> None:
     with pytest.raises(
         UnknownNameError,
-        match=r"Did you mean 'triton'\? Valid names: aten, auto, eager, epilogue, triton, triton_rounded",
+        match=r"Did you mean 'triton'\? Valid names: aten, auto, cpp, eager, epilogue, triton, triton_rounded",
     ):
         get_implementation("tritn")
 

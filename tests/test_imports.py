@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "hf_gelu_patch"
 LAYERS = [
     "errors",
     "verdicts",
+    "caching",
     "old_layout",  # where what old pickles name stands now: a table of names, which are imported when one is asked for
     "activations",
     "sources",

@@ -258,7 +258,9 @@ def chosen(
 ) -> tuple[str | None, str]:
     current = resolve(ACTS[spelling])
     assert isinstance(current, Resolved)
-    taken, reason = choose(name, kind, current, ACTIVATIONS[target] if target else current.activation, dtype, table)
+    taken, reason = choose(
+        name, kind, current, ACTIVATIONS[target] if target else current.activation, torch.device("cuda"), dtype, table
+    )
     return (None if taken is None else taken.name), reason
 
 

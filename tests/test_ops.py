@@ -23,7 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssConfig, GptOssExperts
 
 from hf_gelu_patch import ACTIVATIONS, UnknownNameError
-from hf_gelu_patch.implementations import triton_dispatch, triton_forms, triton_launch, triton_library
+from hf_gelu_patch.implementations import tensors, triton_forms, triton_launch, triton_library
 from hf_gelu_patch.implementations.triton_ops import gated, gated_halves, pointwise
 
 OPS = torch.ops.hf_gelu_patch
@@ -382,16 +382,16 @@ def test_a_trace_before_the_dispatcher_sees_the_op(name: str) -> None:
 
 
 def test_what_is_ordinary_is_found_out_apart_from_modes_and_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_dispatch, "_ORDINARY_KEYS", set())
+    monkeypatch.setattr(tensors, "_ORDINARY_KEYS", set())
     graph = make_fx(lambda x: pointwise(x, "gelu"))(randn(4)).graph
     assert [str(node.target) for node in graph.nodes if node.op == "call_function"] == [
         "hf_gelu_patch.pointwise.default"
     ]
     grad(lambda x: pointwise(x, "gelu").sum())(randn(4))
     vmap(lambda x: pointwise(x, "gelu"))(randn(4, 3))
-    assert not triton_dispatch._ORDINARY_KEYS
+    assert not tensors._ORDINARY_KEYS
     pointwise(randn(4), "gelu")
-    assert len(triton_dispatch._ORDINARY_KEYS) == 2
+    assert len(tensors._ORDINARY_KEYS) == 2
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -1,7 +1,7 @@
 """The activations of torch and transformers, a record each.
 
 To add one: its float64 function and derivative in ``formulas``, a record here, and, where it is to be fused, a device
-function in ``implementations.triton_kernels``. ``register_activation`` adds one from outside.
+function in ``implementations.triton_kernels`` and ``cpp_kernels.cpp``. ``register_activation`` adds one from outside.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_gelu_patch.activations import formulas
-from hf_gelu_patch.activations.registry import Activation, Call, Module
+from hf_gelu_patch.activations.registry import Activation, Call, Module, PostOp
 
 __all__ = ["KNOWN"]
 
@@ -162,6 +162,8 @@ KNOWN = (
         written_with=("erf",),
         in_place=torch.ops.aten.gelu_,
         kernel=f"{_KERNELS}:gelu",
+        cpp="gelu",
+        post_op=PostOp("gelu", "none"),
     ),
     Activation(
         "gelu_tanh",
@@ -189,6 +191,8 @@ KNOWN = (
         calls=(Call(F.gelu, ("approximate",), when=_is_tanh),),
         in_place=gelu_tanh_,
         kernel=f"{_KERNELS}:gelu_tanh",
+        cpp="gelu_tanh",
+        post_op=PostOp("gelu", "tanh"),
     ),
     Activation(
         "quick_gelu",
@@ -203,6 +207,7 @@ KNOWN = (
         fewer_passes=quick_gelu_in_fewer_passes,
         fewest_ops=3,
         kernel=f"{_KERNELS}:quick_gelu",
+        cpp="quick_gelu",
     ),
     Activation(
         "gelu_clipped",
@@ -217,6 +222,7 @@ KNOWN = (
         fewer_passes=gelu_clipped_in_fewer_passes,
         fewest_ops=2,
         kernel=f"{_KERNELS}:gelu_clipped",
+        cpp="gelu_clipped",
     ),
     Activation(
         "silu",
@@ -231,6 +237,8 @@ KNOWN = (
         written_with=("exp",),
         in_place=functools.partial(F.silu, inplace=True),
         kernel=f"{_KERNELS}:silu",
+        cpp="silu",
+        post_op=PostOp("swish"),
     ),
     Activation(
         "relu",
@@ -243,6 +251,8 @@ KNOWN = (
         calls=(Call(F.relu, ("inplace",)), Call(torch.relu), Call(torch.relu_, in_place=True)),
         in_place=torch.relu_,
         kernel=f"{_KERNELS}:relu",
+        cpp="relu",
+        post_op=PostOp("relu"),
     ),
     Activation(
         "relu_squared",
@@ -256,6 +266,7 @@ KNOWN = (
         fewer_passes=relu_squared_in_fewer_passes,
         fewest_ops=2,
         kernel=f"{_KERNELS}:relu_squared",
+        cpp="relu_squared",
     ),
     Activation(
         "relu6",
@@ -267,6 +278,7 @@ KNOWN = (
         modules=(Module(f"{_TORCH}.ReLU6"),),
         calls=(Call(F.relu6, ("inplace",)),),
         in_place=functools.partial(F.relu6, inplace=True),
+        post_op=PostOp("hardtanh", scalars=(0.0, 6.0)),
     ),
     Activation(
         "leaky_relu",
@@ -282,6 +294,7 @@ KNOWN = (
             Call(F.leaky_relu_, ("negative_slope",), in_place=True),
         ),
         in_place=functools.partial(F.leaky_relu, inplace=True),
+        post_op=PostOp("leaky_relu", constants=("negative_slope",)),
     ),
     Activation(
         "elu",
@@ -314,6 +327,7 @@ KNOWN = (
         calls=(Call(F.mish, ("inplace",)),),
         in_place=functools.partial(F.mish, inplace=True),
         kernel=f"{_KERNELS}:mish",
+        cpp="mish",
     ),
     Activation(
         "hardswish",
@@ -326,6 +340,7 @@ KNOWN = (
         modules=(Module(f"{_TORCH}.Hardswish"),),
         calls=(Call(F.hardswish, ("inplace",)),),
         in_place=functools.partial(F.hardswish, inplace=True),
+        post_op=PostOp("hardswish"),
     ),
     Activation(
         "tanh",
@@ -338,6 +353,7 @@ KNOWN = (
         modules=(Module(f"{_TORCH}.Tanh"),),
         calls=(Call(F.tanh), Call(torch.tanh), Call(torch.tanh_, in_place=True)),
         in_place=torch.tanh_,
+        post_op=PostOp("tanh"),
     ),
     Activation(
         "sigmoid",
@@ -355,6 +371,7 @@ KNOWN = (
             Call(torch.sigmoid_, in_place=True),
         ),
         in_place=torch.sigmoid_,
+        post_op=PostOp("sigmoid"),
     ),
     Activation(
         "laplace",
@@ -368,6 +385,7 @@ KNOWN = (
         positive=frozenset({"sigma"}),
         modules=(Module(f"{_TRANSFORMERS}.LaplaceActivation", aten_ops=5),),
         kernel=f"{_KERNELS}:laplace",
+        cpp="laplace",
     ),
     Activation(
         "sqrt_softplus",

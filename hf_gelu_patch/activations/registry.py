@@ -22,6 +22,7 @@ __all__ = [
     "Call",
     "Derived",
     "Module",
+    "PostOp",
     "get_activation",
     "of_records",
     "register_activation",
@@ -68,6 +69,23 @@ class Call:
 
 
 @dataclass(frozen=True)
+class PostOp:
+    """An activation as oneDNN applies it to a product as that is stored, in the words of torch's private ops for it.
+
+    Attributes:
+        attr: oneDNN's name of it, as torch spells it.
+        algorithm: which form of it.
+        scalars: its numbers.
+        constants: the activation's constants that are further numbers of it.
+    """
+
+    attr: str
+    algorithm: str = ""
+    scalars: tuple[float, ...] = ()
+    constants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Activation:
     """One elementwise function R → R, with all that this package knows of it.
 
@@ -100,6 +118,9 @@ class Activation:
         fewest_ops: how many aten ops the ``aten`` implementation takes.
         kernel: the device function of the Triton kernels, ``"package.module:function"``; None if it has none.
             ``implementations.triton_kernels`` says what it takes and gives.
+        cpp: the device function of the compiled CPU kernels, by its name in ``implementations/cpp_kernels.cpp``; None
+            if it has none.
+        post_op: what oneDNN can apply to a product as it is stored; None if it has none.
     """
 
     name: str
@@ -121,6 +142,8 @@ class Activation:
     fewer_passes: Function | None = None
     fewest_ops: int = 1
     kernel: str | None = None
+    cpp: str | None = None
+    post_op: PostOp | None = None
 
     @property
     def spellings(self) -> tuple[str, ...]:

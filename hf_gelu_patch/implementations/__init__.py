@@ -5,6 +5,7 @@
 ======================= ============================================================================
 ``eager``               the model's own ops
 ``aten``                torch's ops in the fewest passes over memory, in place where nothing is kept
+``cpp``                 one compiled kernel on a CPU, rounded once
 ``epilogue``            the activation in the epilogue of a linear layer's GEMM (NVIDIA's GPUs)
 ``triton``              one Triton kernel, rounded once
 ``triton_rounded``      the same; a gated product is rounded where two ops would round it
@@ -18,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hf_gelu_patch.implementations.aten import ATEN, EAGER
+from hf_gelu_patch.implementations.cpp_ops import CPP
 from hf_gelu_patch.implementations.epilogue import EPILOGUE
 from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Fused, Implementation, register_implementation
 from hf_gelu_patch.implementations.triton_ops import TRITON, TRITON_ROUNDED
@@ -25,7 +27,7 @@ from hf_gelu_patch.old_layout import moved_from
 
 __all__ = ["IMPLEMENTATIONS", "Fused", "Implementation", "register_implementation"]
 
-for _implementation in (EAGER, ATEN, EPILOGUE, TRITON, TRITON_ROUNDED):
+for _implementation in (EAGER, ATEN, CPP, EPILOGUE, TRITON, TRITON_ROUNDED):
     register_implementation(_implementation)
 
 

@@ -24,6 +24,7 @@ def choose(
     kind: str,
     current: Resolved,
     target: Activation,
+    device: torch.device,
     dtype: torch.dtype,
     table: Table | None,
 ) -> tuple[Implementation | None, str]:
@@ -32,24 +33,25 @@ def choose(
     Args:
         asked: the implementation asked for, by name or itself, or ``"auto"``.
         kind: what can be fused there: ``pointwise``, ``gated`` or ``linear``.
-        dtype: of what the site is given.
+        device: where the site runs.
+        dtype: of what it is given.
         table: what was measured on the GPU or CPU that the site runs on; None where it runs on neither.
 
     Returns:
         (implementation, why it), or (None, why the site is left alone).
     """
     if asked != "auto" or table is None or (table.device == "cpu" and not table.choices):
-        return _first(asked, kind, current, target)
+        return _first(asked, kind, current, target, device)
     swapped = target != current.activation
     measured = table.choice(target.name, kind, dtype, None if swapped else current.aten_ops)
     if measured is None:
-        chosen, reason = _first(asked, kind, current, target)
+        chosen, reason = _first(asked, kind, current, target, device)
         in_place_alone = chosen is not None and not swapped and current.aten_ops <= target.fewest_ops
         if table.choices and in_place_alone and not table.in_place_pays:
             return None, f"writing in place was never faster on {table.processor}, whatever was measured"
         named = str(dtype).removeprefix("torch.")
         others = (one for name, one in IMPLEMENTATIONS.items() if name not in AUTO)
-        if named in DTYPES and any(target.name in one.functions and _runs(one, table, dtype) for one in others):
+        if named in DTYPES and any(one.computes(target.name, device) and _runs(one, table, dtype) for one in others):
             reason += f"; unmeasured for {kind} in {named} on {table.processor}"
         return chosen, reason
     for candidate in measured.able:
@@ -57,7 +59,7 @@ def choose(
         if _runs(implementation, table, dtype):
             return implementation, f"measured on {table.processor}: {candidate}"
     if swapped:
-        return _first(asked, kind, current, target)
+        return _first(asked, kind, current, target, device)
     if measured.able:
         names = " and ".join(one.implementation for one in measured.able)
         return None, f"on {table.processor} only {names} gained something, and cannot run here"
@@ -70,12 +72,12 @@ def _runs(implementation: Implementation, table: Table, dtype: torch.dtype) -> b
 
 
 def _first(
-    asked: str | Implementation, kind: str, current: Resolved, target: Activation
+    asked: str | Implementation, kind: str, current: Resolved, target: Activation, device: torch.device
 ) -> tuple[Implementation | None, str]:
     """``choose`` without measurements."""
     for candidate in AUTO if asked == "auto" else (asked,):
         implementation = get_implementation(candidate)
-        if target.name not in implementation.functions:
+        if not implementation.computes(target.name, device):
             continue
         fuses = implementation.fuses(kind, target)
         reasons = []
@@ -94,7 +96,11 @@ def _first(
         if implementation.name == "aten" and fuses:
             reasons.append(_IN_PLACE_REASONS[kind])
         return implementation, ", ".join(reasons)
-    return None, f"{asked if isinstance(asked, str) else asked.name} does not compute {target.name}"
+    if isinstance(asked, str) and asked == "auto":
+        return None, f"auto does not compute {target.name}"
+    named = get_implementation(asked)
+    elsewhere = f" on {device.type}" if target.name in named.functions else ""
+    return None, f"{named.name} does not compute {target.name}{elsewhere}"
 
 
 _IN_PLACE_REASONS = {

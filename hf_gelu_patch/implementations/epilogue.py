@@ -1,37 +1,111 @@
-"""``epilogue``: the activation in the epilogue of the linear layer's GEMM, on NVIDIA's GPUs."""
+"""``epilogue``: the activation in the epilogue of the product before it, applied as the product is stored.
+
+On a CPU by oneDNN, for every activation whose record names a post-op of it; on NVIDIA's GPUs by cuBLASLt, for the tanh
+form of GELU and ReLU. The ops of torch that do it have no backward, and are private to torch: where one is not there,
+``obstacle`` says so. What they do not take, ``aten`` computes: anything under autograd or autocast, a transposed
+convolution, padding other than zeros, on a CPU a weight that does not lie as a linear layer's (GPT-2's ``Conv1D`` keeps
+it transposed; oneDNN would lay it out anew at each call, and a copy would go stale when the weight is written to).
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from hf_gelu_patch.activations import ACTIVATIONS, Activation, Derived
 from hf_gelu_patch.implementations.aten import ATEN, after_linear
 from hf_gelu_patch.implementations.registry import Implementation
-from hf_gelu_patch.implementations.tensors import stays
+from hf_gelu_patch.implementations.tensors import ordinary, stays
 
 __all__ = ["EPILOGUE"]
 
+_IN_CUBLASLT = frozenset({"gelu_tanh", "relu"})
+_CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 
-def in_epilogue(linear: nn.Module, x: Tensor, *, activation: str) -> Tensor:
-    """act(x·W + b) as one GEMM, cuBLASLt applying the activation as it writes. Linear and Conv1D with a bias, where
-    nothing needs a gradient; anything else as ``aten`` does it."""
+
+def in_epilogue(linear: nn.Module, x: Tensor, *, activation: str, **parameters: float) -> Tensor:
+    """act(linear(x)) as one product, where nothing needs a gradient; anything else as ``aten`` does it.
+
+    Args:
+        linear: an ``nn.Linear``, a convolution or transformers' ``Conv1D``, called as it stands.
+        x: its input.
+        activation: one that ``EPILOGUE`` computes on x's device.
+        parameters: the activation's constants.
+    """
+    weight, bias = linear.weight, linear.bias
+    if isinstance(weight, Tensor) and ordinary(x) and not torch.is_autocast_enabled(x.device.type):
+        weights = (weight, bias) if isinstance(bias, Tensor) else (weight,)
+        if not stays(x, *weights) and all(one.dtype == x.dtype and one.device == x.device for one in weights):
+            way = _WAYS.get(x.device.type)
+            if way is not None and (y := way(linear, x, ACTIVATIONS[activation], parameters)) is not None:
+                return y
+    return after_linear(linear, x, activation=activation, **parameters)
+
+
+def _by_onednn(linear: nn.Module, x: Tensor, record: Activation, parameters: dict[str, float]) -> Tensor | None:
+    """act(linear(x)) by oneDNN; None where it does not take the layer."""
+    post_op = record.post_op
+    if post_op is None or not torch.backends.mkldnn.enabled:
+        return None
+    scalars = [*post_op.scalars, *(parameters[name] for name in post_op.constants)]
+    told = (post_op.attr, scalars, post_op.algorithm)
+    y: Tensor
+    if type(linear) is nn.Linear:
+        if not linear.weight.is_contiguous():
+            return None
+        y = torch.ops.mkldnn._linear_pointwise(x, linear.weight, linear.bias, *told)
+        return y
+    if x.dim() != _CONVOLUTIONS.get(type(linear)):  # type: ignore[arg-type]
+        return None
+    how = linear.padding, linear.stride, linear.dilation, linear.groups
+    if linear.padding_mode != "zeros" or isinstance(linear.padding, str):
+        return None
+    y = torch.ops.mkldnn._convolution_pointwise(x, linear.weight, linear.bias, *how, *told)
+    return y
+
+
+def _by_cublaslt(linear: nn.Module, x: Tensor, record: Activation, parameters: dict[str, float]) -> Tensor | None:  # noqa: ARG001
+    """act(x·W + b) by cuBLASLt; None where it does not take the layer."""
     weight, bias = linear.weight, linear.bias
     if not isinstance(bias, Tensor) or not isinstance(weight, Tensor) or weight.dim() != 2:
-        return after_linear(linear, x, activation=activation)
-    if stays(x, weight, bias) or torch.is_autocast_enabled(x.device.type):
-        return after_linear(linear, x, activation=activation)
+        return None
     matrix = weight.t() if isinstance(linear, nn.Linear) else weight  # transformers' Conv1D keeps it transposed
-    y = torch._addmm_activation(bias, x.reshape(-1, x.shape[-1]), matrix, use_gelu=activation == "gelu_tanh")
+    y = torch._addmm_activation(bias, x.reshape(-1, x.shape[-1]), matrix, use_gelu=record.name == "gelu_tanh")
     return y.view(*x.shape[:-1], matrix.shape[1])
 
 
-_COMPUTED = ("gelu_tanh", "relu")
+_WAYS = {"cpu": _by_onednn, "cuda": _by_cublaslt}
+
+
+def _unable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why oneDNN has no such products here, or None."""
+    if device.type != "cpu":
+        return None
+    if not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return "this build of torch has no oneDNN products with an epilogue"
+    if dtype == torch.float32:
+        return None
+    half = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if dtype not in half or not getattr(torch.ops.mkldnn, half[dtype])():
+        return f"oneDNN has no {str(dtype).removeprefix('torch.')} products on this processor"
+    return None
+
+
+def _computed(function: Callable[..., Tensor] | None, record: Activation) -> Callable[..., Tensor] | None:
+    """``function``, or where there is none aten's; None for an activation that has no epilogue anywhere."""
+    if record.post_op is None and record.name not in _IN_CUBLASLT:
+        return None
+    return ATEN.functions.get(record.name) if function is None else functools.partial(function, activation=record.name)
+
 
 EPILOGUE = Implementation(
     "epilogue",
-    {name: ATEN.functions[name] for name in _COMPUTED},
-    linear={name: functools.partial(in_epilogue, activation=name) for name in _COMPUTED},
-    devices=frozenset({"cuda"}),
+    Derived(functools.partial(_computed, None)),
+    linear=Derived(functools.partial(_computed, in_epilogue)),
+    devices=frozenset({"cpu", "cuda"}),
+    only={"cpu": Derived(lambda record: record.post_op), "cuda": _IN_CUBLASLT},
+    unable=_unable,
 )

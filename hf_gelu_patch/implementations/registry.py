@@ -29,6 +29,7 @@ class Fused:
             ops take it; and for what stands for a tensor while torch.fx traces.
         gated: act(gate) · up, for two ordinary tensors of one shape and dtype; None where it fuses none.
         linear: act(linear(x)), for a plain linear layer or convolution; None where it fuses none.
+        prepare: what has to be done once before any of them is called; None where there is nothing.
     """
 
     activation: str
@@ -36,6 +37,7 @@ class Fused:
     eager: Callable[[Tensor], Tensor]
     gated: Callable[[Tensor, Tensor], Tensor] | None = None
     linear: Callable[[nn.Module, Tensor], Tensor] | None = None
+    prepare: Callable[[], None] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.pointwise(x) if ordinary(x) else self.eager(x)
@@ -62,6 +64,10 @@ class Implementation:
         backward: whether gradients flow through it. Without one, a call that would need gradients is refused.
         identical: activations whose bits are those of the activation's ``eager``.
         missing: what this machine lacks to run it, in words, or None.
+        only: ``torch.device`` type → the activations it computes there, where it does not compute all of ``functions``.
+        unable: why it cannot run on a device with a dtype for another reason than those above, or None.
+        prepare: activation name → makes it ready to run here (compiles it), if it never was. It raises
+            ImplementationUnavailableError where that fails, and ``missing`` says why from then on.
     """
 
     name: str
@@ -73,6 +79,9 @@ class Implementation:
     backward: bool = True
     identical: Collection[str] = frozenset()
     missing: Callable[[], str | None] = field(default=lambda: None, repr=False)
+    only: Mapping[str, Collection[str]] = field(default_factory=dict, repr=False)
+    unable: Callable[[torch.device, torch.dtype], str | None] = field(default=lambda device, dtype: None, repr=False)  # noqa: ARG005
+    prepare: Callable[[str], None] | None = field(default=None, repr=False)
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot run on this device with this dtype, or None where it can. The meta device has no kernels to
@@ -84,7 +93,11 @@ class Implementation:
         if self.dtypes is not None and dtype not in self.dtypes:
             names = ", ".join(sorted(str(known).removeprefix("torch.") for known in self.dtypes))
             return f"it takes {names}, and the model is in {str(dtype).removeprefix('torch.')}"
-        return None
+        return self.unable(device, dtype)
+
+    def computes(self, activation: str, device: torch.device) -> bool:
+        """Whether it computes an activation on a device; on the meta device, whether on any."""
+        return activation in self.functions and activation in self.only.get(device.type, self.functions)
 
     def fuses(self, kind: str, activation: Activation) -> bool:
         """Whether it computes more than the activation itself at a site of this kind."""
@@ -118,7 +131,8 @@ def _build(
     pointwise = bound(implementation.functions)
     assert pointwise is not None
     eager = eager or activation.bind(activation.eager)
-    return Fused(activation.name, pointwise, eager, bound(implementation.gated), bound(implementation.linear))
+    prepare = None if implementation.prepare is None else functools.partial(implementation.prepare, activation.name)
+    return Fused(activation.name, pointwise, eager, bound(implementation.gated), bound(implementation.linear), prepare)
 
 
 def _refuse(function: Function, name: str, *inputs: Tensor | nn.Module) -> Tensor:

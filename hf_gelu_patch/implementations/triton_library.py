@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_gelu_patch.implementations.triton_dispatch import by_aten, direct, transformed
+from hf_gelu_patch.implementations.derivatives import differentiated, gradients_of
+from hf_gelu_patch.implementations.triton_dispatch import by_aten, direct
 from hf_gelu_patch.implementations.triton_forms import eager, eager_gated, gradients
 
 
@@ -178,19 +179,6 @@ def _(_: Tensor, gate: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
 # Autograd. Where a graph of the backward is asked for (``create_graph``), it is aten's, differentiable without end.
 
 
-def _gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_y: Tensor) -> tuple[Tensor, ...]:
-    """The gradients of function(*inputs), as a function of inputs and grad_y that autograd and torch.func's transforms
-    can differentiate."""
-    pullback = torch.func.vjp(function, *inputs)[1]
-    grads: tuple[Tensor, ...] = pullback(grad_y)
-    return grads
-
-
-def _differentiated() -> bool:
-    """Whether the backward that runs is differentiated itself: by a further backward, or by a transform."""
-    return torch.is_grad_enabled() or transformed()
-
-
 def _keep_pointwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
     x, ctx.activation, ctx.constants = inputs
     ctx.save_for_backward(x)
@@ -198,8 +186,8 @@ def _keep_pointwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: 
 
 def _pointwise_grad(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None]:
     (x,) = ctx.saved_tensors
-    if _differentiated():
-        return _gradients(eager(ctx.activation, ctx.constants), (x,), grad_y)[0], None, None
+    if differentiated():
+        return gradients_of(eager(ctx.activation, ctx.constants), (x,), grad_y)[0], None, None
     run = _backward if direct(grad_y, x) else pointwise_backward
     return run(grad_y, x, ctx.activation, ctx.constants), None, None
 
@@ -211,8 +199,8 @@ def _keep_gated(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # n
 
 def _gated_grad(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
     gate, up = ctx.saved_tensors
-    if _differentiated():
-        grad_gate, grad_up = _gradients(eager_gated(ctx.activation, ctx.constants), (gate, up), grad_y)
+    if differentiated():
+        grad_gate, grad_up = gradients_of(eager_gated(ctx.activation, ctx.constants), (gate, up), grad_y)
     elif direct(grad_y, gate, up):
         grad_gate, grad_up = _gated_gradients(grad_y, gate, up, ctx.activation, ctx.constants, ctx.rounded)
     else:
@@ -227,9 +215,9 @@ def _keep_halves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # 
 
 def _halves_grad(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None, None, None]:
     (gate_up,) = ctx.saved_tensors
-    if _differentiated():
+    if differentiated():
         function = eager_gated(ctx.activation, ctx.constants)
-        (grad,) = _gradients(lambda both: function(*halves(both, ctx.interleaved)), (gate_up,), grad_y)
+        (grad,) = gradients_of(lambda both: function(*halves(both, ctx.interleaved)), (gate_up,), grad_y)
     else:
         run = _halves_gradient if direct(grad_y, gate_up) else gated_halves_backward
         grad = run(grad_y, gate_up, ctx.activation, ctx.constants, ctx.interleaved, ctx.rounded)

@@ -23,6 +23,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from hf_gelu_patch import caching
 from hf_gelu_patch.evaluation import reference as module
 from hf_gelu_patch.evaluation.data.reading import load_data
 from hf_gelu_patch.evaluation.loading.subjects import reference_subject
@@ -359,11 +360,11 @@ def _write(folder: Path) -> None:
 
 def test_the_cache_is_where_xdg_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert materialise.cache_folder() == tmp_path / "hf_gelu_patch"
+    assert caching.cache_folder() == tmp_path / "hf_gelu_patch"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for ignored in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert materialise.cache_folder() == tmp_path / "home/.cache/hf_gelu_patch"
+        assert caching.cache_folder() == tmp_path / "home/.cache/hf_gelu_patch"
 
 
 def test_two_writers_at_once_end_with_one_complete_folder(tmp_path: Path) -> None:

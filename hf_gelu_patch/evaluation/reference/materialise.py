@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_gelu_patch.caching import cache_folder
 from hf_gelu_patch.evaluation.reference import (
     Package,
     ReferenceCorruptError,
@@ -29,16 +29,10 @@ from hf_gelu_patch.evaluation.reference import (
 if TYPE_CHECKING:
     from transformers import BertTokenizer
 
-__all__ = ["bert_tokenizer", "cache_folder", "checkpoint", "kept", "materialised", "package_weights"]
+__all__ = ["bert_tokenizer", "checkpoint", "kept", "materialised", "package_weights"]
 
 _COMPLETE = "complete.json"
 _ABANDONED_AFTER_SECONDS = 3600.0
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/hf_gelu_patch``, or ``~/.cache/hf_gelu_patch`` where that is not set to an absolute path."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "hf_gelu_patch"
 
 
 def package_weights(package: Package) -> Path:

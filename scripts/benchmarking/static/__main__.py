@@ -1,6 +1,6 @@
 """What is known of the Triton kernels without a GPU.
 
-    python -m scripts.benchmarking.static fit       # the coefficients of triton_kernels.MILLS, and how far off they are
+    python -m scripts.benchmarking.static fit       # the coefficients of normal_tail.MILLS, and how far off they are
     python -m scripts.benchmarking.static errors    # every kernel, interpreted, over all values of fp16 and bf16
     python -m scripts.benchmarking.static static    # every kernel, compiled for four GPUs
     python -m scripts.benchmarking.static all       # all of it, written to kernels.md beside this

@@ -1,4 +1,4 @@
-"""The coefficients of ``triton_kernels.MILLS``, and how far off they are."""
+"""The coefficients of ``normal_tail.MILLS``, and how far off they are."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def bounds(dtype: str, coefficients: list[float]) -> dict[str, float]:
 
 
 def fit() -> dict[str, Any]:
-    from hf_gelu_patch.implementations import triton_kernels
+    from hf_gelu_patch.implementations import normal_tail
 
     found = {}
     for dtype in FITS:
         error, coefficients = fitted(dtype)
-        shift, kept = triton_kernels.MILLS[dtype]
+        shift, kept = normal_tail.MILLS[dtype]
         found[dtype] = {
             "weighted_error": error,
             "shift": shift,
@@ -80,7 +80,7 @@ def fit() -> dict[str, Any]:
 
 
 def to_paste(found: dict[str, Any]) -> str:
-    """What ``fit`` found, as it stands in triton_kernels.py, and how far off each is."""
+    """What ``fit`` found, as it stands in normal_tail.py, and how far off each is."""
     lines = ["MILLS = {"]
     for dtype, row in found.items():
         lines += [
@@ -89,4 +89,4 @@ def to_paste(found: dict[str, Any]) -> str:
             f'    "{dtype}": ({row["shift"]}, ({", ".join(f"{c:.9g}" for c in row["coefficients"])})),',
         ]
     same = all(row["coefficients"] == row["kept"] for row in found.values())
-    return "\n".join([*lines, "}", f"# {'the same as' if same else 'NOT the same as'} triton_kernels.MILLS", ""])
+    return "\n".join([*lines, "}", f"# {'the same as' if same else 'NOT the same as'} normal_tail.MILLS", ""])
