@@ -200,8 +200,8 @@ def test_autocast_gives_the_dtype_and_bits_of_the_two_ops(dtype: torch.dtype) ->
                 assert torch.equal(y, expected)
 
 
-# cuBLASLt's epilogue, on a CPU. There ``_addmm_activation`` computes the exact GELU whatever is asked: the function's paths
-# and shapes are held here, with ReLU; its tanh form on a GPU.
+# cuBLASLt's epilogue, on a CPU. There ``_addmm_activation`` computes the exact GELU whatever is asked: the function's
+# paths and shapes are held here, with ReLU; its tanh form on a GPU.
 
 EPILOGUE = IMPLEMENTATIONS["epilogue"]
 
