@@ -42,12 +42,27 @@ def _described(name: str, one: Implementation, device: torch.device) -> list[str
     computes += [f"{len(one.linear)} after a linear layer"] if one.linear else []
     dtypes = "any dtype" if one.dtypes is None else ", ".join(sorted(str(d).rpartition(".")[2] for d in one.dtypes))
     devices = " or ".join(sorted(one.devices)) if one.devices else "any device"
-    obstacle = one.obstacle(device, torch.float32)
+    narrower = [
+        f"  on {of} only {', '.join(found)}"
+        for of, computed in one.only.items()
+        if len(found := [name for name in one.functions if name in computed]) < len(one.functions)
+    ]
     return [
         f"{name}: {', '.join(computes)}: {', '.join(one.functions)}",
         f"  runs on {devices}; {dtypes}{'' if one.backward else '; no backward'}",
-        f"  here ({device}): {'available' if obstacle is None else f'not available: {obstacle}'}",
+        *narrower,
+        f"  here ({device}): {_available(one, device)}",
     ]
+
+
+def _available(one: Implementation, device: torch.device) -> str:
+    import torch
+
+    obstacles = {dtype: one.obstacle(device, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    lacking = {str(dtype).rpartition(".")[2]: why for dtype, why in obstacles.items() if why is not None}
+    if len(lacking) == len(obstacles):
+        return f"not available: {lacking['float32']}"
+    return "; ".join(["available", *(f"not in {dtype}: {why}" for dtype, why in lacking.items())])
 
 
 COMMAND = Command(
