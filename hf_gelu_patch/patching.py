@@ -44,12 +44,15 @@ from hf_gelu_patch.forwards.class_binding import (
     unbind,
 )
 from hf_gelu_patch.implementations.registry import Implementation
-from hf_gelu_patch.planning import Plan, plan
+from hf_gelu_patch.planning import Plan, Wanted, planned_again
+from hf_gelu_patch.planning import plan as planned
+from hf_gelu_patch.plans import Origin, Saved, read
 from hf_gelu_patch.recognition import resolve
-from hf_gelu_patch.report import Report
+from hf_gelu_patch.report import Report, Tuning
 from hf_gelu_patch.selection import Selector
 from hf_gelu_patch.sites import check_module, describe_modules, walk
 from hf_gelu_patch.sources import lines_of
+from hf_gelu_patch.tuning import tuned
 from hf_gelu_patch.verification import Verification
 
 __all__ = ["explain", "patch", "patched", "unpatch"]
@@ -66,6 +69,8 @@ def patch(
     verify: object = None,
     margin: float | None = None,
     gradients: bool = False,
+    tune: object = None,
+    plan: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Replace the activations of one loaded model, in place and reversibly. Only this instance is touched.
 
@@ -92,14 +97,23 @@ def patch(
             is the share that may change; None: twice as many as differ from the float64 copy's, and from arithmetic
             coarser than float32 one of eight or more.
         gradients: with ``verify``: also compare the gradients of the output's ``loss``, and where there is none of a
-            random weighted sum of the outputs, with respect to the parameters and inputs that require one.
+            random weighted sum of the outputs, with respect to the parameters and inputs that require one. With
+            ``tune``: time forward and backward together.
+        tune: a batch, likewise, to measure on what pays: at each group of like sites every implementation that computes
+            the same there (or only the one named), and the model's own ops. What is faster beyond the noise is taken,
+            the rest is left alone; a swap is then computed by the model's own kind of ops. Each group takes up to four
+            seconds, and the whole model two, or a few rounds where one takes longer. Nothing else should run on the
+            machine meanwhile.
+        plan: a file that ``Report.save`` wrote: the same is done again, without measuring, if the model, the versions
+            and the machine are the same. It says all that implementation, activation, include, exclude and tune do.
 
     Returns:
         What was done at each site, and why the others were left alone.
 
     Raises:
         PatchError: ``model`` is not a module; or the table of measurements of its GPU, which ``"auto"`` looks at,
-            cannot be used.
+            cannot be used; or arguments exclude each other; or ``tune``: the model is compiled, has no weights yet, or
+            cannot run on the batch; or ``plan``: the file is no plan, or one for something else.
         NoSitesError: it has no activation module.
         NothingMatchedError: a pattern matches no site.
         UnknownNameError: an activation or implementation there isn't; the message lists the valid ones.
@@ -111,13 +125,16 @@ def patch(
 
     Whatever is raised, the model is as it was.
     """
-    if margin is not None and verify is None:
-        raise PatchError("margin says how far outputs may move on a batch: give that batch as verify=.")
-    if margin is not None and not (isinstance(margin, Real) and margin >= 0):
-        raise PatchError(f"margin is a number that is not negative, relative to an output's scale; got {margin!r}.")
-    if gradients and verify is None:
-        raise PatchError("gradients are compared on a batch: give that batch as verify=.")
-    plans = _prepared(model, implementation, activation, include, exclude)
+    _check_arguments(verify, margin, gradients, tune)
+    wanted = _wanted(implementation, activation, include, exclude, tune, plan)
+    tuning: Tuning | None = None
+    if isinstance(wanted, Saved):
+        plans, activation = planned_again(wanted, model), wanted.origin.activation
+        prepare(plans)
+    elif tune is not None:
+        plans, tuning = tuned(model, tune, wanted, gradients=gradients)
+    else:
+        plans = _prepared(model, implementation, activation, include, exclude)
     if not plans:
         remedy = "" if resolve(model) is None else " It is an activation itself: patch the model that holds it."
         raise NoSitesError(
@@ -129,12 +146,15 @@ def patch(
     notes: list[str] = []
     if activation is not None and (swaps := [p for p in changing if p.swaps]):
         config, notes = config_changes(model, swaps, get_activation(activation))
+    sites = tuple(p.site for p in plans)
     report = Report(
         type(model).__name__,
-        tuple(p.site for p in plans),
+        sites,
         applied=True,
         config=tuple(notes),
         seen=describe_modules(model),
+        tuning=tuning,
+        origin=Origin.of(model, sites, activation),
     )
     if not changing:
         reasons = Counter(f"{site.activation}: {site.reason}" for site in report.sites)
@@ -153,14 +173,43 @@ def _prepared(
     model: nn.Module, implementation: str | Implementation, activation: str | None, include: Selector, exclude: Selector
 ) -> tuple[Plan, ...]:
     """The plans, all that they take ready to run. Where that fails, ``auto`` plans anew, without it."""
-    plans = plan(model, implementation, activation, include, exclude)
+    plans = planned(model, implementation, activation, include, exclude)
     try:
         prepare(plans)
     except ImplementationUnavailableError:
         if implementation != "auto":
             raise
-        plans = plan(model, implementation, activation, include, exclude)
+        plans = planned(model, implementation, activation, include, exclude)
     return plans
+
+
+def _check_arguments(verify: object, margin: float | None, gradients: bool, tune: object) -> None:
+    if margin is not None and verify is None:
+        raise PatchError("margin says how far outputs may move on a batch: give that batch as verify=.")
+    if margin is not None and not (isinstance(margin, Real) and margin >= 0):
+        raise PatchError(f"margin is a number that is not negative, relative to an output's scale; got {margin!r}.")
+    if gradients and verify is None and tune is None:
+        raise PatchError("gradients are compared on a batch, or timed: give that batch as verify= or tune=.")
+
+
+def _wanted(
+    implementation: str | Implementation,
+    activation: str | None,
+    include: Selector,
+    exclude: Selector,
+    tune: object,
+    plan: str | os.PathLike[str] | None,
+) -> Wanted | Saved:
+    """What a user asks for, by arguments or by a saved plan."""
+    if plan is None:
+        return Wanted.of(implementation, activation, include, exclude)
+    others = {"activation": activation, "include": include, "exclude": exclude, "tune": tune}
+    given = [name for name, value in others.items() if value is not None]
+    if implementation != "auto":
+        given.insert(0, "implementation")
+    if given:
+        raise PatchError(f"plan= says what is done at each site, and so does {given[0]}=: leave one of them out.")
+    return read(plan)
 
 
 def _verified(model: nn.Module, report: Report, verification: Verification, margin: float | None) -> Report:
@@ -299,6 +348,8 @@ def patched(
     verify: object = None,
     margin: float | None = None,
     gradients: bool = False,
+    tune: object = None,
+    plan: str | os.PathLike[str] | None = None,
 ) -> Iterator[Report]:
     """``patch`` for the length of a ``with`` block, undone on the way out, exceptions included. Arguments as there."""
     report = patch(
@@ -311,6 +362,8 @@ def patched(
         verify=verify,
         margin=margin,
         gradients=gradients,
+        tune=tune,
+        plan=plan,
     )
     try:
         yield report

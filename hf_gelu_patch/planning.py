@@ -15,11 +15,12 @@ from hf_gelu_patch.forwards.uses import Use
 from hf_gelu_patch.implementations.choice import choose
 from hf_gelu_patch.implementations.measured import measured_on
 from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Fused, Implementation, get_implementation
+from hf_gelu_patch.plans import Decision, Origin, Saved
 from hf_gelu_patch.report import Report
 from hf_gelu_patch.selection import Selection, Selector
 from hf_gelu_patch.sites import Edge, Place, Site, check_module, describe_modules, device_and_dtype, places
 
-__all__ = ["Alternatives", "Plan", "Wanted", "alternatives", "find_sites", "plan"]
+__all__ = ["Alternatives", "Plan", "Wanted", "alternatives", "find_sites", "plan", "planned_again"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def find_sites(
         As ``patch`` does, but for a model without sites.
     """
     plans = plan(model, implementation, activation, include, exclude)
-    return Report(type(model).__name__, tuple(p.site for p in plans), applied=False, seen=describe_modules(model))
+    sites = tuple(p.site for p in plans)
+    origin = Origin.of(model, sites, activation)
+    return Report(type(model).__name__, sites, applied=False, seen=describe_modules(model), origin=origin)
 
 
 def plan(
@@ -160,6 +163,46 @@ def _alternatives_at(
         else:
             others.append(made)
     return Alternatives(_plan_by(eager, *found), tuple(others), tuple(dict.fromkeys(refused)))
+
+
+def planned_again(saved: Saved, model: nn.Module) -> tuple[Plan, ...]:
+    """The plans of a decision that was saved.
+
+    Raises:
+        PatchError: it holds for another model, other versions or another machine; or what it says cannot be done.
+    """
+    found = list(_places(model))
+    saved.check(model, [_as_found(place, _module(place), *where) for place, where in found])
+    wanted = Wanted.of("auto", saved.origin.activation, "*", None)
+    decided = zip(found, saved.decisions, strict=True)
+    return tuple(_plan_again(place, where, decision, wanted, saved) for (place, where), decision in decided)
+
+
+def _plan_again(
+    place: Place, where: tuple[torch.device, torch.dtype], decision: Decision, wanted: Wanted, saved: Saved
+) -> Plan:
+    if decision.implementation is None:
+        site = _as_found(place, _module(place), *where)
+        return Plan(replace(site, reason=decision.reason), place.edge, place.use, None)
+    found = _may_change(place, wanted, where)
+    made = found if isinstance(found, Plan) else _plan_by(get_implementation(decision.implementation), *found)
+    now = made.site
+    if made.fused is None:
+        raise PatchError(
+            f"the plan in {saved.path} has {decision.implementation} at {now.path}, which cannot be: {now.reason}. "
+            "Tune again with patch(model, tune=batch), and save that report."
+        )
+    for name, before, after in (
+        ("target", decision.target, now.target),
+        ("fused", decision.fused, now.fused),
+        ("equivalence", decision.equivalence, now.equivalence),
+    ):
+        if before != after:
+            raise PatchError(
+                f"the plan in {saved.path} says {name}: {before} at {now.path}, and {decision.implementation} gives "
+                f"{after} there now ({now.reason}). Tune again with patch(model, tune=batch), and save that report."
+            )
+    return replace(made, site=replace(now, reason=decision.reason))
 
 
 def _places(model: nn.Module) -> Iterator[tuple[Place, tuple[torch.device, torch.dtype]]]:

@@ -25,10 +25,12 @@ LAYERS = [
     "verification",
     "sites",
     "selection",
+    "plans",
     "report",
     "planning",
     "configs",
     "applying",
+    "tuning",
     "patching",
     "",  # the package itself: the public names
     "evaluation",

@@ -15,7 +15,7 @@ from hf_gelu_patch.verification.copies import copied
 from hf_gelu_patch.verification.restoring import as_it_was, seeded
 from hf_gelu_patch.verification.values import GRADIENT, Found, attributes, finite, numbers
 
-__all__ = ["run"]
+__all__ = ["called", "derived", "run"]
 
 
 def run(model: nn.Module, batch: object, *, gradients: bool = False) -> Found:
@@ -45,14 +45,15 @@ def run(model: nn.Module, batch: object, *, gradients: bool = False) -> Found:
             modes.enter_context(torch.inference_mode(False))
         modes.enter_context(torch.set_grad_enabled(gradients))
         arguments = copied(batch)
-        found = numbers(output := _called(model, arguments))
+        found = numbers(output := called(model, arguments))
         if gradients:
             found.tensors.update(_gradients(model, arguments, output, found))
         found.tensors = {name: tensor.detach().clone() for name, tensor in found.tensors.items()}
         return found
 
 
-def _called(model: nn.Module, arguments: Any) -> object:
+def called(model: nn.Module, arguments: Any) -> object:
+    """What a model returns for a batch: a mapping, a tuple or list, or the one argument."""
     if isinstance(arguments, Mapping):
         return model(**arguments)
     return model(*arguments) if isinstance(arguments, (tuple, list)) else model(arguments)
@@ -73,7 +74,7 @@ def _gradients(model: nn.Module, arguments: object, output: object, found: Found
         )
     kept = {name: leaf.grad for name, leaf in leaves.items()}
     try:
-        found_here = _derived(ends, list(leaves.values()), weights)
+        found_here = derived(ends, list(leaves.values()), weights)
     finally:
         for name, leaf in leaves.items():
             leaf.grad = kept[name]
@@ -96,7 +97,7 @@ def _loss(output: Any, found: Found) -> tuple[list[Tensor], list[Tensor]]:
     return ends, weights
 
 
-def _derived(ends: list[Tensor], leaves: list[Tensor], weights: list[Tensor]) -> list[Tensor | None]:
+def derived(ends: list[Tensor], leaves: list[Tensor], weights: list[Tensor]) -> list[Tensor | None]:
     """The gradients. Those of reentrant checkpoints can only be had through ``.grad``; the caller puts that back."""
     try:
         return list(torch.autograd.grad(ends, leaves, weights, allow_unused=True, retain_graph=True))
