@@ -3,8 +3,11 @@
     python -m scripts.benchmarking patching    # patch and unpatch: GPT-2 small, and Llama 405B without weights
     python -m scripts.benchmarking kernels     # every way to compute an activation, against what transformers runs
     python -m scripts.benchmarking gpu         # all that is to be known of a GPU: tests, kernels, whole models
-    python -m scripts.benchmarking report      # the tables of what the command above wrote, also where it was cut off
-    python -m scripts.benchmarking choices     # what `auto` takes on a GPU, from what that wrote
+    python -m scripts.benchmarking models      # whole models on a CPU: patched, compiled, and without activations
+    python -m scripts.benchmarking sites       # single layers on a CPU, patched and not
+    python -m scripts.benchmarking merged      # gate and up of a gated layer in one product, on a CPU
+    python -m scripts.benchmarking report      # the tables of what the commands above wrote, also where it was cut off
+    python -m scripts.benchmarking choices     # what `auto` takes on a GPU or CPU, from what gpu or sites wrote
     python -m scripts.benchmarking launch      # what launching a kernel costs Python; needs no GPU
     python -m scripts.benchmarking noise       # how far the verdicts on speed can be trusted here
     python -m scripts.benchmarking planted     # how far verify= and the verdict "wrong implementation" can be
@@ -22,6 +25,9 @@ after every cell.
 gpu: whole models with random weights, patched and not, the kernels, their variants, the tests that need a GPU, and the
 models compiled, within the minutes given. Each figure is in the record the moment it is there; a step that hangs,
 crashes or has no memory costs itself alone. What to do with it stands in scripts/benchmarking/gpu/README.md.
+
+models, sites, merged: on the CPU, each adding to one record. What is in it, of the same code, is not measured again.
+All variants of a cell run in the same rounds, with the model as it is there twice for the noise.
 
 launch: microseconds of each call, median and quartiles of rounds in an order drawn anew for each. Without --device cuda
 Triton launches on a stub driver that computes nothing: all that Python and Triton do is real, the driver's own work is
@@ -42,8 +48,9 @@ import time
 
 def main() -> None:
     began = time.monotonic()  # importing torch counts
-    from scripts.benchmarking import noise, patching
-    from scripts.benchmarking.gpu import choices, report
+    from scripts.benchmarking import noise, patching, reporting
+    from scripts.benchmarking.cpu import command as cpu
+    from scripts.benchmarking.gpu import choices
     from scripts.benchmarking.gpu import command as gpu
     from scripts.benchmarking.kernels import command as kernels
     from scripts.benchmarking.launch import command as launch
@@ -56,7 +63,7 @@ def main() -> None:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for part in (patching, kernels, gpu, report, choices, launch, noise, planted):
+    for part in (patching, kernels, gpu, cpu, reporting, choices, launch, noise, planted):
         part.add(commands)
     parser.set_defaults(began=began)
     options = parser.parse_args()

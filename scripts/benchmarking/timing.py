@@ -116,7 +116,8 @@ def environment(device: str) -> dict[str, Any]:
 @functools.cache
 def _sources() -> str:
     digest = hashlib.sha256()
-    for path in sorted(Path(hf_gelu_patch.__file__).parent.rglob("*.py")):
+    folder = Path(hf_gelu_patch.__file__).parent
+    for path in sorted(path for kind in ("*.py", "*.cpp") for path in folder.rglob(kind)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

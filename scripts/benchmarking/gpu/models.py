@@ -6,7 +6,6 @@ no memory for is halved until it has.
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import statistics
@@ -14,111 +13,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_gelu_patch import ImplementationUnavailableError, patch
 from hf_gelu_patch.evaluation.speed.verdict import ratio
 from hf_gelu_patch.verification import drifts, exact_outputs, outputs
+from scripts.benchmarking.architectures import ARCHITECTURES, BOUND, WITHOUT, batch_of, twin
 from scripts.benchmarking.gpu.schedule import Work
 from scripts.benchmarking.kernels import liger
 from scripts.benchmarking.timing import Samples, compared, enough, figures, peak, rounds_on
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A model to be built.
-
-    Attributes:
-        model, config: transformers' classes.
-        published: the configuration of the size that was published.
-        tiny: what makes it small enough for any machine.
-        gib: GPU memory that a training step on the large batch takes at most, calculated on tensors without data.
-        epilogue: the options of a patch that puts the activation into the GEMM's epilogue; None where none does.
-        gated: whether it has act(gate) · up, which is what Liger-Kernel computes.
-    """
-
-    model: str
-    config: str
-    gib: int
-    published: Mapping[str, Any] = field(default_factory=dict)
-    tiny: Mapping[str, Any] = field(default_factory=dict)
-    epilogue: Mapping[str, str] | None = None
-    gated: bool = False
-
-    def build(self, device: str, dtype: torch.dtype, *, tiny: bool) -> nn.Module:
-        settings = {**self.published, **(self.tiny if tiny else {}), "use_cache": False}
-        torch.manual_seed(0)
-        with torch.device(device):
-            model = getattr(transformers, self.model)(getattr(transformers, self.config)(**settings))
-        built: nn.Module = model.to(dtype).eval()
-        return built
-
-
-BOUND = "bound"
-"""A model without its activations: what nothing that computes them can be faster than. Gated layers keep their product,
-which what is fused does along with it."""
-_BOUND = {"implementation": "eager", "activation": "linear"}
-_TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-_EXACT_AS_TANH = {"implementation": "epilogue", "activation": "gelu_tanh"}
-ARCHITECTURES = {
-    "gpt2": Architecture(
-        "GPT2LMHeadModel",
-        "GPT2Config",
-        gib=33,
-        tiny={"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64, "bos_token_id": 0, "eos_token_id": 0},
-        epilogue={"implementation": "epilogue"},
-    ),
-    "bert": Architecture(
-        "BertForSequenceClassification",
-        "BertConfig",
-        gib=20,
-        tiny={**_TINY, "vocab_size": 64},
-        epilogue=_EXACT_AS_TANH,
-    ),
-    "t5": Architecture(
-        "T5ForConditionalGeneration",
-        "T5Config",
-        gib=71,
-        gated=True,
-        published={
-            **{"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12},
-            **{"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0},
-        },
-        tiny={"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 64},
-    ),
-    "vit": Architecture(
-        "ViTForImageClassification",
-        "ViTConfig",
-        gib=20,
-        published={"num_labels": 1000},
-        tiny={**_TINY, "image_size": 32, "patch_size": 16},
-        epilogue=_EXACT_AS_TANH,
-    ),
-    "llama": Architecture(
-        "LlamaForCausalLM",
-        "LlamaConfig",
-        gib=59,
-        gated=True,
-        published={
-            **{"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
-            **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True},
-        },
-        tiny={
-            **_TINY,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "vocab_size": 64,
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-        },
-    ),
-}
-"""BERT base, GPT-2 small, T5 v1.1 base, ViT base, and a Llama of 1.2 G parameters (3.2's)."""
 
 LARGE, SMALL = "large", "small"
 SHAPES = {LARGE: (32, 512), SMALL: (1, 128)}
@@ -147,32 +53,14 @@ def room_on(device: str) -> float:
     return torch.cuda.mem_get_info()[0] / 2**30 if device == "cuda" else math.inf
 
 
-def batch_of(model: nn.Module, shape: tuple[int, int], device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Inputs and labels of a batch."""
-    generator = torch.Generator(device).manual_seed(0)
-    config: Any = model.config
-    batch, length = shape
-    if hasattr(config, "image_size"):
-        images = math.ceil(batch * length / ((config.image_size // config.patch_size) ** 2 + 1)) if batch > 1 else 1
-        size = (images, 3, config.image_size, config.image_size)
-        pixels = torch.randn(size, generator=generator, device=device).to(dtype)
-        return {"pixel_values": pixels, "labels": torch.zeros(images, dtype=torch.long, device=device)}
-    ids = torch.randint(2, config.vocab_size, shape, generator=generator, device=device)
-    if type(model).__name__.endswith("ForSequenceClassification"):
-        return {"input_ids": ids, "labels": torch.zeros(batch, dtype=torch.long, device=device)}
-    return {"input_ids": ids, "labels": ids}
-
-
-def twin(model: nn.Module) -> Any:
-    """A copy of a model's modules over the same weights."""
-    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    return copy.deepcopy(model, shared)
-
-
 def concluded(samples: Samples, peaks: Mapping[str, int | None], seed: int) -> dict[str, dict[str, Any]]:
     """What follows from the samples of each variant, beside the noise floor of what it is compared with; ``peaks`` of
     those whose memory was measured."""
-    floors = {base: ratio(samples[base], samples[again], seed=seed) for base, again in AGAIN.items() if base in samples}
+    floors = {
+        base: ratio(samples[base], samples[again], seed=seed)
+        for base, again in AGAIN.items()
+        if {base, again} <= samples.keys()
+    }
     rows = {}
     for name, own in samples.items():
         row: dict[str, Any] = {"median_s": statistics.median(own), "samples_s": own, "peak_bytes": peaks.get(name)}
@@ -231,7 +119,7 @@ class Bench:
         if name == "epilogue" and self.architecture.epilogue:
             options = self.architecture.epilogue
         if name == BOUND:
-            options = _BOUND
+            options = WITHOUT
         if name == liger.NAME:
             if lack := liger.missing(self.device):
                 self.absent[name] = lack

@@ -1,4 +1,4 @@
-"""The record of a run on a GPU: JSON Lines that only grow, so that a kill at any moment leaves what was measured.
+"""The record of a run, on a GPU or a CPU: JSON Lines that only grow, so that a kill leaves what was measured.
 
 Each line says by its ``kind`` what it is, and by its ``step`` what measured it. A line is written at once, by the
 process that found what it says. One that a kill tore is no JSON, and is passed over.
@@ -16,6 +16,9 @@ from typing import Any
 
 NAME, CPU_NAME = "gpu.jsonl", "cpu.jsonl"
 """A record's file: the gpu command's, and that of the commands that measure on a CPU."""
+
+CELLS = ("cell", "variants", "product", "site", "cpu", "merged")
+"""The kinds of line that hold what was timed."""
 
 Line = Mapping[str, Any]
 
@@ -58,6 +61,7 @@ class Found:
     Attributes:
         card, environment, bandwidth, settings: of the run that was read last; None where no line says it.
         kernels, models, sites, products, variants: cells by what tells them apart.
+        cpu, merged: cells of models and of gated layers on a CPU, likewise.
         checks: kernels' errors over all values, likewise.
         about: what each model is and what the patches did to it; by model.
         profiles: which kernels a forward spends its time in; by model.
@@ -75,6 +79,8 @@ class Found:
     variants: dict[tuple[Any, ...], Line] = field(default_factory=dict)
     sites: dict[tuple[Any, ...], Line] = field(default_factory=dict)
     products: dict[tuple[Any, ...], Line] = field(default_factory=dict)
+    cpu: dict[tuple[Any, ...], Line] = field(default_factory=dict)
+    merged: dict[tuple[Any, ...], Line] = field(default_factory=dict)
     checks: dict[tuple[Any, ...], Line] = field(default_factory=dict)
     about: dict[str, Line] = field(default_factory=dict)
     profiles: dict[str, Line] = field(default_factory=dict)
@@ -87,7 +93,7 @@ class Found:
 
     def add(self, line: Line) -> None:
         kind, step = line["kind"], line.get("step", "")
-        if kind in ("cell", "variants", "product", "site") and step in self.steps:
+        if kind in CELLS and step in self.steps:
             self.steps[step]["had"] += 1
             self.steps[step].setdefault("first", line["at"] - self.steps[step]["at"])
         if kind in ("card", "environment", "bandwidth", "settings"):
@@ -103,6 +109,10 @@ class Found:
             self.sites[key] = line
         elif kind == "product":
             self.products[line["activation"], tuple(line["shape"])] = line
+        elif kind == "cpu":
+            self.cpu[line["model"], line["dtype"], line["threads"], line["size"]] = line
+        elif kind == "merged":
+            self.merged[line["dtype"], line["threads"], line["rows"]] = line
         elif kind == "check":
             self.checks[line["activation"], line["form"], line["dtype"]] = line
         elif kind == "about":

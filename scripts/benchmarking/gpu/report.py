@@ -3,9 +3,7 @@ take, what went wrong, and the goals last."""
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 
 from hf_gelu_patch.evaluation.report import markdown
 from hf_gelu_patch.implementations import IMPLEMENTATIONS, measured
-from scripts.benchmarking.gpu import choices, goals, models, record
+from scripts.benchmarking.gpu import choices, goals, models
 from scripts.benchmarking.gpu.goals import share, speedup
 from scripts.benchmarking.gpu.processes import DONE, FAILED, OVERRAN
 from scripts.benchmarking.gpu.record import Found, Line
@@ -56,7 +54,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [*markdown.table(headings, rows).splitlines(), ""]
 
 
-def _told(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def titled(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table under its title, where it has rows."""
     return [title, "", *table(headings, rows)] if rows else []
 
@@ -74,7 +72,7 @@ def _about(found: Found) -> list[str]:
     return [f"{told}.", ""]
 
 
-def _compared(row: Line | None) -> str:
+def compared(row: Line | None) -> str:
     """How many times as fast as what it is compared with, and the verdict; nothing where it was not compared."""
     if row is None or "ratio" not in row:
         return ""
@@ -100,12 +98,12 @@ def _models(found: Found) -> list[str]:
             row = [cell["model"], shape, cell["mode"], f"{eager['median_s'] * 1e3:.2f} ms", peak]
             for name in names:
                 own = cell["variants"].get(name)
-                if text := _compared(own):
+                if text := compared(own):
                     text += _memory(own, cell["variants"][own["base"]])
                 row.append(text)
             rows.append(row)
         title = "Compiled: over eager, and patched over not:" if compiled else "Models, each over eager:"
-        told += _told(title, ["model", "batch", "mode", "eager", "its memory", *names], rows)
+        told += titled(title, ["model", "batch", "mode", "eager", "its memory", *names], rows)
     return told
 
 
@@ -126,21 +124,21 @@ def compact(columns: Mapping[str, tuple[Found, str]]) -> str:
     return markdown.table(["model", "batch", "mode", *columns], rows)
 
 
-def compared_in(cells: Iterable[Line]) -> list[str]:
+def by_in(cells: Iterable[Line]) -> list[str]:
     """The names of what was compared in these cells, in the order of the registry."""
     there = {name for cell in cells for name, row in cell["variants"].items() if "ratio" in row}
     return [name for name in IMPLEMENTATIONS if name in there]
 
 
-def _sites(found: Found) -> list[str]:
-    rows, names = [], compared_in(found.sites.values())
+def sites_told(found: Found) -> list[str]:
+    rows, names = [], by_in(found.sites.values())
     for cell in found.sites.values():
         own = cell["variants"]
-        texts = [_compared(own.get(name)) for name in names]
+        texts = [compared(own.get(name)) for name in names]
         named = [str(cell[key]) for key in ("kind_of_site", "spelling", "dtype", "size", "mode")]
         rows.append([*named, f"{own['eager']['median_s'] * 1e3:.3f} ms", *texts])
     headings = ["kind", "activation", "dtype", "tokens", "mode", "eager", *names]
-    return _told("Single layers, each over eager:", headings, rows)
+    return titled("Single layers, each over eager:", headings, rows)
 
 
 def _kernels(found: Found) -> list[str]:
@@ -148,7 +146,7 @@ def _kernels(found: Found) -> list[str]:
     for cell in found.kernels.values():
         shares = [share(cell, name) for name in BY]
         rows.append([*_named(cell), *("" if own is None else f"{own:.0%}" for own in shares)])
-    return _told("Share of the bandwidth of a copy:", ["activation", "form", "dtype", "elements", *BY], rows)
+    return titled("Share of the bandwidth of a copy:", ["activation", "form", "dtype", "elements", *BY], rows)
 
 
 def _variants(found: Found) -> list[str]:
@@ -161,18 +159,18 @@ def _variants(found: Found) -> list[str]:
             rows.append([cell["form"].replace("_", " "), name, *(f"{own:.1%}" for own in shares)])
         rows += [[cell["form"].replace("_", " "), name, why, ""] for name, why in cell["absent"].items()]
     title = "Variants of the bf16 kernels, share of a copy; ReLU has next to no arithmetic:"
-    return _told(title, ["form", "variant", "gelu", "relu"], rows)
+    return titled(title, ["form", "variant", "gelu", "relu"], rows)
 
 
 def _products(found: Found) -> list[str]:
     rows = []
     for cell in found.products.values():
         own = cell["candidates"]
-        texts = [_compared(own.get(name)) for name in LAYERS]
+        texts = [compared(own.get(name)) for name in LAYERS]
         shape = " × ".join(map(str, cell["shape"]))
         rows.append([cell["activation"], shape, f"{own['eager']['median_s'] * 1e3:.3f} ms", *texts])
     title = "Linear layers in bf16 with their activation, over eager; product: without one, the bound:"
-    return _told(title, ["activation", "rows × columns read × written", "eager", *LAYERS], rows)
+    return titled(title, ["activation", "rows × columns read × written", "eager", *LAYERS], rows)
 
 
 def _tests(found: Found) -> list[str]:
@@ -183,7 +181,7 @@ def _tests(found: Found) -> list[str]:
     return [f"Tests: {counted['passed']} passed, {failed} failed, {counted['skipped']} skipped.", ""]
 
 
-def _choices(found: Found) -> list[str]:
+def choices_told(found: Found) -> list[str]:
     rows = []
     for own in choices.choices(found.sites.values()):
         best = own["able"][0] if own["able"] else own["fastest"]
@@ -192,7 +190,7 @@ def _choices(found: Found) -> list[str]:
         named = [str(own[name]) for name in ("kind", "activation", "ops", "dtype")]
         rows.append([*named, taken, best["implementation"], *times])
     headings = ["kind", "activation", "in ops", "dtype", "auto takes", "best", *measured.CELLS]
-    return _told("What auto should take, and the best over the model's own ops:", headings, rows)
+    return titled("What auto should take, and the best over the model's own ops:", headings, rows)
 
 
 def _steps(found: Found) -> list[str]:
@@ -204,7 +202,7 @@ def _steps(found: Found) -> list[str]:
         cells = f"{step['had']} of {step['cells']}" if step["cells"] else ""
         rows.append([name, _ending(step), seconds, f"{step['limit']:g}", f"{step['guess']:g}", first, cells])
     headings = ["step", "ended", "seconds", "of", "preparing, guessed", "first cell after", "cells"]
-    told = _told("Steps:", headings, rows)
+    told = titled("Steps:", headings, rows)
     for kind, title in (("left_out", "Left out"), ("absent", "Absent")):
         own = [
             f"- {note['step']}: {': '.join(filter(None, [note.get('what'), note['why']]))}" for note in found.of(kind)
@@ -239,13 +237,10 @@ def _goals(found: Found) -> list[str]:
 def summary(found: Found) -> str:
     """The Markdown, the goals last."""
     wrong = failures(found)
-    parts = (_models, _kernels, _products, _variants, _sites, _choices, _absent, _steps, _tests)
+    parts = (_models, _kernels, _products, _variants, sites_told, choices_told, _absent, _steps, _tests)
     lines = [*_about(found), *(text for part in parts for text in part(found))]
     lines += ["Went wrong:", "", *(f"- {one}" for one in wrong), ""] if wrong else []
     return "\n".join([*lines, *_goals(found)]).rstrip() + "\n"
-
-
-# ------------------------------------------------------------------------------------------------------- the command
 
 
 def written(found: Found, folder: Path) -> str:
@@ -253,25 +248,3 @@ def written(found: Found, folder: Path) -> str:
     told = summary(found)
     (folder / NAME).write_text(told, encoding="utf-8")
     return told
-
-
-def run(options: argparse.Namespace) -> None:
-    try:
-        found = record.read(options.folders)
-    except record.RecordError as error:
-        sys.exit(str(error))
-    print(written(found, options.folders[-1]), end="")
-
-
-def add(commands: Any) -> None:
-    command = commands.add_parser(
-        "report", help="the tables of what the gpu command measured, also where it was cut off", allow_abbrev=False
-    )
-    command.add_argument(
-        "folders",
-        nargs="+",
-        type=Path,
-        metavar="FOLDER",
-        help=f"what it wrote to; of several, what is measured again counts. {NAME} is written to the last",
-    )
-    command.set_defaults(run=run)

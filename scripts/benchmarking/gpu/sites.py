@@ -4,36 +4,43 @@ from __future__ import annotations
 
 import copy
 import itertools
+import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_gelu_patch import ImplementationUnavailableError, find_sites, patch
+from hf_gelu_patch import ImplementationUnavailableError, Site, find_sites, patch
 from hf_gelu_patch.activations import Resolved
 from hf_gelu_patch.implementations import IMPLEMENTATIONS
 from hf_gelu_patch.recognition import resolve
 from scripts.benchmarking.gpu.models import AGAIN, FORWARD, LARGE, SMALL, TRAINING, concluded
 from scripts.benchmarking.gpu.schedule import Work
 from scripts.benchmarking.kernels import candidates
-from scripts.benchmarking.timing import enough, figures, rounds_on
+from scripts.benchmarking.timing import Samples, enough, figures, rounds_on
 
 SPELLINGS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "quick_gelu", "relu")
 """Of transformers' activations; gelu_new and gelu_pytorch_tanh are one function, in eight ops and in one."""
 DTYPES = ("bfloat16", "float32", "float16")
-COLUMNS, TINY_COLUMNS = (768, 3072), (8, 32)
-"""Those that a linear layer reads, and that it writes: as in BERT base and GPT-2 small."""
-TOKENS = {LARGE: 32 * 512, SMALL: 128}
-TINY_TOKENS = {LARGE: 16, SMALL: 4}
-CELLS = tuple(itertools.product(TOKENS, (FORWARD, TRAINING)))
+Layer = tuple[int, int, int]
+LAYERS_ON: Mapping[str, Mapping[str, Layer]] = {
+    "cuda": {LARGE: (32 * 512, 768, 3072), SMALL: (128, 768, 3072)},
+    "cpu": {LARGE: (8 * 128, 768, 3072), SMALL: (16, 256, 1024)},
+}
+"""Tokens, and the columns that a linear layer reads and writes: as in BERT base and GPT-2 small; on a CPU, where few
+tokens wait for nothing but the products, a narrower one too."""
+TINY_LAYERS: Mapping[str, Layer] = {LARGE: (16, 8, 32), SMALL: (4, 8, 32)}
+MODES = (FORWARD, TRAINING)
+CELLS = tuple(itertools.product(TINY_LAYERS, MODES))
 _SECONDS, _MOST_ROUNDS = 0.02, 60
+_LEAST_ON_CPU, _MOST_ON_CPU = 5, 300
 
 
 class Pointwise(nn.Module):
-    def __init__(self, act: nn.Module, columns: tuple[int, int]) -> None:
+    def __init__(self, act: nn.Module, read: int, written: int) -> None:  # noqa: ARG002
         super().__init__()
-        self.act, self.columns, self.norm = act, columns[1], nn.LayerNorm(columns[1])
+        self.act, self.columns, self.norm = act, written, nn.LayerNorm(written)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.act(self.norm(x))
@@ -41,9 +48,9 @@ class Pointwise(nn.Module):
 
 
 class Linear(nn.Module):
-    def __init__(self, act: nn.Module, columns: tuple[int, int]) -> None:
+    def __init__(self, act: nn.Module, read: int, written: int) -> None:
         super().__init__()
-        self.act, self.columns, self.dense = act, columns[0], nn.Linear(*columns)
+        self.act, self.columns, self.dense = act, read, nn.Linear(read, written)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.act(self.dense(x))
@@ -51,9 +58,10 @@ class Linear(nn.Module):
 
 
 class Gated(nn.Module):
-    def __init__(self, act: nn.Module, columns: tuple[int, int]) -> None:
+    def __init__(self, act: nn.Module, read: int, written: int) -> None:
         super().__init__()
-        self.act, self.columns, self.gate, self.up = act, columns[0], nn.Linear(*columns), nn.Linear(*columns)
+        self.act, self.columns = act, read
+        self.gate, self.up = nn.Linear(read, written), nn.Linear(read, written)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.act(self.gate(x)) * self.up(x)
@@ -69,53 +77,64 @@ COUNT = len(DTYPES) * len(LAYERS) * len(SPELLINGS) * len(CELLS)
 def measure(work: Work) -> None:
     """Every kind of site, as transformers writes it and patched, on many tokens and on few."""
     tiny = work.options.tiny
-    for dtype in DTYPES[: 1 if tiny else None]:
-        for kind, spelling in itertools.product(LAYERS, SPELLINGS[:2] if tiny else SPELLINGS):
-            what = f"{kind}, {spelling}, {dtype}"
-            if work.left <= 0:
-                work.leave_out(what)
-                continue
-            with work.attempt(what):
-                _measure(kind, spelling, dtype, work)
+    every = itertools.product(DTYPES[: 1 if tiny else None], LAYERS, SPELLINGS[:2] if tiny else SPELLINGS)
+    for dtype, kind, spelling in every:
+        measure_one(kind, spelling, dtype, work)
 
 
-def compared(device: str, dtype: torch.dtype) -> list[str]:
-    """The implementations that run there; but triton_rounded, which takes as long as triton."""
-    left_out = ("eager", "triton_rounded")
-    where = torch.device(device)
-    return [
-        name for name, one in IMPLEMENTATIONS.items() if name not in left_out and one.obstacle(where, dtype) is None
-    ]
+def measure_one(kind: str, spelling: str, dtype: str, work: Work) -> None:
+    """One kind of site, in each of ``CELLS``."""
+    what = f"{kind}, {spelling}, {dtype}"
+    if work.left <= 0:
+        work.leave_out(what)
+        return
+    for size in TINY_LAYERS:
+        with work.attempt(f"{what}, {size}"):
+            _measure(kind, spelling, dtype, size, work)
 
 
-def variants_of(kind: str, spelling: str, dtype: str, work: Work) -> dict[str, Any]:
+def compared() -> list[str]:
+    """The implementations that are measured; not triton_rounded, which takes as long as triton."""
+    return [name for name in IMPLEMENTATIONS if name not in ("eager", "triton_rounded")]
+
+
+def by_itself(site: Site) -> bool:
+    """Whether what is planned at a site is of that name alone: what an epilogue cannot be fused at is aten's."""
+    return site.implementation is not None and (site.fused or site.implementation != "epilogue")
+
+
+def layer_of(size: str, work: Work) -> Layer:
+    return TINY_LAYERS[size] if work.options.tiny else LAYERS_ON[work.options.device][size]
+
+
+def variants_of(kind: str, spelling: str, dtype: str, size: str, work: Work) -> dict[str, Any]:
     """The layer by what its activation is computed with: those implementations that change something there."""
     from transformers.activations import ACT2FN
 
     options = work.options
     torch.manual_seed(options.seed)
-    eager = LAYERS[kind](ACT2FN[spelling], TINY_COLUMNS if options.tiny else COLUMNS)
+    eager = LAYERS[kind](ACT2FN[spelling], *layer_of(size, work)[1:])
     made = {"eager": eager.to(options.device, candidates.DTYPES[dtype])}
-    for name in compared(options.device, candidates.DTYPES[dtype]):
+    for name in compared():
         with work.attempt(f"{kind}, {spelling}, {dtype}, {name}"):
             try:
                 [site] = find_sites(eager, implementation=name).sites
             except ImplementationUnavailableError:
                 continue
-            if site.implementation == name and (site.fused or name != "epilogue"):  # else it is aten, by another name
+            if by_itself(site):
                 made[name] = copy.deepcopy(eager)
                 patch(made[name], implementation=name)
     return made
 
 
-def _measure(kind: str, spelling: str, dtype: str, work: Work) -> None:
+def _measure(kind: str, spelling: str, dtype: str, size: str, work: Work) -> None:
     options = work.options
-    made = variants_of(kind, spelling, dtype, work)
+    made = variants_of(kind, spelling, dtype, size, work)
     current = resolve(made["eager"].act)
     assert isinstance(current, Resolved)
     named = {"kind_of_site": kind, "activation": current.activation.name, "dtype": dtype, "ops": current.aten_ops}
-    for size, mode in CELLS:
-        rows = (TINY_TOKENS if options.tiny else TOKENS)[size]
+    rows = layer_of(size, work)[0]
+    for mode in MODES:
         generator = torch.Generator(options.device).manual_seed(options.seed)
         columns = made["eager"].columns
         x = torch.randn(rows, columns, generator=generator, device=options.device).to(candidates.DTYPES[dtype])
@@ -123,11 +142,21 @@ def _measure(kind: str, spelling: str, dtype: str, work: Work) -> None:
         calls = {AGAIN["eager"]: call_of(made["eager"], x, mode), **calls}
         rounds = rounds_on(options.device, with_launch=True)
         rounds(calls, 3, options.seed)
-        count = 5 if options.tiny else enough(rounds(calls, 3, options.seed), 30, _SECONDS, _MOST_ROUNDS)
-        samples = figures(rounds(calls, count, options.seed))
+        samples = figures(rounds(calls, _count(rounds(calls, 3, options.seed), options), options.seed))
         variants = concluded(samples, {}, options.seed)
-        work.cell(f"{kind}, {spelling}, {dtype}, {size}, {mode}", "site", **named, size=size, mode=mode, rows=rows,
-                  spelling=spelling, variants=variants)  # fmt: skip
+        about = {**named, "size": size, "mode": mode, "rows": rows, "spelling": spelling}
+        about |= {"threads": torch.get_num_threads(), "sources": options.sources} if "sources" in options else {}
+        work.cell(f"{kind}, {spelling}, {dtype}, {size}, {mode}", "site", **about, variants=variants)
+
+
+def _count(trial: Samples, options: Any) -> int:
+    """How many rounds. On a CPU other work makes more noise, and nothing is lent by the minute."""
+    if options.tiny:
+        return 5
+    if options.device == "cuda":
+        return enough(trial, 30, _SECONDS, _MOST_ROUNDS)
+    once = sum(statistics.median(own) for own in trial.values())
+    return max(_LEAST_ON_CPU, min(_MOST_ON_CPU, int(options.cell_seconds / once)))
 
 
 def call_of(layer: nn.Module, x: Tensor, mode: str) -> Callable[[], Any]:
