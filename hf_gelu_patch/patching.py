@@ -101,9 +101,9 @@ def patch(
             ``tune``: time forward and backward together.
         tune: a batch, likewise, to measure on what pays: at each group of like sites every implementation that computes
             the same there (or only the one named), and the model's own ops. What is faster beyond the noise is taken,
-            the rest is left alone; a swap is then computed by the model's own kind of ops. Each group takes up to four
-            seconds, and the whole model two, or a few rounds where one takes longer. Nothing else should run on the
-            machine meanwhile.
+            the rest is left alone; a swap is then computed by the model's own kind of ops. Each group takes some three
+            to six seconds, and the whole model three; longer where one call takes long, or where there is much noise.
+            Nothing else should run on the machine meanwhile.
         plan: a file that ``Report.save`` wrote: the same is done again, without measuring, if the model, the versions
             and the machine are the same. It says all that implementation, activation, include, exclude and tune do.
 

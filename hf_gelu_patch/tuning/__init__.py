@@ -24,7 +24,7 @@ from hf_gelu_patch.report import Timed, Tuning
 from hf_gelu_patch.tuning.calls import Call, batch_clock, largest_calls, mode
 from hf_gelu_patch.tuning.choosing import Choice, choose
 from hf_gelu_patch.tuning.groups import Group, grouped
-from hf_gelu_patch.tuning.rounds import AGAIN, OWN, Samples, fixed
+from hf_gelu_patch.tuning.rounds import AGAIN, OWN, Rounds, Samples, fixed
 from hf_gelu_patch.tuning.watches import Watch, watch
 from hf_gelu_patch.verdicts import judge
 from hf_gelu_patch.verification.restoring import as_it_was, seeded
@@ -32,14 +32,14 @@ from hf_gelu_patch.verification.restoring import as_it_was, seeded
 __all__ = ["SECONDS", "SECONDS_IN_ALL", "tuned"]
 
 SECONDS = 3.0
-"""For a group of like sites to look for a faster way, once more to confirm it, and for the whole model at the end. A
-few rounds are made in any case, so it takes longer where one call takes long."""
+"""For a group of like sites to look for a faster way, about as long to confirm it, and for the whole model at the end.
+A few rounds are made in any case, so it takes longer where one call takes long. To tell a gain from much noise, four
+times as long."""
 
-SECONDS_IN_ALL = 60.0
-"""For all groups together: where there are many, each gets less."""
+SECONDS_IN_ALL = 30.0
+"""For the searches of all groups together: where there are many, each gets less."""
 
 _FEWEST, _MOST = 12, 61  # rounds of the whole model
-_CONFIDENCE = 0.99  # of the whole model's interval: there is one
 
 
 def tuned(model: nn.Module, batch: object, wanted: Wanted, *, gradients: bool) -> tuple[tuple[Plan, ...], Tuning]:
@@ -67,7 +67,7 @@ def tuned(model: nn.Module, batch: object, wanted: Wanted, *, gradients: bool) -
     with as_it_was(model), seeded(), _own_gradients(model), mode(gradients=gradients):
         run = _Run(model, batch, gradients, watch(devices), random.Random(0))
         calls = largest_calls(model, batch, groups)
-        most = min(SECONDS, SECONDS_IN_ALL / max(1, 2 * len(groups)))
+        most = min(SECONDS, SECONDS_IN_ALL / max(1, len(groups)))
         choices = [run.choose(group, call, most) for group, call in zip(groups, calls, strict=True)]
         whole = run.whole(groups, choices) if any(choice.way for choice in choices) else None
     plans = _plans(found, groups, choices, whole)
@@ -148,12 +148,9 @@ class _Run:
         def sample(name: str) -> float:
             return clock(lambda: apply(ways[name], []))
 
-        start = time.perf_counter()
         for name in ways:
             sample(name)
-        each = time.perf_counter() - start
-        rounds = max(_FEWEST, min(_MOST, int(SECONDS / each)))
-        return fixed([_TUNED], sample, rounds, self.generator, _CONFIDENCE)
+        return fixed(_TUNED, sample, Rounds(_FEWEST, _MOST, SECONDS), self.generator)
 
 
 _TUNED = "tuned"
@@ -191,7 +188,7 @@ def _left_alone(one: Alternatives) -> Plan:
 def _tuning(seconds: float, gradients: bool, timed: tuple[Timed, ...], whole: Samples | None) -> Tuning:
     if whole is None:
         return Tuning(seconds, gradients, timed, None, None, None, None, "nothing changed", 0.0)
-    before, after = whole.seconds[OWN], whole.seconds[_TUNED]
+    before, after = whole.own, whole.seconds[_TUNED]
     return Tuning(
         seconds=seconds,
         gradients=gradients,

@@ -28,7 +28,7 @@ Clock = Callable[[Enter], float]
 """How many seconds a call takes in one way."""
 
 _SPAN = 2e-3  # seconds, at least, between two looks at the clock: shorter calls are repeated
-_LONG = 20e-3  # a call that long needs none before it to warm up
+_LONG = 5e-3  # a call that long needs none before it to warm up
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import functools
 import math
 import random
 import statistics
-import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -14,13 +13,15 @@ from hf_gelu_patch.applying import apply, prepare
 from hf_gelu_patch.errors import first_line
 from hf_gelu_patch.tuning.calls import Call, Clock, call_clock
 from hf_gelu_patch.tuning.groups import Group
-from hf_gelu_patch.tuning.rounds import AGAIN, OWN, Samples, fixed, searched
+from hf_gelu_patch.tuning.rounds import AGAIN, OWN, Rounds, Samples, fixed, searched
 from hf_gelu_patch.tuning.watches import Watch
 from hf_gelu_patch.verdicts import Ratio, reach
 
 __all__ = ["Choice", "choose"]
 
-_FEWEST, _MOST = 25, 61  # rounds of a confirmation
+_FEWEST, _MOST = 25, 240  # rounds of a confirmation
+_FINER = 3.0  # the gain that was found, by how far the noise may reach when it is confirmed
+_LONGER = 4  # times the search's seconds, at most, until it does
 _HOPELESS = 5.0  # times as long as the model's own ops: a way that takes so long once is not timed further
 
 
@@ -75,7 +76,7 @@ def choose(
         call: the largest that the batch makes there; None where it makes none.
         watch: takes the time.
         gradients: of forward and backward.
-        seconds: for the search, and as many for the confirmation.
+        seconds: for the search, where that is enough. To confirm what is found takes about as long.
         generator: of the orders.
     """
     if call is None:
@@ -89,16 +90,15 @@ def choose(
         return Choice(None, f"it cannot be timed by itself: {first_line(error)}", {})
     left_out = _tried(contest, own)
     names = [name for name in group.ways if name not in left_out]
-    start = time.perf_counter()
     search = searched(names, contest.sample, seconds, generator)
     rounds = len(search.seconds[OWN])
     faster = [name for name in names if len(search.seconds[name]) == rounds and search.verdict(name) == "faster"]
     if not faster:
         return Choice(None, _left(call, search, names, left_out), search.seconds)
-    each = (time.perf_counter() - start) / rounds
     taken = _taken(contest, search, faster)
-    most = min(_MOST, int(seconds / each))
-    confirmation = fixed([taken], contest.sample, max(_FEWEST, most), generator)
+    fine = math.log(search.ratio(taken).value) / _FINER
+    wanted = Rounds(min(_MOST, max(_FEWEST, 2 * rounds)), _MOST, _LONGER * seconds, fine)
+    confirmation = fixed(taken, contest.sample, wanted, generator)
     if confirmation.verdict(taken) != "faster":
         return Choice(None, _left(call, confirmation, [taken], left_out), confirmation.seconds)
     return Choice(taken, _took(call, confirmation, taken, search, left_out), confirmation.seconds)
@@ -136,7 +136,7 @@ def _time(seconds: float) -> str:
 
 
 def _median(samples: Samples, name: str) -> str:
-    return _time(statistics.median(samples.seconds[name]))
+    return _time(statistics.median(samples.own if name == OWN else samples.seconds[name]))
 
 
 def _noise(samples: Samples) -> str:

@@ -11,20 +11,22 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from hf_gelu_patch.verdicts import Ratio, judge, median_ratio
+from hf_gelu_patch.verdicts import Ratio, judge, median_ratio, reach
 
-__all__ = ["AGAIN", "OWN", "Samples", "fixed", "searched"]
+__all__ = ["AGAIN", "OWN", "Rounds", "Samples", "fixed", "searched"]
 
 OWN = "own"
 """The model's own ops; of a swap, the other function by the same kind of ops."""
 AGAIN = "own again"
 
-SEARCH, CONFIRM = 0.95, 0.999
+SEARCH, CONFIRM = 0.95, 0.99
 """How sure an interval is by which a way is called faster: while looking for one, and in the rounds that confirm it.
-Several ways are compared, at several places, and hardly one may be taken by mistake."""
+Both that interval and the one of the noise have to be cleared, so even noise that comes in waves hardly passes once."""
 
 _LEAST_GAIN = 0.005  # a smaller one is not worth a rewritten forward
 _FEWEST, _MOST = 16, 60  # rounds of a search
+_LONGER = 4  # times as long, where something looks faster and the noise hides whether it is
+_PROMISING = 1.02  # times as fast
 _LOSING = 6  # rounds after which a way that lost all of them is dropped
 _LOST = 0.9  # times as fast, or less: it lost
 
@@ -39,16 +41,21 @@ class Samples:
     seconds: dict[str, list[float]]
     confidence: float
 
-    def ratio(self, name: str, against: str = OWN) -> Ratio:
-        """How many times as fast a way is as another, over the rounds that both were in."""
+    @property
+    def own(self) -> list[float]:
+        """The seconds of the model's own ops in each round, the geometric mean of both times that they were timed."""
+        return [math.sqrt(one * other) for one, other in zip(self.seconds[OWN], self.seconds[AGAIN], strict=True)]
+
+    def ratio(self, name: str, against: str | None = None) -> Ratio:
+        """How many times as fast a way is as another (None: as the model's own ops), over the rounds both were in."""
         after = self.seconds[name]
-        before = self.seconds[against][: len(after)]
+        before = (self.own if against is None else self.seconds[against])[: len(after)]
         return median_ratio(before, after[: len(before)], confidence=self.confidence)
 
     @property
     def floor(self) -> Ratio:
         """The model's own ops against themselves."""
-        return self.ratio(AGAIN)
+        return self.ratio(AGAIN, OWN)
 
     def verdict(self, name: str) -> str:
         """ "faster" only beyond the noise, and by enough to matter."""
@@ -65,30 +72,50 @@ def searched(names: Collection[str], sample: Sample, seconds: float, generator: 
     Args:
         names: of the ways, beside the model's own ops.
         sample: takes one of them.
-        seconds: how long, if that is enough for the fewest rounds.
+        seconds: how long, if that is enough for the fewest rounds; more where something looks faster.
         generator: of the orders.
     """
     samples = Samples({name: [] for name in (OWN, AGAIN, *names)}, SEARCH)
     running = list(samples.seconds)
-    end = time.perf_counter() + seconds
-    for number in range(1, _MOST + 1):
+    start, number = time.perf_counter(), 0
+    while len(running) > 2:
         _round(running, sample, samples, generator)
+        number += 1
         running = [name for name in running if name in (OWN, AGAIN) or not _lost(samples, name)]
-        if len(running) == 2:
+        unseen = [name for name in running[2:] if not _seen(samples, name)]
+        if number >= _FEWEST and not unseen:
             break
-        if number >= _FEWEST and (time.perf_counter() > end or all(_seen(samples, name) for name in running[2:])):
+        longer = _LONGER if any(samples.ratio(name).value > _PROMISING for name in unseen) else 1
+        if number >= _FEWEST and (number >= longer * _MOST or time.perf_counter() - start > longer * seconds):
             break
     return samples
 
 
-def fixed(
-    names: Collection[str], sample: Sample, rounds: int, generator: random.Random, confidence: float = CONFIRM
-) -> Samples:
-    """So many rounds, whatever they say: nothing that is found has a say in when to stop."""
-    samples = Samples({name: [] for name in (OWN, AGAIN, *names)}, confidence)
-    running = list(samples.seconds)
-    for _ in range(rounds):
-        _round(running, sample, samples, generator)
+@dataclass(frozen=True)
+class Rounds:
+    """How many rounds are made, whatever they say of the ways: what decides is the noise.
+
+    Attributes:
+        fewest, most: of them.
+        seconds: beyond the fewest, no longer.
+        reach: beyond the fewest, until the interval of the noise reaches no further (a logarithm).
+    """
+
+    fewest: int
+    most: int
+    seconds: float
+    reach: float = 0.0
+
+
+def fixed(name: str, sample: Sample, rounds: Rounds, generator: random.Random, confidence: float = CONFIRM) -> Samples:
+    """One way against the model's own ops."""
+    samples = Samples({one: [] for one in (OWN, AGAIN, name)}, confidence)
+    start = time.perf_counter()
+    for number in range(1, rounds.most + 1):
+        _round(list(samples.seconds), sample, samples, generator)
+        enough = time.perf_counter() - start > rounds.seconds or reach(samples.floor) <= rounds.reach
+        if number >= rounds.fewest and enough:
+            break
     return samples
 
 
