@@ -7,6 +7,7 @@ import math
 import os
 import statistics
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from conftest import OWN_CPU
 
 from hf_gelu_patch.implementations import measured
+from scripts.benchmarking import timing
 from scripts.benchmarking.cpu import command, merged, models, report
 from scripts.benchmarking.cpu.earlier import Earlier, EarlierError
 from scripts.benchmarking.gpu import record
@@ -168,6 +170,7 @@ def test_no_time_is_no_failure(tmp_path: Path) -> None:
 
 def work_in(folder: Path, **more: Any) -> Work:
     options = {"tiny": True, "seed": 0, "rounds": 5, "cell_seconds": 0.0, "backend": "aot_eager", "sources": "none"}
+    options["clock"] = "wall"
     options |= {"dtypes": ["float32"], "threads": [1], "models": ["gpt2"], "sizes": ["small"], "earlier": None, **more}
     step = Step("models", "models", lambda _: None, 0.0, 60.0)
     return Work(step, 60.0, record.Record(folder, record.CPU_NAME), SimpleNamespace(**options))
@@ -265,6 +268,15 @@ def test_one_variant_over_another() -> None:
     assert told[0].value == pytest.approx(1.2 / 1.1, rel=1e-3)
     assert told[1] == "faster"
     assert models.over(cell, "compiled", "auto") is None
+
+
+def test_the_own_clock_leaves_out_what_others_take() -> None:
+    found = timing.rounds_on_cpu({"sleeping": lambda: time.sleep(0.05)}, 3, 0, clock="own")
+    assert max(found["sleeping"]) < 0.04
+    assert min(timing.rounds_on_cpu({"sleeping": lambda: time.sleep(0.05)}, 3, 0)["sleeping"]) >= 0.05
+    done = run("merged", *TINY[:1], "--clock", "own", "--threads", "1", "2")
+    assert done.returncode == 1
+    assert "adds up the time of all threads: give it with --threads 1" in done.stderr
 
 
 def test_one_product_computes_what_two_do() -> None:

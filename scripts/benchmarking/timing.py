@@ -26,6 +26,10 @@ from hf_gelu_patch.evaluation.speed.verdict import Ratio, judge, ratio
 Calls = Mapping[str, Callable[[], Any]]
 Samples = dict[str, list[float]]
 
+WALL, OWN = "wall", "own"
+CLOCKS: Mapping[str, Callable[[], float]] = {WALL: time.perf_counter, OWN: time.process_time}
+"""What a user waits for; and what the process itself computes, which on one thread is the same where nothing else runs,
+and on a machine that others use too has not their time in it."""
 MOST_ROUNDS = 1000
 """Medians need no more, unless they are asked for."""
 _HEAD_START = 0.01
@@ -34,11 +38,11 @@ _CYCLES = 3e9
 """In a second of waiting; at a lower clock it waits longer, which costs time alone."""
 
 
-def rounds_on_cpu(calls: Calls, count: int, seed: int) -> Samples:
-    """``count`` rounds of every call, in seconds by call."""
+def rounds_on_cpu(calls: Calls, count: int, seed: int, *, clock: str = WALL) -> Samples:
+    """``count`` rounds of every call, in seconds by call, of one of ``CLOCKS``."""
     variants = {name: (lambda _, call=call: call()) for name, call in calls.items()}
     effort = Effort(seed, min_rounds=count, min_seconds=0.0, max_seconds=math.inf)
-    return measure(variants, [1], effort, warm_up=[]).seconds
+    return measure(variants, [1], effort, warm_up=[], clock=CLOCKS[clock]).seconds
 
 
 def rounds_on_cuda(
@@ -73,9 +77,11 @@ def rounds_on_cuda(
     return samples
 
 
-def rounds_on(device: str, **options: Any) -> Callable[[Calls, int, int], Samples]:
-    """``rounds_on_cuda`` with these options, or ``rounds_on_cpu``, which has none."""
-    return functools.partial(rounds_on_cuda, **options) if device == "cuda" else rounds_on_cpu
+def rounds_on(device: str, clock: str = WALL, **options: Any) -> Callable[[Calls, int, int], Samples]:
+    """``rounds_on_cuda`` with these options, or ``rounds_on_cpu`` with this clock."""
+    if device == "cuda":
+        return functools.partial(rounds_on_cuda, **options)
+    return functools.partial(rounds_on_cpu, clock=clock)
 
 
 def enough(trial: Mapping[str, Sequence[float]], rounds: int, seconds: float, most: int = MOST_ROUNDS) -> int:

@@ -25,7 +25,7 @@ from scripts.benchmarking.gpu import record, sites
 from scripts.benchmarking.gpu.record import Found, Record
 from scripts.benchmarking.gpu.report import failures
 from scripts.benchmarking.gpu.schedule import Step, Work
-from scripts.benchmarking.timing import environment, say
+from scripts.benchmarking.timing import CLOCKS, OWN, WALL, environment, say
 
 _SPARE = 3.0
 """Seconds for writing the tables."""
@@ -50,6 +50,8 @@ def measure_merged(work: Work, known: Found) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.clock == OWN and options.threads != [1]:
+        sys.exit(f"--clock {OWN} adds up the time of all threads: give it with --threads 1")
     until = options.began + 60 * options.minutes - _SPARE
     options.device, name = "cpu", options.step
     torch.set_num_threads(options.threads[0])
@@ -61,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     if known.card and known.card["name"] != processor:
         sys.exit(f"the record there is of {known.card['name']}, and this is {processor}: another --output")
     limit = max(0.0, until - time.monotonic())
-    kept = ("minutes", "tiny", "seed", "threads", "rounds", "cell_seconds")
+    kept = ("minutes", "tiny", "seed", "threads", "rounds", "cell_seconds", "clock")
     own.write("settings", steps=[name], device="cpu", **{setting: getattr(options, setting) for setting in kept})
     own.write("card", name=processor, free_gib=None)
     words = [Path(word).name if os.sep in word else word for word in about["command"]]
@@ -100,6 +102,11 @@ def _command(commands: Any, name: str, what: str, measure: Callable[[Work, Found
     command.add_argument(
         "--rounds", type=int, default=60, metavar="N", help="of a cell, at most (default: %(default)s)"
     )
+    command.add_argument(
+        "--clock", choices=tuple(CLOCKS), default=WALL,
+        help="wall, or what the process itself computes, for one thread on a machine that others use "
+        "(default: %(default)s)",
+    )  # fmt: skip
     command.add_argument("--tiny", action="store_true", help="small models and tensors, to try the command out")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of data and orders (default: 0)")
     command.add_argument(

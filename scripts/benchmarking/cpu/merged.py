@@ -54,12 +54,14 @@ def measure(work: Work) -> None:
             calls = calls_of(rows, read, written, options.seed)
             torch.testing.assert_close(calls["merged"](), calls["eager"]())
             about = {"dtype": DTYPE, "threads": threads, "rows": rows, "read": read, "written": written}
+            about["clock"] = options.clock
             work.cell(what, "merged", **about, variants=_timed(calls, options))
 
 
 def _timed(calls: dict[str, Callable[[], Tensor]], options: Any) -> dict[str, dict[str, Any]]:
-    trial = rounds_on_cpu(calls, 2, options.seed)
+    trial = rounds_on_cpu(calls, 2, options.seed, clock=options.clock)
     count = int(options.cell_seconds / sum(own[-1] for own in trial.values()))
     least = min(_LEAST_ROUNDS, options.rounds)
-    samples = figures(rounds_on_cpu(calls, max(least, min(options.rounds, count)), options.seed))
+    rounds = max(least, min(options.rounds, count))
+    samples = figures(rounds_on_cpu(calls, rounds, options.seed, clock=options.clock))
     return concluded(samples, {}, options.seed)

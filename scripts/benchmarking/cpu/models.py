@@ -192,9 +192,10 @@ class Bench:
         once = sum(own[0] for own in trial.values())
         budget = min(options.cell_seconds, max(0.0, self.work.left))
         least = min(_LEAST_ROUNDS, options.rounds)
-        samples = figures(rounds_on_cpu(self.calls, max(least, min(options.rounds, int(budget / once))), options.seed))
+        rounds = max(least, min(options.rounds, int(budget / once)))
+        samples = figures(rounds_on_cpu(self.calls, rounds, options.seed, clock=options.clock))
         told = {name: round(seconds, 3) for name, seconds in self.seconds.items()}
-        found = {"absent": self.absent, "taken": self.taken, "made_s": told}
+        found = {"clock": options.clock, "absent": self.absent, "taken": self.taken, "made_s": told}
         return {**found, **judged(samples, options.seed)}
 
 

@@ -14,13 +14,17 @@ from scripts.benchmarking.cpu import models
 from scripts.benchmarking.cpu.models import AUTO, BOTH, COMPILED, EAGER, EARLIER, TUNED, VARIANTS, over
 from scripts.benchmarking.gpu import report
 from scripts.benchmarking.gpu.record import Found, Line
-from scripts.benchmarking.timing import versions_of
+from scripts.benchmarking.timing import OWN, versions_of
 
 NAME, PICTURE = "cpu.md", "cpu.png"
 READING = (
     "Forwards without gradients, four layers of base width, random weights. Each number says how many times as fast "
     "the first is as the second: the median over rounds in which every variant runs once, in an order drawn anew, with "
     "its 99 % interval. Faster or slower is what lies beyond the noise, the interval of the model against itself."
+)
+OWN_CLOCK = (
+    " On one thread the time is what the process itself computed: the machine did other work too, whose time is not in "
+    "it."
 )
 GUIDE = {AUTO: "`auto`", TUNED: "`tune=`", COMPILED: "`torch.compile`", BOUND: "no activation"}
 """The variants that the guide shows → how it calls them."""
@@ -140,7 +144,9 @@ def summary(found: Found) -> str:
     """The Markdown."""
     about = found.environment
     lines = [f"{versions_of(about) if about else 'Where this was measured was not recorded'}.", ""]
-    lines += [READING, ""] if found.cpu else []
+    cells = (*found.cpu.values(), *found.sites.values(), *found.merged.values())
+    own = any(cell["clock"] == OWN for cell in cells)
+    lines += [READING + OWN_CLOCK * own, ""] if found.cpu else []
     parts = (_models, _shares, _others, _taken, merged, report.sites_told, report.choices_told, _absent)
     lines += [text for part in parts for text in part(found)]
     wrong = report.failures(found)

@@ -18,7 +18,7 @@ from hf_gelu_patch.recognition import resolve
 from scripts.benchmarking.gpu.models import AGAIN, FORWARD, LARGE, SMALL, TRAINING, concluded
 from scripts.benchmarking.gpu.schedule import Work
 from scripts.benchmarking.kernels import candidates
-from scripts.benchmarking.timing import Samples, enough, figures, rounds_on
+from scripts.benchmarking.timing import WALL, Samples, enough, figures, rounds_on
 
 SPELLINGS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "quick_gelu", "relu")
 """Of transformers' activations; gelu_new and gelu_pytorch_tanh are one function, in eight ops and in one."""
@@ -140,12 +140,14 @@ def _measure(kind: str, spelling: str, dtype: str, size: str, work: Work) -> Non
         x = torch.randn(rows, columns, generator=generator, device=options.device).to(candidates.DTYPES[dtype])
         calls = {name: call_of(layer, x, mode) for name, layer in made.items()}
         calls = {AGAIN["eager"]: call_of(made["eager"], x, mode), **calls}
-        rounds = rounds_on(options.device, with_launch=True)
+        clock = options.clock if "clock" in options else WALL
+        rounds = rounds_on(options.device, clock, with_launch=True)
         rounds(calls, 3, options.seed)
         samples = figures(rounds(calls, _count(rounds(calls, 3, options.seed), options), options.seed))
         variants = concluded(samples, {}, options.seed)
         about = {**named, "size": size, "mode": mode, "rows": rows, "spelling": spelling}
-        about |= {"threads": torch.get_num_threads(), "sources": options.sources} if "sources" in options else {}
+        about |= {"threads": torch.get_num_threads(), "clock": clock} if options.device == "cpu" else {}
+        about |= {"sources": options.sources} if "sources" in options else {}
         work.cell(f"{kind}, {spelling}, {dtype}, {size}, {mode}", "site", **about, variants=variants)
 
 
