@@ -26,12 +26,21 @@ import transformers
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_gelu_patch.implementations import aten
+from hf_gelu_patch.implementations import aten, cpp_build
 from hf_gelu_patch.implementations.measured import processors
 
 torch.set_num_threads(1)
 
 OWN_CPU = processors.cpu
+
+COMPILED = pytest.mark.skipif(cpp_build.missing() is not None, reason=f"no compiled kernels: {cpp_build.missing()}")
+"""Of a test that runs the kernels of ``cpp``."""
+
+
+def of_implementation(name: str, *values: object) -> Any:
+    """The parameters of a test for one implementation, which is left out where that cannot run."""
+    return pytest.param(name, *values, marks=COMPILED if name == "cpp" else ())
+
 
 _SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 64}
 _DECODER = {**_SMALL, "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 32}

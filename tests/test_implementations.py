@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import of_implementation
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
@@ -26,7 +27,7 @@ from hf_gelu_patch.implementations import aten, epilogue
 from hf_gelu_patch.implementations.registry import Fused, get_implementation
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-COMPUTED = [(name, activation) for name, it in IMPLEMENTATIONS.items() for activation in it.functions]
+COMPUTED = [of_implementation(name, activation) for name, it in IMPLEMENTATIONS.items() for activation in it.functions]
 
 
 def every_value(dtype: torch.dtype) -> Tensor:

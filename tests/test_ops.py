@@ -15,6 +15,7 @@ from conftest import Recorder, printed_by_fork
 from functorch.compile import make_boxed_func
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import layouts, memory, same
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
@@ -71,19 +72,6 @@ def assert_near(y: Tensor, expected: Tensor, scale: Tensor | float = 1.0) -> Non
     if y.dtype == torch.float16:
         bound = bound + 2.0**-25  # half the distance of the subnormals
     assert bool(((y.double() - expected).abs() <= bound).all()), float(((y.double() - expected).abs() / bound).max())
-
-
-def bits(y: Tensor) -> Tensor:
-    return y.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[y.element_size()])
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(bits(a), bits(b))
-
-
-def memory(*tensors: Tensor) -> list[Tensor]:
-    """A copy of all the memory the tensors lie in, beyond what they show of it."""
-    return [torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).clone() for tensor in tensors]
 
 
 # Layouts
@@ -526,25 +514,6 @@ def test_only_too_many_dimensions_go_through_copies(launches: list[list[int]]) -
 
 
 # Any layout gives the bits of a dense copy.
-
-
-@st.composite
-def layouts(draw: st.DrawFn, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor of that shape, somewhere in a larger one, in any order of dimensions."""
-    rank = len(shape)
-    order = draw(st.permutations(range(rank)))
-    slices, sizes = [], []
-    for dim in order:
-        start, step, behind = draw(st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(0, 1)))
-        expanded = draw(st.integers(0, 5)) == 0
-        size = 1 if expanded else shape[dim]
-        sizes.append(start + size * step + behind)
-        slices.append(slice(start, start + size * step, step))
-    offset = draw(st.integers(0, 3))
-    numbers = torch.randn(offset + math.prod(sizes), generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
-    base = (numbers * 3).to(dtype)[offset:].view(sizes)
-    inverse = [order.index(dim) for dim in range(rank)]
-    return base[tuple(slices)].permute(inverse).expand(tuple(shape))
 
 
 SIZES = st.one_of(st.integers(0, 5), st.sampled_from([SMALL - 1, SMALL, SMALL + 1]))

@@ -6,7 +6,7 @@
 ``eager``               the model's own ops
 ``aten``                torch's ops in the fewest passes over memory, in place where nothing is kept
 ``cpp``                 one compiled kernel on a CPU, rounded once
-``epilogue``            the activation in the epilogue of a linear layer's GEMM (NVIDIA's GPUs)
+``epilogue``            the activation in the epilogue of a linear layer's product
 ``triton``              one Triton kernel, rounded once
 ``triton_rounded``      the same; a gated product is rounded where two ops would round it
 ======================= ============================================================================

@@ -6,17 +6,20 @@ flags and the processor: what was built for another is never loaded. No package 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hf_gelu_patch.activations import ACTIVATIONS
@@ -24,7 +27,7 @@ from hf_gelu_patch.caching import cache_folder
 from hf_gelu_patch.errors import ImplementationUnavailableError
 from hf_gelu_patch.implementations.normal_tail import MILLS
 
-__all__ = ["built", "kernel", "missing"]
+__all__ = ["Kernel", "kernel", "missing"]
 
 Kernel = Callable[..., None]
 
@@ -41,14 +44,9 @@ def missing() -> str | None:
     if sys.platform != "linux" or platform.machine() not in _NATIVE:
         return f"its kernels are compiled on Linux for {' and '.join(_NATIVE)} only"
     compiler = _compiler()
-    if compiler is None:
-        return None if _folder().is_dir() else "there is no C++ compiler (install g++ or clang++, or set CXX)"
-    return _failed.get(tuple(compiler))
-
-
-def built(activation: str) -> bool:
-    """Whether the kernel of an activation is there, without compiling it."""
-    return missing() is None and _library(activation).is_file()
+    if not compiler and not _folder().is_dir():
+        return _NO_COMPILER
+    return _failed.get(compiler)
 
 
 def kernel(activation: str) -> Kernel:
@@ -69,75 +67,101 @@ def kernel(activation: str) -> Kernel:
 
 _loaded: dict[str, Kernel] = {}
 _failed: dict[tuple[str, ...], str] = {}
-"""What each compiler could not do here."""
+"""What each compiler, or none, could not do here."""
 _building = threading.Lock()
+_NO_COMPILER = "there is no C++ compiler (install g++ or clang++, or set CXX)"
 
 
 def _load(activation: str) -> Kernel:
     if (lack := missing()) is not None:
         raise ImplementationUnavailableError(f"the implementation 'cpp' cannot run: {lack}.")
+    try:
+        return _kept(_library(activation)) or _built(activation)
+    except OSError as error:
+        raise _failure(f"the kernel of {activation} cannot be compiled or loaded", str(error)) from error
+
+
+def _failure(failed: str, said: str) -> ImplementationUnavailableError:
+    """The error to raise. ``missing`` tells of it from then on."""
+    _failed[_compiler()] = failed
+    return ImplementationUnavailableError(f"{failed}. It said:\n{said}")
+
+
+def _kept(path: Path) -> Kernel | None:
+    """The kernel that was compiled before; None where there is none that can be loaded: it is compiled anew."""
+    if not (path.is_file() and _trusted(path) and _trusted(path.parent) and _whole(path)):
+        return None
+    try:
+        return _opened(path)
+    except OSError:
+        return None
+
+
+def _built(activation: str) -> Kernel:
+    """The kernel, compiled beside where it is kept and moved there: nobody ever loads half of one."""
     path = _library(activation)
-    if not (path.is_file() and _trusted(path) and _trusted(path.parent)):
-        path = _build(activation, path)
+    compiler = _compiler()
+    if not compiler:
+        raise _failure(f"no kernel of {activation} that can be loaded is in {path.parent}", f"{_NO_COMPILER}.")
+    folder = _kept_in(path.parent)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        made = Path(place, path.name)
+        _compile(activation, compiler, [*_flags(), *_defined(activation), str(_SOURCE), "-o", str(made)])
+        made.chmod(0o755)  # whatever the umask: what others may write to is not loaded
+        run = _opened(made)
+        if folder is not None:
+            made.replace(path)
+    return run
+
+
+def _kept_in(folder: Path) -> Path | None:
+    """The folder, made if it was not there. None where it cannot be written to, or others can write to it: a kernel
+    that is compiled there serves this process alone."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder if _trusted(folder) and os.access(folder, os.W_OK) else None
+    except OSError:
+        return None
+
+
+def _opened(path: Path) -> Kernel:
+    """The function of a library.
+
+    Raises:
+        OSError: it cannot be loaded, or has no such function.
+    """
     try:
         run = ctypes.CDLL(str(path)).hf_gelu_patch_run
-    except OSError as error:
-        raise ImplementationUnavailableError(
-            f"the compiled kernel {path} cannot be loaded: {error}. Delete it, and it is compiled anew."
-        ) from error
+    except AttributeError as error:
+        raise OSError(str(error)) from error
     number, size, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
     run.argtypes = [number, number, size, size, pointer, pointer, number]
     run.restype = None
     return run
 
 
-def _build(activation: str, path: Path) -> Path:
-    """The library, compiled beside where it belongs and moved there: nobody ever loads half of one."""
-    compiler = _compiler()
-    if compiler is None:
-        raise ImplementationUnavailableError(
-            f"the compiled kernel of {activation} is not in {path.parent}, and there is no C++ compiler to make it "
-            "(install g++ or clang++, or set CXX)."
-        )
-    folder = _kept_in(path.parent)
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        made = Path(place, path.name)
-        _compile(activation, compiler, [*_flags(), *_defined(activation), str(_SOURCE), "-o", str(made)])
-        made.replace(folder / path.name)
-    return folder / path.name
-
-
-def _kept_in(folder: Path) -> Path:
-    """The folder, made if it was not there. One that serves this process alone, where that cannot be written, or others
-    can write there."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if _trusted(folder) and os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="hf_gelu_patch-"))
-
-
-def _compile(activation: str, compiler: list[str], arguments: list[str]) -> None:
+def _compile(activation: str, compiler: tuple[str, ...], arguments: list[str]) -> None:
     try:
         done = subprocess.run([*compiler, *arguments], capture_output=True, text=True, timeout=_SECONDS, check=False)
-        said = "\n".join(done.stderr.strip().splitlines()[-12:]) if done.returncode else None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        said = str(error)
-    if said is not None:
+    except subprocess.TimeoutExpired as error:
+        raise OSError(str(error)) from error
+    if done.returncode:
+        said = "\n".join(done.stderr.strip().splitlines()[-12:]) or f"nothing, and its status was {done.returncode}"
         failed = f"{' '.join(compiler)} could not compile the kernel of {activation} (set CXX to another compiler)"
-        _failed[tuple(compiler)] = failed
-        raise ImplementationUnavailableError(f"{failed}. It said:\n{said}")
+        raise _failure(failed, said)
 
 
-def _compiler() -> list[str] | None:
-    """The command of the C++ compiler: what ``CXX`` says, or the first that is there."""
-    named = os.environ.get("CXX", "").split()
-    for command in ([named] if named else []) + [["g++"], ["clang++"], ["c++"]]:
-        if shutil.which(command[0]):
-            return command
-    return None
+def _compiler() -> tuple[str, ...]:
+    """The command of the C++ compiler: what ``CXX`` says, or the first that is there; empty where there is none."""
+    return next((one for one in _compilers() if one and shutil.which(one[0])), ())
+
+
+def _compilers() -> Iterator[tuple[str, ...]]:
+    if named := os.environ.get("CXX"):
+        yield (named,)  # a path may have spaces
+        with contextlib.suppress(ValueError):  # an open quotation mark
+            yield tuple(shlex.split(named))
+    yield from (("g++",), ("clang++",), ("c++",))
 
 
 def _flags() -> list[str]:
@@ -156,7 +180,10 @@ def _library(activation: str) -> Path:
 
 def _folder() -> Path:
     """Where the kernels for this source, these flags and this processor are kept."""
-    return cache_folder() / f"kernels-{_key()}"
+    try:
+        return cache_folder() / f"kernels-{_key()}"
+    except RuntimeError:  # this user has no home
+        return Path(tempfile.gettempdir()) / f"hf_gelu_patch-{os.getuid()}" / f"kernels-{_key()}"
 
 
 @functools.cache
@@ -178,3 +205,14 @@ def _trusted(path: Path) -> bool:
     """Whether nobody but this user or root can have written it."""
     about = path.stat()
     return about.st_uid in (os.getuid(), 0) and not about.st_mode & 0o022
+
+
+def _whole(path: Path) -> bool:
+    """Whether a library's table of sections, which ends its file, is there. To load a part of one kills the process."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or not head.startswith(b"\x7fELF"):
+        return False
+    (start,) = struct.unpack_from("<Q", head, 40)
+    size, count = struct.unpack_from("<2H", head, 58)
+    return path.stat().st_size >= start + size * count > 0

@@ -258,6 +258,9 @@ static void forward(const Rows* r, int64_t rows, int64_t columns, const float* p
     });
 }
 
+// The gradient. Where the slope is 0 there is none, whatever comes from behind: so it is with torch's ReLU and clamp.
+INLINE float along(float slope, float dy) { return slope == 0.f ? 0.f : dy * slope; }
+
 template <class T>
 static void backward(const Rows* r, int64_t rows, int64_t columns, const float* p, int threads) {
     each_block(rows, columns, threads, [=](int64_t row, int64_t column, int64_t count) {
@@ -266,7 +269,7 @@ static void backward(const Rows* r, int64_t rows, int64_t columns, const float* 
         const float* dy = opened(at<T>(r[1], row, column), gradient, count);
         float* dx = room(at<T>(r[2], row, column), out);
 #pragma omp simd
-        for (int64_t i = 0; i < count; ++i) dx[i] = dy[i] * ACTIVATION(x[i], p).slope;
+        for (int64_t i = 0; i < count; ++i) dx[i] = along(ACTIVATION(x[i], p).slope, dy[i]);
         closed(dx, at<T>(r[2], row, column), count);
     });
 }
@@ -296,7 +299,7 @@ static void gated_backward(const Rows* r, int64_t rows, int64_t columns, const f
 #pragma omp simd
         for (int64_t i = 0; i < count; ++i) {
             Both y = ACTIVATION(gate[i], p);
-            dgate[i] = dy[i] * up[i] * y.slope;
+            dgate[i] = along(y.slope, dy[i] * up[i]);
             dup[i] = dy[i] * y.value;
         }
         closed(dgate, at<T>(r[3], row, column), count);

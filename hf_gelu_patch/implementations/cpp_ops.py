@@ -89,11 +89,15 @@ def after_linear(linear: nn.Module, x: Tensor, *, activation: str, **parameters:
 
 
 def _direct(*tensors: Tensor) -> bool:
-    """Whether these are ordinary CPU tensors that a kernel takes, and nothing but autograd has to see what is done."""
+    """Whether these are ordinary CPU tensors that a kernel takes, all of one shape and dtype, and nothing but autograd
+    has to see what is done. What hooks on saved tensors give back may be anything."""
     if watched():
         return False
-    for x in tensors:  # noqa: SIM110  # at every call: a loop is faster than all()
+    first = tensors[0]
+    for x in tensors:  # at every call: a loop is faster than all()
         if x.dtype not in _DTYPES or not x.is_cpu or not nothing_but_memory(x):
+            return False
+        if x is not first and (x.dtype is not first.dtype or x.shape != first.shape):
             return False
     return True
 
@@ -156,14 +160,20 @@ def _laid_out(given: Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor]:
 
 
 def _row_stride(x: Tensor) -> int | None:
-    """How far apart the rows of x lie, where each is a run of memory and all are evenly apart; else None."""
+    """How far apart the rows of x lie, where each is a run of memory and all are evenly apart; else None. The stride of
+    a dimension of one may be any, that of a contiguous tensor's too."""
     sizes, strides = x.shape, x.stride()
-    if not sizes or strides[-1] != 1:
+    if not sizes or (strides[-1] != 1 and sizes[-1] != 1):
         return None
-    for dim in range(len(sizes) - 2):
-        if sizes[dim] != 1 and strides[dim] != strides[dim + 1] * sizes[dim + 1]:
-            return None
-    return strides[-2] if len(sizes) > 1 else sizes[0]
+    apart = following = None
+    for dim in range(len(sizes) - 2, -1, -1):
+        if sizes[dim] != 1:
+            if apart is None:
+                apart = strides[dim]
+            elif strides[dim] != following:
+                return None
+            following = strides[dim] * sizes[dim]
+    return sizes[-1] if apart is None else apart
 
 
 def _run(kernel: cpp_build.Kernel, form: int, tensors: Sequence[Tensor], constants: Sequence[float]) -> None:
