@@ -44,7 +44,7 @@ def missing() -> str | None:
     if sys.platform != "linux" or platform.machine() not in _NATIVE:
         return f"its kernels are compiled on Linux for {' and '.join(_NATIVE)} only"
     compiler = _compiler()
-    if not compiler and not _folder().is_dir():
+    if not compiler and not os.path.isdir(_folder()):  # noqa: PTH112  # which raises nothing
         return _NO_COMPILER
     return _failed.get(compiler)
 
@@ -89,12 +89,12 @@ def _failure(failed: str, said: str) -> ImplementationUnavailableError:
 
 def _kept(path: Path) -> Kernel | None:
     """The kernel that was compiled before; None where there is none that can be loaded: it is compiled anew."""
-    if not (path.is_file() and _trusted(path) and _trusted(path.parent) and _whole(path)):
-        return None
     try:
-        return _opened(path)
+        if path.is_file() and _trusted(path) and _trusted(path.parent) and _whole(path):
+            return _opened(path)
     except OSError:
-        return None
+        pass
+    return None
 
 
 def _built(activation: str) -> Kernel:
@@ -213,6 +213,7 @@ def _whole(path: Path) -> bool:
         head = file.read(64)
     if len(head) < 64 or not head.startswith(b"\x7fELF"):
         return False
-    (start,) = struct.unpack_from("<Q", head, 40)
-    size, count = struct.unpack_from("<2H", head, 58)
-    return path.stat().st_size >= start + size * count > 0
+    start: int = struct.unpack_from("<Q", head, 40)[0]
+    size, number = struct.unpack_from("<2H", head, 58)
+    end: int = start + size * number
+    return path.stat().st_size >= end

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from hf_gelu_patch.activations import ACTIVATIONS, Activation, Derived
 from hf_gelu_patch.implementations.aten import ATEN, after_linear
 from hf_gelu_patch.implementations.registry import Implementation
-from hf_gelu_patch.implementations.tensors import ordinary, stays
+from hf_gelu_patch.implementations.tensors import needs_gradient, nothing_but_memory, watched
 
 __all__ = ["EPILOGUE"]
 
@@ -35,35 +36,49 @@ def in_epilogue(linear: nn.Module, x: Tensor, *, activation: str, **parameters: 
         activation: one that ``EPILOGUE`` computes on x's device.
         parameters: the activation's constants.
     """
-    weight, bias = linear.weight, linear.bias
-    if isinstance(weight, Tensor) and ordinary(x) and not torch.is_autocast_enabled(x.device.type):
-        weights = (weight, bias) if isinstance(bias, Tensor) else (weight,)
-        if not stays(x, *weights) and all(one.dtype == x.dtype and one.device == x.device for one in weights):
-            way = _WAYS.get(x.device.type)
-            if way is not None and (y := way(linear, x, ACTIVATIONS[activation], parameters)) is not None:
-                return y
+    way = _WAYS.get(x.device.type)
+    if way is not None and _free(linear, x) and (y := way(linear, x, ACTIVATIONS[activation], parameters)) is not None:
+        return y
     return after_linear(linear, x, activation=activation, **parameters)
+
+
+def _free(linear: nn.Module, x: Tensor) -> bool:
+    """Whether nothing has to see the two ops apart or needs a gradient, and all are ordinary tensors of one kind."""
+    if watched() or torch.is_autocast_enabled(x.device.type):
+        return False
+    for one in (x, linear.weight, linear.bias):
+        if one is not None and (
+            not isinstance(one, Tensor)
+            or one.dtype != x.dtype
+            or one.device != x.device
+            or needs_gradient(one)
+            or not nothing_but_memory(one)
+        ):
+            return False
+    return True
 
 
 def _by_onednn(linear: nn.Module, x: Tensor, record: Activation, parameters: dict[str, float]) -> Tensor | None:
     """act(linear(x)) by oneDNN; None where it does not take the layer."""
-    post_op = record.post_op
-    if post_op is None or not torch.backends.mkldnn.enabled:
+    post_op, weight, bias = record.post_op, cast("Tensor", linear.weight), cast("Tensor | None", linear.bias)
+    if post_op is None or not torch.backends.mkldnn.enabled or _unable(x.device, x.dtype):
         return None
+    if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_contiguous()):
+        return None  # torch hands oneDNN its memory as if it were
     scalars = [*post_op.scalars, *(parameters[name] for name in post_op.constants)]
     told = (post_op.attr, scalars, post_op.algorithm)
     y: Tensor
     if type(linear) is nn.Linear:
-        if not linear.weight.is_contiguous():
+        if not weight.is_contiguous() or not x.dim() or not x.shape[-1] == weight.shape[1] > 0:
             return None
-        y = torch.ops.mkldnn._linear_pointwise(x, linear.weight, linear.bias, *told)
+        y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *told)
         return y
     if x.dim() != _CONVOLUTIONS.get(type(linear)):  # type: ignore[arg-type]
         return None
     how = linear.padding, linear.stride, linear.dilation, linear.groups
     if linear.padding_mode != "zeros" or isinstance(linear.padding, str):
         return None
-    y = torch.ops.mkldnn._convolution_pointwise(x, linear.weight, linear.bias, *how, *told)
+    y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *how, *told)
     return y
 
 
@@ -80,6 +95,7 @@ def _by_cublaslt(linear: nn.Module, x: Tensor, record: Activation, parameters: d
 _WAYS = {"cpu": _by_onednn, "cuda": _by_cublaslt}
 
 
+@functools.cache
 def _unable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why oneDNN has no such products here, or None."""
     if device.type != "cpu":
