@@ -307,6 +307,47 @@ def test_what_slows_the_whole_model_down_is_undone(net: Net) -> None:
     assert same_state(before, net)
 
 
+def test_what_raises_in_the_whole_model_alone_is_undone(net: Net) -> None:
+    inside: list[bool] = []
+    net.register_forward_pre_hook(lambda *_: inside.append(True))
+    net.register_forward_hook(lambda *_: inside.clear(), always_call=True)
+
+    def picky(x: Tensor) -> Tensor:
+        return broken(x) if inside else prompt(x)
+
+    before = state(net)
+    with pytest.warns(NothingPatchedWarning, match="the whole model raised RuntimeError: no kernel for 2 dim.* picky"):
+        report = patch(net, implementation=Implementation("picky", {"tardy": picky}), tune=BATCH)
+    assert report.tuning is not None
+    assert (report.changed, report.tuning.verdict) == ((), "nothing changed")
+    assert same_state(before, net)
+
+
+def test_what_is_timed_is_the_largest_call_and_none_that_the_model_makes_otherwise() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.feed = Feed(32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.feed(x[:1])
+            for _ in range(2):
+                first = first + self.feed(x)
+            return first + self.feed(x[:2]).sum()
+
+    seen: list[int] = []
+
+    def watching(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return prompt(x)
+
+    patch(Twice().eval(), implementation=Implementation("watching", {"tardy": watching}), tune=(BATCH["x"],))
+    assert seen[0] == 3
+    whole = seen.index(1)  # from there on, the model by turns
+    assert set(seen[:whole]) == {3}
+    assert seen[whole : whole + 4] == [1, 3, 3, 2]
+
+
 def test_gradients_are_timed_and_what_has_none_is_left_out(net: Net) -> None:
     register_implementation(quick("forward_only", backward=False))
     with pytest.warns(NothingPatchedWarning, match="forward_only has no backward"):
@@ -389,6 +430,23 @@ def test_the_model_the_batch_and_the_random_states_stay(net: Net, training: bool
     assert same_state(shape, net)
     assert torch.equal(batch["x"], BATCH["x"])
     assert batch["x"].grad is None
+    assert torch.equal(net.layers[0].fc.weight.grad, torch.ones(32, 16))
+    assert net.layers[1].fc.weight.grad is None
+
+
+def test_gradients_by_way_of_grad_leave_it_as_it_was(net: Net) -> None:
+    """Those of reentrant checkpoints cannot be had otherwise."""
+
+    def forward(x: Tensor) -> Tensor:
+        for layer in net.layers:
+            x = x + torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=True)
+        return x
+
+    net.forward = forward  # type: ignore[method-assign]
+    net.layers[0].fc.weight.grad = torch.ones(32, 16)
+    batch = (BATCH["x"].clone().requires_grad_(),)
+    report = patch(net, implementation=quick(), tune=batch, gradients=True)
+    assert len(report.changed) == 3
     assert torch.equal(net.layers[0].fc.weight.grad, torch.ones(32, 16))
     assert net.layers[1].fc.weight.grad is None
 

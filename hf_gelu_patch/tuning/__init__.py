@@ -11,14 +11,14 @@ import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from hf_gelu_patch.applying import apply
-from hf_gelu_patch.errors import PatchError
+from hf_gelu_patch.errors import PatchError, first_line
 from hf_gelu_patch.planning import Alternatives, Plan, Wanted, alternatives
 from hf_gelu_patch.report import Timed, Tuning
 from hf_gelu_patch.tuning.calls import Call, batch_clock, largest_calls, mode
@@ -136,11 +136,14 @@ class _Run:
     generator: random.Random
 
     def choose(self, group: Group, call: Call | None, seconds: float) -> Choice:
-        with as_it_was(call.subject.owner) if call else ExitStack():
-            return choose(group, call, self.watch, gradients=self.gradients, seconds=seconds, generator=self.generator)
+        return choose(group, call, self.watch, gradients=self.gradients, seconds=seconds, generator=self.generator)
 
-    def whole(self, groups: Sequence[Group], choices: Sequence[Choice]) -> Samples:
-        """The whole model, as it was chosen to be against its own ops."""
+    def whole(self, groups: Sequence[Group], choices: Sequence[Choice]) -> Samples | str:
+        """The whole model, as it was chosen to be against its own ops; or what it raises so.
+
+        Raises:
+            PatchError: it cannot run with its own ops.
+        """
         ways = {name: [plan for group in groups for plan in group.plans(None)] for name in (OWN, AGAIN)}
         ways[_TUNED] = [p for group, choice in zip(groups, choices, strict=True) for p in group.plans(choice.way)]
         clock = batch_clock(self.model, self.batch, self.watch, gradients=self.gradients)
@@ -148,16 +151,29 @@ class _Run:
         def sample(name: str) -> float:
             return clock(lambda: apply(ways[name], []))
 
-        for name in ways:
-            sample(name)
+        try:
+            sample(OWN)
+        except Exception as error:
+            does = "run forward and backward" if self.gradients else "run"
+            raise PatchError(
+                f"{type(self.model).__name__} cannot {does} on the batch given as tune= ({first_line(error)})."
+            ) from error
+        try:
+            sample(_TUNED)
+        except Exception as error:
+            return first_line(error)
         return fixed(_TUNED, sample, Rounds(_FEWEST, _MOST, SECONDS), self.generator)
 
 
 _TUNED = "tuned"
 
 
-def _undone(whole: Samples | None) -> bool:
-    return whole is not None and _verdict(whole) == "slower"
+def _undone(whole: Samples | str | None) -> str | None:
+    """Why what was chosen is undone after all, or None."""
+    if isinstance(whole, str):
+        return f"the whole model raised {whole} with"
+    slower = whole is not None and _verdict(whole) == "slower"
+    return "the whole model was slower with" if slower else None
 
 
 def _verdict(whole: Samples) -> str:
@@ -165,13 +181,13 @@ def _verdict(whole: Samples) -> str:
 
 
 def _plans(
-    found: Sequence[Alternatives], groups: Sequence[Group], choices: Sequence[Choice], whole: Samples | None
+    found: Sequence[Alternatives], groups: Sequence[Group], choices: Sequence[Choice], whole: Samples | str | None
 ) -> tuple[Plan, ...]:
     plans = [_left_alone(one) for one in found]
     for group, choice in zip(groups, choices, strict=True):
         way, reason = choice.way, choice.reason
-        if way is not None and _undone(whole):
-            way, reason = None, f"the whole model was slower with {way}, though by itself: {reason}"
+        if way is not None and (why := _undone(whole)) is not None:
+            way, reason = None, f"{why} {way}, though by itself: {reason}"
         for number, one in zip(group.numbers, group.members, strict=True):
             plan = one.own if way is None else one.others[group.ways.index(way)]
             plans[number] = replace(plan, site=replace(plan.site, reason=reason))
@@ -185,8 +201,8 @@ def _left_alone(one: Alternatives) -> Plan:
     return replace(one.own, site=replace(one.own.site, reason="; ".join(one.refused)))
 
 
-def _tuning(seconds: float, gradients: bool, timed: tuple[Timed, ...], whole: Samples | None) -> Tuning:
-    if whole is None:
+def _tuning(seconds: float, gradients: bool, timed: tuple[Timed, ...], whole: Samples | str | None) -> Tuning:
+    if whole is None or isinstance(whole, str):
         return Tuning(seconds, gradients, timed, None, None, None, None, "nothing changed", 0.0)
     before, after = whole.own, whole.seconds[_TUNED]
     return Tuning(

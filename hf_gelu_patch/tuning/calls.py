@@ -59,7 +59,7 @@ def mode(*, gradients: bool) -> Iterator[None]:
 
 def largest_calls(model: nn.Module, batch: object, groups: Sequence[Group]) -> list[Call | None]:
     """The call with the most numbers that any method of each group gets while the model runs on a batch; None where
-    none of them is called.
+    none of them is called. What the run changes in the model is for the caller to put back.
 
     Raises:
         PatchError: the model cannot run on the batch.
@@ -81,7 +81,7 @@ def largest_calls(model: nn.Module, batch: object, groups: Sequence[Group]) -> l
             for number in least:
                 found[number] = call
 
-    with as_it_was(model), seeded(), ExitStack() as watching:
+    with ExitStack() as watching:
         for subject, numbers in watched.values():
             watching.enter_context(_watched(subject, functools.partial(look, subject, numbers)))
         try:

@@ -84,10 +84,14 @@ def choose(
     own_ops = group.plans(None, call.subject)
     try:
         clock = call_clock(call, watch, lambda: apply(own_ops, []), gradients=gradients)
-        contest = _Contest(group, call, clock)
-        own = contest.sample(OWN)
+        return _chosen(_Contest(group, call, clock), seconds, generator)
     except Exception as error:
         return Choice(None, f"it cannot be timed by itself: {first_line(error)}", {})
+
+
+def _chosen(contest: _Contest, seconds: float, generator: random.Random) -> Choice:
+    group, call = contest.group, contest.call
+    own = contest.sample(OWN)
     left_out = _tried(contest, own)
     names = [name for name in group.ways if name not in left_out]
     if not names:
