@@ -77,16 +77,17 @@ def searched(names: Collection[str], sample: Sample, seconds: float, generator: 
     """
     samples = Samples({name: [] for name in (OWN, AGAIN, *names)}, SEARCH)
     running = list(samples.seconds)
-    start, number = time.perf_counter(), 0
+    start, number, look = time.perf_counter(), 0, _FEWEST
     while len(running) > 2:
         _round(running, sample, samples, generator)
         number += 1
         running = [name for name in running if name in (OWN, AGAIN) or not _lost(samples, name)]
+        if number < look:
+            continue
+        look = math.ceil(1.1 * number)  # the oftener, the likelier noise is taken for a gain
         unseen = [name for name in running[2:] if not _seen(samples, name)]
-        if number >= _FEWEST and not unseen:
-            break
         longer = _LONGER if any(samples.ratio(name).value > _PROMISING for name in unseen) else 1
-        if number >= _FEWEST and (number >= longer * _MOST or time.perf_counter() - start > longer * seconds):
+        if not unseen or number >= longer * _MOST or time.perf_counter() - start > longer * seconds:
             break
     return samples
 
