@@ -33,13 +33,13 @@ torch.set_num_threads(1)
 
 OWN_CPU = processors.cpu
 
-COMPILED = pytest.mark.skipif(cpp_build.missing() is not None, reason=f"no compiled kernels: {cpp_build.missing()}")
+KERNELS = pytest.mark.skipif(cpp_build.missing() is not None, reason=f"no compiled kernels: {cpp_build.missing()}")
 """Of a test that runs the kernels of ``cpp``."""
 
 
 def of_implementation(name: str, *values: object) -> Any:
     """The parameters of a test for one implementation, which is left out where that cannot run."""
-    return pytest.param(name, *values, marks=COMPILED if name == "cpp" else ())
+    return pytest.param(name, *values, marks=KERNELS if name == "cpp" else ())
 
 
 _SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 64}

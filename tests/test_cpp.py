@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import COMPILED, FAMILIES, Recorder, printed_by_fork
+from conftest import FAMILIES, KERNELS, Recorder, printed_by_fork
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import layouts, memory, same
@@ -32,7 +32,7 @@ from hf_gelu_patch import ACTIVATIONS, Activation, patch, unpatch
 from hf_gelu_patch.implementations import cpp_ops
 from hf_gelu_patch.implementations.cpp_ops import CPP, after_linear, gated, pointwise
 
-pytestmark = COMPILED
+pytestmark = KERNELS
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NAMES = tuple(CPP.functions)

@@ -12,7 +12,7 @@ from pathlib import Path
 import processes
 import pytest
 import torch
-from conftest import COMPILED
+from conftest import KERNELS
 from torch import nn
 
 from hf_gelu_patch import patch
@@ -21,7 +21,7 @@ from hf_gelu_patch.implementations import cpp_build
 Run = Callable[..., str]
 Counted = tuple[str, Callable[[], int]]
 
-pytestmark = [COMPILED, pytest.mark.slow]
+pytestmark = [KERNELS, pytest.mark.slow]
 
 START = """
 import os, sys, tempfile, warnings

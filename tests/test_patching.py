@@ -315,6 +315,8 @@ def test_deep_copies_before_and_after(gpt2: nn.Module) -> None:
 @pytest.mark.parametrize("activation", ["silu", "quick_gelu", "relu_squared"])
 def test_pickled(gpt2: nn.Module, implementation: str, activation: str) -> None:
     own = out(gpt2)
+    if not IMPLEMENTATIONS[implementation].computes(activation, torch.device("cpu")):
+        activation = "leaky_relu"
     patch(gpt2, activation=activation, implementation=implementation)
     again = pickle.loads(pickle.dumps(gpt2))
     assert torch.equal(out(again), out(gpt2))
@@ -690,14 +692,15 @@ def test_a_part_that_is_patched_already_is_found_from_above_and_from_itself(part
 def test_an_implementation_that_cannot_run_here(gpt2: nn.Module) -> None:
     before = state(gpt2)
     with pytest.raises(ImplementationUnavailableError, match=r"'epilogue' cannot run at transformer\.h\.0\.mlp\.act"):
-        patch(gpt2, implementation="epilogue")
+        patch(gpt2.double(), implementation="epilogue")
+    gpt2.float()
     nowhere = Implementation("nowhere", {"gelu_tanh": F.relu}, devices=frozenset({"npu"}))
     absent = Implementation("absent", {"gelu_tanh": F.relu}, missing=lambda: "the absent package is not installed")
     try:
         register_implementation(nowhere)
         register_implementation(absent)
         with pytest.raises(
-            ImplementationUnavailableError, match=r"runs on npu.*on cpu.*What can.*: eager, aten, triton"
+            ImplementationUnavailableError, match=r"runs on npu.*on cpu.*What can.*: eager, aten,.* triton"
         ):
             patch(gpt2, implementation="nowhere")
         with pytest.raises(ImplementationUnavailableError, match="absent package is not installed"):
@@ -763,7 +766,8 @@ except ValueError as error:
 """
     printed = printed_by_fork(code)
     assert "'triton' cannot run at 1: it runs on cuda, and the model is on cpu. What can" in printed
-    assert "eager, aten." in printed
+    assert "eager, aten" in printed
+    assert "triton" not in printed.partition("What can")[2]
 
 
 def test_an_implementation_without_a_backward(gpt2: nn.Module) -> None:  # trap 2

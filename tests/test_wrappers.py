@@ -3,6 +3,7 @@ checkpointing, transforms, tracing, copies, other processes, verification, torch
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import io
@@ -11,7 +12,7 @@ import pickle
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 import transformers
 from accelerate import cpu_offload, dispatch_model
 from accelerate.hooks import remove_hook_from_module
-from conftest import FAMILIES
+from conftest import FAMILIES, KERNELS, of_implementation
 from peft import LoraConfig, get_peft_model
 from test_models import counted_compiles, of_any_size, same_state, state, with_layers
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from hf_gelu_patch import (
     IMPLEMENTATIONS,
     Implementation,
     PatchError,
+    Report,
     VerificationError,
     explain,
     find_sites,
@@ -48,7 +50,7 @@ class Place:
     """Where one family's first feed-forward is.
 
     ``before``: the linear layers that the activation's site computes with: act(before[0](x)), and of a gated product
-    · before[1](x). ``identical``: whether a patch keeps the bits.
+    · before[1](x). ``identical``: whether a patch keeps the bits. ``by``: the implementation that is asked for.
     """
 
     family: str
@@ -56,6 +58,18 @@ class Place:
     before: tuple[str, ...]
     act: str
     identical: bool
+    by: str = "auto"
+
+    @property
+    def other(self) -> str:
+        """Another function, that ``by`` computes."""
+        return "hardswish" if self.by == "epilogue" else "quick_gelu"
+
+    def patch(self, model: nn.Module, **options: Any) -> Report:
+        return patch(model, implementation=self.by, **options)
+
+    def patched(self, model: nn.Module, **options: Any) -> contextlib.AbstractContextManager[Report]:
+        return patched(model, implementation=self.by, **options)
 
     def build(self, **dropout: float) -> transformers.PreTrainedModel:
         if not dropout:
@@ -105,9 +119,19 @@ PLACES = [
     Place("opt", "model.decoder.layers.0", ("fc1",), "activation_fn", True),
 ]
 BERT, GPT2, T5, LLAMA, OPT = PLACES
+BY_CPP = [replace(place, by="cpp", identical=False) for place in (GPT2, T5, LLAMA)]
+BY_EPILOGUE = [replace(place, by="epilogue", identical=False) for place in (BERT, OPT)]
 
 
-@pytest.fixture(params=PLACES, ids=lambda place: place.family)
+def named(place: Place) -> str:
+    return place.family if place.by == "auto" else f"{place.family} by {place.by}"
+
+
+def marked(*places: Place) -> list[Any]:
+    return [pytest.param(place, id=named(place), marks=KERNELS if place.by == "cpp" else ()) for place in places]
+
+
+@pytest.fixture(params=marked(*PLACES, *BY_CPP, *BY_EPILOGUE))
 def place(request: pytest.FixtureRequest) -> Place:
     return request.param
 
@@ -256,7 +280,7 @@ def test_the_users_hooks_fire_as_before_and_can_be_removed(place: Place, when: s
     if when == "after":
         recorder.remove()
         before = state(model)
-    patch(model)
+    place.patch(model)
     if when == "after":
         register()
     place.out(model)
@@ -370,7 +394,7 @@ def test_hooks_of_all_modules_fire_as_before(place: Place) -> None:
 
 def test_what_a_hook_keeps_is_not_written_over_later(place: Place) -> None:
     model = place.build()
-    patch(model)
+    place.patch(model)
     for where in ((*place.before,), ("act",), (*place.before, "act", "owner")):
         recorder = Recorder()
         for name in where:
@@ -386,7 +410,7 @@ def test_what_a_hook_keeps_is_not_written_over_later(place: Place) -> None:
 def test_a_hook_that_changes_the_output_is_heeded(place: Place) -> None:
     model = place.build()
     twin = copy.deepcopy(model)
-    patch(model)
+    place.patch(model)
     for name in (*place.before, "act", "owner"):
         path = place.paths[name]
         for one in (model, twin):
@@ -408,7 +432,7 @@ def test_hidden_states_and_attentions_are_recorded_as_before(place: Place) -> No
         return [tensor for name in names for tensor in output[name]]
 
     own = outputs()
-    patch(model)
+    place.patch(model)
     for new, one in zip(outputs(), own, strict=True):
         place.close(new, one)
 
@@ -453,13 +477,13 @@ def test_accelerates_hooks(
     untouched = copy.deepcopy(model)
     before = state(model)
     if when == "after":
-        patch(model)
+        place.patch(model)
     wrap(place, model, tmp_path)
     hooks = {path: one._hf_hook for path, one in model.named_modules() if "_hf_hook" in vars(one)}
     assert any(path.startswith(place.owner) for path in hooks)
     if when == "before":
         report = patch(
-            model, implementation="spy" if place in (BERT, OPT) else "auto"
+            model, implementation="spy" if place in (BERT, OPT) else place.by
         )  # auto has nothing to gain there
         assert {site.device for site in report.sites} == {"cpu"}
         (site,) = (one for one in report.sites if one.path == place.paths["act"])
@@ -496,7 +520,7 @@ def test_accelerates_hooks(
 def with_lora(place: Place, model: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        targets = [*place.before, *(["c_proj"] if place is GPT2 else [])]
+        targets = [*place.before, *(["c_proj"] if place.family == "gpt2" else [])]
         torch.manual_seed(1)
         wrapped = get_peft_model(model, LoraConfig(target_modules=targets, r=2, init_lora_weights=False))
     return wrapped.eval()
@@ -510,10 +534,10 @@ def test_lora(place: Place, when: str) -> None:
     expected = with_lora(place, copy.deepcopy(plain))
     model = copy.deepcopy(plain)
     if when == "after":
-        patch(model)
+        place.patch(model)
     wrapped = with_lora(place, model)
     if when == "before":
-        report = patch(wrapped, implementation="spy" if place in (BERT, OPT) else "auto")
+        report = patch(wrapped, implementation="spy" if place in (BERT, OPT) else place.by)
         (site,) = (one for one in report.sites if one.path.endswith(place.paths["act"]))
         assert site.fused == place.gated
     assert not torch.allclose(place.out(expected), own)
@@ -731,12 +755,13 @@ OTHER_TENSORS: dict[str, tuple[Callable[[], Any], Callable[[Any], Tensor]]] = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # prototypes, says torch of most of these
-@pytest.mark.parametrize("implementation", ["aten", "triton"])
+@pytest.mark.parametrize("implementation", [of_implementation(name) for name in ("aten", "cpp", "epilogue", "triton")])
 @pytest.mark.parametrize("kind", OTHER_TENSORS)
 def test_tensors_that_are_no_plain_memory_go_the_way_they_went(kind: str, implementation: str) -> None:
     make, numbers = OTHER_TENSORS[kind]
     ran: list[str] = []
-    for model in [Called(), *(AtSite(site, spelling) for site in SITE_KINDS for spelling in SPELT)]:
+    spelt = ("gelu", "gelu_new", "gelu_fast", "silu", "relu") if implementation == "epilogue" else SPELT
+    for model in [Called(), *(AtSite(site, spelling) for site in SITE_KINDS for spelling in spelt)]:
         try:
             with torch.no_grad():
                 before = model(make())
@@ -748,7 +773,7 @@ def test_tensors_that_are_no_plain_memory_go_the_way_they_went(kind: str, implem
             after = model(make())
         assert (type(after), after.layout, after.dtype) == (type(before), before.layout, before.dtype)
         torch.testing.assert_close(numbers(after), numbers(before))
-    assert len(ran) >= 3, ran
+    assert len(ran) >= (2 if implementation == "epilogue" else 3), ran
 
 
 SITE_KINDS = ("pointwise", "gated", "linear")
@@ -795,7 +820,7 @@ def test_tensor_parallel_linears_are_not_gone_around(one_process: Any, when: str
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("place", [GPT2, LLAMA], ids=lambda place: place.family)
+@pytest.mark.parametrize("place", marked(GPT2, LLAMA, *BY_CPP[::2]))
 def test_fully_sharded(one_process: Any, place: Place, when: str) -> None:
     from torch.distributed.fsdp import fully_shard
 
@@ -803,15 +828,15 @@ def test_fully_sharded(one_process: Any, place: Place, when: str) -> None:
     own = place.out(model)
     wanted = gradients(model, place.run)
     if when == "after":
-        patch(model)
-    layers = model.transformer.h if place is GPT2 else model.model.layers
+        place.patch(model)
+    layers = model.transformer.h if place.family == "gpt2" else model.model.layers
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for layer in layers:
             fully_shard(layer, mesh=one_process)
         fully_shard(model, mesh=one_process)
         if when == "before":
-            patch(model)
+            place.patch(model)
         place.close(place.out(model), own)
         new = {name: getattr(g, "_local_tensor", g) for name, g in gradients(model, place.run).items()}
     close_gradients(new, wanted, identical=place.identical)
@@ -862,7 +887,7 @@ def test_gradient_checkpointing(place: Place, use_reentrant: bool) -> None:
         warnings.simplefilter("ignore", FutureWarning)  # the older name of the method, which transformers 5.0 has
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
     checkpointed = gradients(model, place.run)
-    with patched(model):
+    with place.patched(model):
         new = gradients(model, place.run)
     close_gradients(new, checkpointed, identical=place.identical)
     close_gradients(new, own, identical=False)
@@ -874,7 +899,7 @@ def test_autocast(place: Place) -> None:
         for weight in model.parameters():  # build made them larger: in bfloat16, T5's gradients are all rounding then
             weight.data.div_(4.0) if weight.dim() > 1 else None
     patch_too = copy.deepcopy(model)
-    patch(patch_too)
+    place.patch(patch_too)
 
     def run(one: nn.Module) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -898,21 +923,21 @@ def test_inference_mode(place: Place) -> None:
     model = place.build()
     with torch.inference_mode():
         own = place.run(model)
-    with patched(model), torch.inference_mode():
+    with place.patched(model), torch.inference_mode():
         new = place.run(model)
         assert new.is_inference()
         place.close(new, own)
         place.close(place.run(model), own)
-    with patched(model):
+    with place.patched(model):
         place.close(place.out(model), own.clone())  # no inference tensor is left anywhere
         forward_and_backward(place, model)
 
 
 def test_the_models_inputs_are_not_written_over(place: Place) -> None:
     model = place.build()
-    patch(model)
+    place.patch(model)
     mlp = place.mlp(model)
-    if place is OPT:
+    if place.family == "opt":
         return
     x = torch.randn(2, 3, 32)
     kept = x.clone()
@@ -923,13 +948,13 @@ def test_the_models_inputs_are_not_written_over(place: Place) -> None:
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("place", [GPT2, LLAMA, BERT], ids=lambda place: place.family)
+@pytest.mark.parametrize("place", marked(GPT2, LLAMA, BERT, *BY_CPP[::2], BY_EPILOGUE[0]))
 def test_functional_transforms(place: Place) -> None:
     from torch.func import functional_call, grad, jvp, vmap
 
     model = place.build()
     own = copy.deepcopy(place.mlp(model))
-    patch(model)
+    place.patch(model)
     new = place.mlp(model)
     parameters = {name: weight.detach() for name, weight in own.named_parameters()}
     x = torch.randn(3, 5, 32)
@@ -963,11 +988,11 @@ def test_functional_transforms(place: Place) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("grad_mode", [False, True])
-@pytest.mark.parametrize("place", [GPT2, LLAMA, BERT, T5], ids=lambda place: place.family)
+@pytest.mark.parametrize("place", marked(GPT2, LLAMA, BERT, T5, *BY_CPP, BY_EPILOGUE[0]))
 def test_traced(place: Place, grad_mode: bool) -> None:
     model = place.build()
     own = copy.deepcopy(place.mlp(model)).eval()
-    patch(model)
+    place.patch(model)
     with torch.set_grad_enabled(grad_mode):
         traced = torch.jit.trace(place.mlp(model), (torch.randn(2, 5, 32),))
     x = torch.randn(3, 7, 32)
@@ -994,11 +1019,11 @@ def test_activations_of_several_ops_traced() -> None:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("place", [GPT2, LLAMA], ids=lambda place: place.family)
+@pytest.mark.parametrize("place", marked(GPT2, LLAMA, *BY_CPP[::2]))
 def test_exported(place: Place, strict: bool) -> None:
     model = place.build()
     own = copy.deepcopy(place.mlp(model))
-    patch(model)
+    place.patch(model)
     batch = torch.export.Dim("batch", min=2, max=64)
     with torch.no_grad():
         program = torch.export.export(
@@ -1021,7 +1046,7 @@ def test_classes_stay_so_that_wrap_policies_by_class_go_on_matching(place: Place
     owner = type(place.mlp(model))
     layers = set(model._no_split_modules or ())
     policy = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={owner})
-    patch(model)
+    place.patch(model)
     after = {path: type(module) for path, module in model.named_modules()}
     names = ("__name__", "__qualname__", "__module__", "__doc__")
     for path, cls in classes.items():
@@ -1037,7 +1062,7 @@ def test_classes_stay_so_that_wrap_policies_by_class_go_on_matching(place: Place
 def test_a_deep_copy_is_unpatched_alone(place: Place) -> None:
     model = place.build()
     own = place.out(model)
-    patch(model)
+    place.patch(model)
     patched_state = state(model)
     new = place.out(model)
     twin = copy.deepcopy(model)
@@ -1070,14 +1095,12 @@ def pickled(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("through", [saved_and_loaded, pickled, lambda model: pickled(copy.deepcopy(pickled(model)))])
-@pytest.mark.parametrize("activation", [None, "mish"])
-def test_a_round_trip_through_a_file(
-    place: Place, through: Callable[[nn.Module], nn.Module], activation: str | None
-) -> None:
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_round_trip_through_a_file(place: Place, through: Callable[[nn.Module], nn.Module], swapped: bool) -> None:
     model = place.build()
     own = place.out(model)
     config = model.config.to_dict()
-    report = patch(model, activation=activation)
+    report = place.patch(model, activation=place.other if swapped else None)
     again = through(model)
     assert torch.equal(place.out(again), place.out(model))
     assert place.mlp(again).forward.__self__ is place.mlp(again)
@@ -1112,14 +1135,14 @@ def test_in_spawned_processes() -> None:
 def test_verified(place: Place) -> None:
     model = place.build()
     own = place.out(model)
-    report = patch(model, verify=FAMILIES[place.family].inputs())
+    report = place.patch(model, verify=FAMILIES[place.family].inputs())
     assert report.drift
     assert all(not drift.exceeded for drift in report.drift)
     logits = next(drift for drift in report.drift if drift.output == "logits")
     assert logits.scale == pytest.approx(float(own.abs().max()))
     assert logits.margin is None  # its own error is the bar
     assert logits.largest == pytest.approx(float((place.out(model) - own).abs().max()))
-    assert (logits.largest == 0.0) == place.identical
+    assert (logits.largest == 0.0) == place.identical or place.by == "epilogue"  # whose product may be the same
     exact = place.out(copy.deepcopy(model).double())
     assert logits.error_before == pytest.approx(float((own.double() - exact).abs().max()), rel=0.2)
     assert logits.error_after is not None
@@ -1152,11 +1175,11 @@ def test_a_swap_beyond_the_margin_is_rolled_back(place: Place) -> None:  # trap 
     config = model.config.to_dict()
     batch = FAMILIES[place.family].inputs()
     with pytest.raises(VerificationError, match=r"undone again: .*logits: max \|Δ\| .*exclude=.*margin="):
-        patch(model, activation="quick_gelu", verify=batch)
+        place.patch(model, activation=place.other, verify=batch)
     assert same_state(before, model)
     assert model.config.to_dict() == config
     assert torch.equal(place.out(model), own)
-    report = patch(model, activation="quick_gelu", verify=batch, margin=10.0)
+    report = place.patch(model, activation=place.other, verify=batch, margin=10.0)
     assert max(drift.largest for drift in report.drift) > 0
     assert not any(drift.exceeded for drift in report.drift)
     unpatch(model)
@@ -1207,7 +1230,7 @@ def test_verified_in_training_mode_with_dropout(place: Place) -> None:
     """The same random numbers are drawn before and after, and the user's are left alone."""
     model = place.build(dropout=0.3).train()
     generator = torch.get_rng_state()
-    report = patch(model, verify=FAMILIES[place.family].inputs())
+    report = place.patch(model, verify=FAMILIES[place.family].inputs())
     assert torch.equal(torch.get_rng_state(), generator)
     assert model.training
     logits = next(drift for drift in report.drift if drift.output == "logits")
@@ -1304,11 +1327,11 @@ def test_compiled_without_graph_breaks_or_more_recompiles(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, as it traces
-@pytest.mark.parametrize("place", [GPT2, LLAMA], ids=lambda place: place.family)
+@pytest.mark.parametrize("place", marked(GPT2, LLAMA, *BY_CPP[::2]))
 def test_layers_compiled_one_by_one(place: Place) -> None:
     """Each layer's forward is bound on the layer: Dynamo must not take each for new code."""
     model = with_layers(FAMILIES[place.family], 10).build()  # beyond Dynamo's limit of recompiles
-    layers = model.transformer.h if place is GPT2 else model.model.layers
+    layers = model.transformer.h if place.family == "gpt2" else model.model.layers
 
     def run(model: nn.Module) -> Tensor:
         return model(**FAMILIES[place.family].inputs(), use_cache=False)[0]
@@ -1326,7 +1349,7 @@ def test_layers_compiled_one_by_one(place: Place) -> None:
         return made, output, found
 
     own_made, own, wanted = outcome()
-    patch(model)
+    place.patch(model)
     made, new, got = outcome()
     assert made == own_made
     assert made["graphs"] <= 2  # without gradients, and with
@@ -1339,7 +1362,7 @@ def test_layers_compiled_one_by_one(place: Place) -> None:
 def test_compiled_training(place: Place) -> None:
     model = with_layers(FAMILIES[place.family], 1).build()
     own = gradients(model, place.run)
-    with counted_compiles(), patched(model):
+    with counted_compiles(), place.patched(model):
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         new = gradients(model, lambda _: place.run(compiled))
     close_gradients(new, own, identical=False)
