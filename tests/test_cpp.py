@@ -43,6 +43,37 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+least = cpp_ops._least
+
+
+@pytest.fixture(autouse=True)
+def _of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tensors go to the kernels too, which are judged by them here."""
+    monkeypatch.setattr(cpp_ops, "_least", lambda _: 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_small_tensor_is_left_to_torchs_own_op(name: str, runs: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpp_ops, "_least", least)
+    record = ACTIVATIONS[name]
+    assert record.cpp is not None
+    count, layer = record.cpp.least, nn.Linear(1, 1)
+    if count:
+        x = torch.randn(count - 1, 1)
+        for needs in (False, True):
+            x.requires_grad_(needs)
+            assert torch.equal(pointwise(x, activation=name, **dict(record.parameters)), record.bind(record.eager)(x))
+            gated(x, x, activation=name, **dict(record.parameters))
+            after_linear(layer, x, activation=name, **dict(record.parameters))
+        assert runs == []
+    x = torch.randn(max(1, count), 1)
+    with torch.no_grad():
+        pointwise(x, activation=name, **dict(record.parameters))
+        gated(x, x, activation=name, **dict(record.parameters))
+        after_linear(layer, x, activation=name, **dict(record.parameters))
+    assert runs == [cpp_ops._FORWARD, cpp_ops._GATED_FORWARD, cpp_ops._FORWARD]
+
+
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Which form of a kernel was run, each time."""
@@ -738,7 +769,7 @@ def test_copies_and_replicas() -> None:
 def test_a_patched_model_in_another_process(tmp_path: Any) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.GELU(approximate="tanh"))
     patch(model, implementation="cpp")
-    x = torch.randn(3, 8)
+    x = torch.randn(300, 8)  # enough for a kernel
     with torch.no_grad():
         torch.save((model, x, model(x)), tmp_path / "model.pt")
     said = printed_by_fork(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_gelu_patch.activations import formulas
-from hf_gelu_patch.activations.registry import Activation, Call, Module, PostOp
+from hf_gelu_patch.activations.registry import Activation, Call, Compiled, Module, PostOp
 
 __all__ = ["KNOWN"]
 
@@ -162,7 +162,7 @@ KNOWN = (
         written_with=("erf",),
         in_place=torch.ops.aten.gelu_,
         kernel=f"{_KERNELS}:gelu",
-        cpp="gelu",
+        cpp=Compiled("gelu", least=65_536),
         post_op=PostOp("gelu", "none"),
     ),
     Activation(
@@ -191,7 +191,7 @@ KNOWN = (
         calls=(Call(F.gelu, ("approximate",), when=_is_tanh),),
         in_place=gelu_tanh_,
         kernel=f"{_KERNELS}:gelu_tanh",
-        cpp="gelu_tanh",
+        cpp=Compiled("gelu_tanh", least=2_048),
         post_op=PostOp("gelu", "tanh"),
     ),
     Activation(
@@ -207,7 +207,7 @@ KNOWN = (
         fewer_passes=quick_gelu_in_fewer_passes,
         fewest_ops=3,
         kernel=f"{_KERNELS}:quick_gelu",
-        cpp="quick_gelu",
+        cpp=Compiled("quick_gelu", least=4_096),
     ),
     Activation(
         "gelu_clipped",
@@ -222,7 +222,7 @@ KNOWN = (
         fewer_passes=gelu_clipped_in_fewer_passes,
         fewest_ops=2,
         kernel=f"{_KERNELS}:gelu_clipped",
-        cpp="gelu_clipped",
+        cpp=Compiled("gelu_clipped", least=16_384),
     ),
     Activation(
         "silu",
@@ -237,7 +237,7 @@ KNOWN = (
         written_with=("exp",),
         in_place=functools.partial(F.silu, inplace=True),
         kernel=f"{_KERNELS}:silu",
-        cpp="silu",
+        cpp=Compiled("silu", least=65_536),
         post_op=PostOp("swish"),
     ),
     Activation(
@@ -251,7 +251,7 @@ KNOWN = (
         calls=(Call(F.relu, ("inplace",)), Call(torch.relu), Call(torch.relu_, in_place=True)),
         in_place=torch.relu_,
         kernel=f"{_KERNELS}:relu",
-        cpp="relu",
+        cpp=Compiled("relu", least=65_536),
         post_op=PostOp("relu"),
     ),
     Activation(
@@ -266,7 +266,7 @@ KNOWN = (
         fewer_passes=relu_squared_in_fewer_passes,
         fewest_ops=2,
         kernel=f"{_KERNELS}:relu_squared",
-        cpp="relu_squared",
+        cpp=Compiled("relu_squared", least=16_384),
     ),
     Activation(
         "relu6",
@@ -327,7 +327,7 @@ KNOWN = (
         calls=(Call(F.mish, ("inplace",)),),
         in_place=functools.partial(F.mish, inplace=True),
         kernel=f"{_KERNELS}:mish",
-        cpp="mish",
+        cpp=Compiled("mish", least=4_096),
     ),
     Activation(
         "hardswish",
@@ -385,7 +385,7 @@ KNOWN = (
         positive=frozenset({"sigma"}),
         modules=(Module(f"{_TRANSFORMERS}.LaplaceActivation", aten_ops=5),),
         kernel=f"{_KERNELS}:laplace",
-        cpp="laplace",
+        cpp=Compiled("laplace"),
     ),
     Activation(
         "sqrt_softplus",

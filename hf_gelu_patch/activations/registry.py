@@ -20,6 +20,7 @@ __all__ = [
     "ACTIVATIONS",
     "Activation",
     "Call",
+    "Compiled",
     "Derived",
     "Module",
     "PostOp",
@@ -66,6 +67,20 @@ class Call:
     arguments: tuple[str, ...] = ()
     in_place: bool = False
     when: Callable[..., bool] | None = None
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The device function of the compiled CPU kernels.
+
+    Attributes:
+        function: its name in ``implementations/cpp_kernels.cpp``.
+        least: of how many elements on the kernel is called. To start it takes Python some microseconds more than to
+            call torch's own op, which smaller tensors do not make up for.
+    """
+
+    function: str
+    least: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,8 +133,7 @@ class Activation:
         fewest_ops: how many aten ops the ``aten`` implementation takes.
         kernel: the device function of the Triton kernels, ``"package.module:function"``; None if it has none.
             ``implementations.triton_kernels`` says what it takes and gives.
-        cpp: the device function of the compiled CPU kernels, by its name in ``implementations/cpp_kernels.cpp``; None
-            if it has none.
+        cpp: the device function of the compiled CPU kernels; None if it has none.
         post_op: what oneDNN can apply to a product as it is stored; None if it has none.
     """
 
@@ -142,7 +156,7 @@ class Activation:
     fewer_passes: Function | None = None
     fewest_ops: int = 1
     kernel: str | None = None
-    cpp: str | None = None
+    cpp: Compiled | None = None
     post_op: PostOp | None = None
 
     @property

@@ -169,9 +169,11 @@ def _flags() -> list[str]:
 
 
 def _defined(activation: str) -> list[str]:
+    compiled = ACTIVATIONS[activation].cpp
+    assert compiled is not None
     shift, coefficients = MILLS["float32"]
     written = ",".join(f"{one!r}f" for one in coefficients)
-    return [f"-DACTIVATION={ACTIVATIONS[activation].cpp}", f"-DMILLS_SHIFT={shift!r}f", f"-DMILLS={{{written}}}"]
+    return [f"-DACTIVATION={compiled.function}", f"-DMILLS_SHIFT={shift!r}f", f"-DMILLS={{{written}}}"]
 
 
 def _library(activation: str) -> Path:

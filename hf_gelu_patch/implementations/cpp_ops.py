@@ -42,9 +42,9 @@ def pointwise(x: Tensor, *, activation: str, **parameters: float) -> Tensor:
 
     Returns:
         A tensor of x's shape and dtype. Differentiable any number of times: the first derivative by a kernel, further
-        ones by aten.
+        ones by aten. All is aten's for a tensor smaller than the record's ``least``.
     """
-    if not _direct(x) or (kernel := _kernel(activation)) is None:
+    if not _direct(_least(activation), x) or (kernel := _kernel(activation)) is None:
         return ACTIVATIONS[activation].eager(x, **parameters)
     constants = tuple(parameters.values())
     if needs_gradient(x):
@@ -65,7 +65,7 @@ def gated(gate: Tensor, up: Tensor, *, activation: str, **parameters: float) -> 
     Returns:
         A tensor of that shape and dtype, rounded once. Differentiable as ``pointwise``.
     """
-    if not _direct(gate, up) or (kernel := _kernel(activation)) is None:
+    if not _direct(_least(activation), gate, up) or (kernel := _kernel(activation)) is None:
         return ACTIVATIONS[activation].eager(gate, **parameters) * up
     constants = tuple(parameters.values())
     if needs_gradient(gate) or needs_gradient(up):
@@ -78,8 +78,10 @@ def after_linear(linear: nn.Module, x: Tensor, *, activation: str, **parameters:
     """act(linear(x)), the activation written over the linear layer's output, which nobody else holds, where autograd
     does not keep that."""
     y: Tensor = linear(x)
-    if not y.is_contiguous() or needs_gradient(y) or not _direct(y) or (kernel := _kernel(activation)) is None:
+    if needs_gradient(y) or not _direct(_least(activation), y) or not y.is_contiguous():
         return pointwise(y, activation=activation, **parameters)
+    if (kernel := _kernel(activation)) is None:
+        return ACTIVATIONS[activation].eager(y, **parameters)
     _run(kernel, _FORWARD, (y, y), tuple(parameters.values()))
     return y
 
@@ -88,12 +90,21 @@ def after_linear(linear: nn.Module, x: Tensor, *, activation: str, **parameters:
 # lie alike.
 
 
-def _direct(*tensors: Tensor) -> bool:
-    """Whether these are ordinary CPU tensors that a kernel takes, all of one shape and dtype, and nothing but autograd
-    has to see what is done. What hooks on saved tensors give back may be anything."""
+def _least(activation: str) -> int:
+    """Of how many elements on the kernel is called."""
+    compiled = ACTIVATIONS[activation].cpp
+    assert compiled is not None
+    return compiled.least
+
+
+def _direct(least: int, *tensors: Tensor) -> bool:
+    """Whether these are ordinary CPU tensors that a kernel takes, all of one shape, of so many elements at least, and
+    dtype, and nothing but autograd has to see what is done. What hooks on saved tensors give back may be anything."""
     if watched():
         return False
     first = tensors[0]
+    if first.numel() < least:
+        return False
     for x in tensors:  # at every call: a loop is faster than all()
         if x.dtype not in _DTYPES or not x.is_cpu or not nothing_but_memory(x):
             return False
@@ -216,7 +227,7 @@ class _Pointwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
-        if differentiated() or not _direct(grad_y, x):
+        if differentiated() or not _direct(0, grad_y, x):
             return gradients_of(_eager(ctx.activation, ctx.constants), (x,), grad_y)[0], None, None, None
         return _backward(ctx.kernel, x, grad_y, ctx.constants), None, None, None
 
@@ -233,7 +244,7 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         gate, up = ctx.saved_tensors
-        if differentiated() or not _direct(grad_y, gate, up):
+        if differentiated() or not _direct(0, grad_y, gate, up):
             act = _eager(ctx.activation, ctx.constants)
             grad_gate, grad_up = gradients_of(lambda g, u: act(g) * u, (gate, up), grad_y)
         else:
