@@ -69,17 +69,20 @@ class Tuning:
 
     def __str__(self) -> str:
         text = f"in {self.seconds:.1f} s"
-        if self.ratio is None or self.floor is None or self.before is None or self.after is None:
+        if self.ratio is None or self.floor is None or self.before is None:
             return f"{text}; {self.verdict}"
-        what = "forward and backward take" if self.gradients else "a forward takes"
+        what = "forward and backward took" if self.gradients else "a forward took"
         found, noise = self.ratio, 100 * math.expm1(reach(self.floor))
         text += (
-            f"; {what} {1e3 * self.after:.3g} ms instead of {1e3 * self.before:.3g} ms: {found.value:.2f}× "
-            f"({found.low:.2f} to {found.high:.2f}; noise ±{noise:.1f} %), {self.verdict}"
+            f"; {what} {1e3 * self.before:.3g} ms, tuned it is {found.value:.2f}× as fast "
+            f"({found.low:.2f} to {found.high:.2f}; noise ±{noise:.1f} %): {self.verdict}"
         )
         if self.verdict == "slower":
             return f"{text}, so it was undone"
-        return text if self.calls is None else f"{text}; paid back after about {self.calls:,} calls"
+        if self.calls is None:
+            return text
+        sure = "paid" if self.verdict == "faster" else "perhaps paid"
+        return f"{text}; {sure} back after about {self.calls:,} calls"
 
 
 @dataclass(frozen=True)

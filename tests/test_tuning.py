@@ -214,6 +214,7 @@ OWN_OPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "bert", "llama"])
 def test_the_models_own_ops_under_another_name_change_nothing(name: str) -> None:
     family = FAMILIES[name]
@@ -236,6 +237,7 @@ def test_one_that_raises_while_it_is_timed_is_left_out_with_the_reason(net: Net)
     assert "broken raised RuntimeError: no kernel for 2 dimensions" in report.sites[0].reason
 
 
+@pytest.mark.slow
 def test_one_that_is_named_is_the_only_one_tried(net: Net) -> None:
     register_implementation(quick())
     mine = quick("mine")  # not registered
@@ -251,6 +253,7 @@ def test_one_that_is_named_is_the_only_one_tried(net: Net) -> None:
     assert {site.implementation for site in patch(net, tune=BATCH).sites} == {"quick"}
 
 
+@pytest.mark.slow
 def test_include_and_exclude_hold(net: Net) -> None:
     register_implementation(quick())
     report = patch(net, tune=BATCH, include="layers.*", exclude="layers.1.*")
@@ -261,6 +264,7 @@ def test_include_and_exclude_hold(net: Net) -> None:
         patch(net, tune=BATCH, include="decoder.*")
 
 
+@pytest.mark.slow
 def test_where_the_batch_does_not_get_nothing_is_changed(net: Net) -> None:
     report = patch(net, implementation=quick(), tune={**BATCH, "layers": 2})
     assert [site.implementation for site in report.sites] == ["quick", "quick", None]
@@ -270,6 +274,7 @@ def test_where_the_batch_does_not_get_nothing_is_changed(net: Net) -> None:
     assert [site.implementation for site in report.sites] == ["quick", "quick", None]  # the second is like the first
 
 
+@pytest.mark.slow
 def test_a_swap_is_weighed_against_the_other_functions_own_ops() -> None:
     family = FAMILIES["gpt2"]
     model = family.build()
@@ -287,6 +292,7 @@ def test_a_swap_is_weighed_against_the_other_functions_own_ops() -> None:
     unpatch(model)
 
 
+@pytest.mark.slow
 def test_what_slows_the_whole_model_down_is_undone(net: Net) -> None:
     inside: list[bool] = []
     net.register_forward_pre_hook(lambda *_: inside.append(True))
@@ -307,6 +313,7 @@ def test_what_slows_the_whole_model_down_is_undone(net: Net) -> None:
     assert same_state(before, net)
 
 
+@pytest.mark.slow
 def test_what_raises_in_the_whole_model_alone_is_undone(net: Net) -> None:
     inside: list[bool] = []
     net.register_forward_pre_hook(lambda *_: inside.append(True))
@@ -348,6 +355,28 @@ def test_what_is_timed_is_the_largest_call_and_none_that_the_model_makes_otherwi
     assert seen[whole : whole + 4] == [1, 3, 3, 2]
 
 
+def test_each_timing_begins_with_the_arguments_that_the_model_gave() -> None:
+    class Greedy(Feed):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.fc(x.add_(1.0)))
+
+    seen: list[float] = []
+
+    def watching(x: Tensor) -> Tensor:
+        seen.append(float(x[0, 0]))
+        return prompt(x)
+
+    greedy = Greedy(32).eval()
+    greedy.fc = nn.Linear(16, 32, bias=False)
+    greedy.fc.weight.data.fill_(1.0)
+    batch = BATCH["x"].clone()
+    patch(greedy, implementation=Implementation("watching", {"tardy": watching}), tune=batch)
+    assert len(seen) > 100
+    assert max(seen) - min(seen) < 16 * 8  # a few calls in a row, each on what the last one left
+    assert torch.equal(batch, BATCH["x"])
+
+
+@pytest.mark.slow
 def test_gradients_are_timed_and_what_has_none_is_left_out(net: Net) -> None:
     register_implementation(quick("forward_only", backward=False))
     with pytest.warns(NothingPatchedWarning, match="forward_only has no backward"):
@@ -367,9 +396,10 @@ def test_gradients_are_timed_and_what_has_none_is_left_out(net: Net) -> None:
     assert report.tuning.gradients
     assert all(seen)
     assert all(weight.grad is None for weight in net.parameters())
-    assert "forward and backward take" in str(report.tuning)
+    assert "forward and backward took" in str(report.tuning)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "batch", [BATCH, (BATCH["x"],), [BATCH["x"]], BATCH["x"]], ids=["dict", "tuple", "list", "one"]
 )
@@ -379,18 +409,33 @@ def test_a_batch_has_the_forms_that_verify_takes(net: Net, batch: object) -> Non
     assert report.drift
 
 
+class Parts(nn.Module):
+    """Its forward does not say which module is the activation, so that one is replaced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"norm": nn.LayerNorm(16), "act": Tardy(), "last": nn.Linear(16, 16)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in sorted(self.parts, reverse=True):
+            x = self.parts[name](x)
+        return x
+
+
 def test_an_activation_module_that_others_call_is_timed_by_itself() -> None:
-    model = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), Tardy()).eval()
-    report = patch(model, implementation=quick(), tune=BATCH["x"])
+    model = Parts().eval()
+    own = out(model)
+    before = state(model)
+    report = patch(model, implementation=quick(), tune=BATCH)
     assert [site.implementation for site in report.sites] == ["quick"]
-    assert torch.equal(model(BATCH["x"]), patched_apart(model)(BATCH["x"]))
+    assert report.sites[0].reason.startswith("measured: Tardy.forward takes ")
+    assert type(model.parts["act"]) is not Tardy
+    assert torch.equal(out(model), own)
+    unpatch(model)
+    assert same_state(before, model)
 
 
-def patched_apart(model: nn.Sequential) -> Callable[[Tensor], Tensor]:
-    linear, norm, _ = model
-    return lambda x: prompt(norm(linear(x)))
-
-
+@pytest.mark.slow
 def test_a_hooked_activation_and_a_bound_forward_are_tuned_too(net: Net) -> None:
     seen: list[int] = []
     net.layers[0].act.register_forward_hook(lambda *_: seen.append(1))
@@ -415,6 +460,7 @@ def net_calls(net: Net) -> list[list[int]]:
     return [list(layer.calls) for layer in net.layers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 def test_the_model_the_batch_and_the_random_states_stay(net: Net, training: bool, gradients: bool) -> None:
@@ -502,6 +548,7 @@ def test_a_compiled_model_is_refused(net: Net) -> None:
         patch(net, tune=BATCH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [cpu_offload, lambda model: dispatch_model(model, {"": "cpu"}, force_hooks=True)])
 def test_a_model_in_accelerates_hooks_is_tuned(net: Net, wrap: Callable[[Net], Net]) -> None:
     own = out(net)
@@ -727,6 +774,7 @@ def test_a_report_made_by_hand_cannot_be_saved(tmp_path: Path) -> None:
 JUNK = st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=1)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_no_edited_plan_does_something_else_in_silence(data: st.DataObject) -> None:
@@ -813,6 +861,7 @@ def taken(gain: float, noise: float, seed: int) -> bool:
     return rounds.fixed("other", sample, rounds.Rounds(40, 40, 10.0), generator).verdict("other") == "faster"
 
 
+@pytest.mark.slow
 def test_the_rule_takes_no_noise_for_a_gain_and_sees_what_is_there() -> None:
     assert not any(taken(1.0, 0.1, seed) for seed in range(150))
     assert sum(taken(1.3, 0.05, seed) for seed in range(40)) == 40
@@ -847,6 +896,7 @@ def test_copies_of_a_tuned_model_are_tuned(net: Net) -> None:
     assert all(rewritings(module) == () for module in made.modules())
 
 
+@pytest.mark.slow
 def test_transformers_models_are_tuned_with_all_that_runs_here() -> None:
     """Whatever is chosen computes the same; that it can be verified, saved and undone, for three families."""
     for name in ("gpt2", "t5-v1.1", "clip"):
