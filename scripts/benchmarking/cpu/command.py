@@ -39,9 +39,15 @@ def measure_sites(work: Work, known: Found) -> None:
     """Single layers: every kind of site, activation and dtype that is not in the record."""
     options = work.options
     for dtype, kind, spelling in itertools.product(options.dtypes, options.kinds, options.activations):
-        cells = [known.sites.get((kind, spelling, dtype, *cell)) for cell in sites.CELLS]
-        if not all(cell is not None and cell["sources"] == options.sources for cell in cells):
-            sites.measure_one(kind, spelling, dtype, work)
+        lacking = [size for size in options.sizes if not _known(known, (kind, spelling, dtype, size), options.sources)]
+        if lacking:
+            sites.measure_one(kind, spelling, dtype, work, lacking)
+
+
+def _known(found: Found, key: tuple[str, ...], sources: str) -> bool:
+    """Whether a record has a layer in every mode, of the same code."""
+    cells = [found.sites.get((*key, mode)) for mode in sites.MODES]
+    return all(cell is not None and cell["sources"] == sources for cell in cells)
 
 
 def measure_merged(work: Work, known: Found) -> None:
@@ -142,4 +148,5 @@ def add(commands: Any) -> None:
     _choice(command, "dtypes", sites.DTYPES, ("float32", "bfloat16"))
     _choice(command, "kinds", sites.LAYERS)
     _choice(command, "activations", sites.SPELLINGS)
+    _choice(command, "sizes", sites.TINY_LAYERS)
     _command(commands, "merged", "gate and up of a gated layer in one product, on a CPU", measure_merged)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from hf_gelu_patch import ImplementationUnavailableError, Site, find_sites, patc
 from hf_gelu_patch.activations import Resolved
 from hf_gelu_patch.implementations import IMPLEMENTATIONS
 from hf_gelu_patch.recognition import resolve
+from scripts.benchmarking.architectures import twin
 from scripts.benchmarking.gpu.models import AGAIN, FORWARD, LARGE, SMALL, TRAINING, concluded
 from scripts.benchmarking.gpu.schedule import Work
 from scripts.benchmarking.kernels import candidates
@@ -82,13 +82,13 @@ def measure(work: Work) -> None:
         measure_one(kind, spelling, dtype, work)
 
 
-def measure_one(kind: str, spelling: str, dtype: str, work: Work) -> None:
-    """One kind of site, in each of ``CELLS``."""
+def measure_one(kind: str, spelling: str, dtype: str, work: Work, sizes: Iterable[str] = tuple(TINY_LAYERS)) -> None:
+    """One kind of site, in the cells of these sizes."""
     what = f"{kind}, {spelling}, {dtype}"
     if work.left <= 0:
         work.leave_out(what)
         return
-    for size in TINY_LAYERS:
+    for size in sizes:
         with work.attempt(f"{what}, {size}"):
             _measure(kind, spelling, dtype, size, work)
 
@@ -108,7 +108,8 @@ def layer_of(size: str, work: Work) -> Layer:
 
 
 def variants_of(kind: str, spelling: str, dtype: str, size: str, work: Work) -> dict[str, Any]:
-    """The layer by what its activation is computed with: those implementations that change something there."""
+    """The layer by what its activation is computed with: those implementations that change something there. They share
+    its weights: its own would be in a CPU's cache more often, since it runs twice in each round."""
     from transformers.activations import ACT2FN
 
     options = work.options
@@ -122,7 +123,7 @@ def variants_of(kind: str, spelling: str, dtype: str, size: str, work: Work) -> 
             except ImplementationUnavailableError:
                 continue
             if by_itself(site):
-                made[name] = copy.deepcopy(eager)
+                made[name] = twin(eager)
                 patch(made[name], implementation=name)
     return made
 
