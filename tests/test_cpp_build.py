@@ -107,7 +107,9 @@ def script(path: Path, body: str) -> str:
 def counted(tmp_path: Path, compiled: Path) -> Counted:
     """A compiler that has compiled already, and keeps count of its calls."""
     calls, copied = tmp_path / "calls", shutil.copy2(compiled, tmp_path)
-    said = script(tmp_path / "counted", f'echo once >>"{calls}"; for last; do :; done; cp "{copied}" "$last"')
+    said = script(
+        tmp_path / "counted", f'echo once >>"{calls}"; for last; do :; done; cat "{copied}" >"$last"; chmod +x "$last"'
+    )
     return said, lambda: len(calls.read_text(encoding="utf-8").splitlines()) if calls.exists() else 0
 
 
