@@ -26,7 +26,7 @@ import transformers
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_gelu_patch.implementations import aten, cpp_build
+from hf_gelu_patch.implementations import aten, cpp_build, cpp_ops
 from hf_gelu_patch.implementations.measured import processors
 
 torch.set_num_threads(1)
@@ -242,8 +242,9 @@ def _what_a_process_has_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _small_tensors_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that what is written in place only where it is large is so here."""
+    """So that what is written in place, or computed by a compiled kernel, only where it is large is so here."""
     monkeypatch.setattr(aten, "LARGE", 0)
+    monkeypatch.setattr(cpp_ops, "_least", lambda _: 0)
 
 
 @pytest.fixture(autouse=True)
