@@ -130,7 +130,7 @@ def test_every_activation_after_every_kind_of_layer(products: list[str], name: s
 
 @pytest.mark.parametrize("layout", INPUTS)
 def test_inputs_of_any_layout(products: list[str], layout: str) -> None:
-    for name in ("gelu_tanh", "relu"):
+    for name in ("gelu_tanh", "silu"):
         for bias in (True, False):
             check(nn.Linear(12, 40, bias=bias), INPUTS[layout](), name)
     assert len(products) == 8
@@ -164,9 +164,6 @@ def test_constants_reach_onednn(products: list[str]) -> None:
     assert products == ["leaky_relu"]
 
 
-SWALLOWS_NAN = ("relu", "relu6")  # oneDNN's comparisons give 0
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_far_ends(products: list[str], name: str) -> None:
     """Sums of any size come out as act of them does."""
@@ -177,7 +174,7 @@ def test_the_far_ends(products: list[str], name: str) -> None:
     with torch.no_grad():
         y, theirs = fused(name).linear(layer, x), eager(name)(x)
     exact = record.bind(record.reference)(x.double())
-    assert bool(y[-1].isnan()) or name in SWALLOWS_NAN
+    assert bool(y[-1].isnan())
     error, their_error = ((it.double() - exact)[:-1].abs() / exact[:-1].abs().clamp(min=1.0) for it in (y, theirs))
     assert float(error.max()) <= max(float(their_error.max()), 1e-6)
     assert products == [name]
@@ -234,16 +231,16 @@ def test_what_does_not_fit_gets_torchs_own_message(products: list[str]) -> None:
     with torch.no_grad():
         for x in (torch.randn(5, 11), torch.randn(24), torch.randn(2, 5, 13)):
             with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
-                fused("relu").linear(layer, x)
+                fused("silu").linear(layer, x)
         with pytest.raises(RuntimeError, match="need to be at least 1D"):
-            fused("relu").linear(layer, torch.randn(()))
+            fused("silu").linear(layer, torch.randn(()))
         with pytest.raises(RuntimeError, match="must have the same dtype"):
-            fused("relu").linear(layer, torch.randn(5, 12, dtype=torch.float64))
+            fused("silu").linear(layer, torch.randn(5, 12, dtype=torch.float64))
         with pytest.raises(RuntimeError, match="to have 4 channels, but got 5"):
-            fused("relu").linear(nn.Conv2d(4, 8, 3), torch.randn(2, 5, 6, 6))
+            fused("silu").linear(nn.Conv2d(4, 8, 3), torch.randn(2, 5, 6, 6))
         layer.bias.data = torch.randn(7)
         with pytest.raises(RuntimeError, match="must match the existing size"):
-            fused("relu").linear(layer, torch.randn(5, 12))
+            fused("silu").linear(layer, torch.randn(5, 12))
     assert products == []
 
 
@@ -269,8 +266,8 @@ def test_a_dtype_that_onednn_may_not_have(products: list[str], dtype: torch.dtyp
     convolution = nn.Conv2d(4, 8, 3).to(dtype)
     with torch.no_grad():
         image = torch.randn(2, 4, 6, 6).to(dtype)
-        y, theirs = fused("relu").linear(convolution, image), F.relu(convolution(image))
-        assert_near(y, theirs, F.relu(copy.deepcopy(convolution).double()(image.double())))
+        y, theirs = fused("silu").linear(convolution, image), F.silu(convolution(image))
+        assert_near(y, theirs, F.silu(copy.deepcopy(convolution).double()(image.double())))
 
 
 @pytest.mark.parametrize("what", ["input", "weight", "bias"])
@@ -432,13 +429,13 @@ def test_a_quantized_layer_runs_as_it_is(products: list[str]) -> None:
     assert products == []
 
 
-@pytest.mark.parametrize("family", ["bert", "vit", "clip", "t5-v1.0", "opt"])
+@pytest.mark.parametrize("family", ["bert", "vit", "clip", "opt"])
 def test_models(products: list[str], family: str) -> None:
     one = FAMILIES[family]
     model = one.build()
     with torch.no_grad():
         theirs, exact = one.run(model), one.exact(model)
-        spelled = {"activation": "gelu"} if family == "clip" else {}  # quick_gelu has none
+        spelled = {"activation": "gelu"} if family in ("clip", "opt") else {}  # quick_gelu and relu have none
         if spelled:
             patch(model, implementation="eager", **spelled)
             theirs, exact = one.run(model), one.exact(model)

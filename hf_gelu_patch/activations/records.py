@@ -252,7 +252,6 @@ KNOWN = (
         in_place=torch.relu_,
         kernel=f"{_KERNELS}:relu",
         cpp=Compiled("relu", least=65_536),
-        post_op=PostOp("relu"),
     ),
     Activation(
         "relu_squared",
@@ -278,7 +277,6 @@ KNOWN = (
         modules=(Module(f"{_TORCH}.ReLU6"),),
         calls=(Call(F.relu6, ("inplace",)),),
         in_place=functools.partial(F.relu6, inplace=True),
-        post_op=PostOp("hardtanh", scalars=(0.0, 6.0)),
     ),
     Activation(
         "leaky_relu",

@@ -90,13 +90,11 @@ class PostOp:
     Attributes:
         attr: oneDNN's name of it, as torch spells it.
         algorithm: which form of it.
-        scalars: its numbers.
-        constants: the activation's constants that are further numbers of it.
+        constants: the activation's constants that are numbers of it.
     """
 
     attr: str
     algorithm: str = ""
-    scalars: tuple[float, ...] = ()
     constants: tuple[str, ...] = ()
 
 

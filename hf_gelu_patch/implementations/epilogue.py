@@ -65,7 +65,7 @@ def _by_onednn(linear: nn.Module, x: Tensor, record: Activation, parameters: dic
         return None
     if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_contiguous()):
         return None  # torch hands oneDNN its memory as if it were
-    scalars = [*post_op.scalars, *(parameters[name] for name in post_op.constants)]
+    scalars = [parameters[name] for name in post_op.constants]
     told = (post_op.attr, scalars, post_op.algorithm)
     y: Tensor
     if type(linear) is nn.Linear:
