@@ -247,10 +247,12 @@ def _small_tensors_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpp_ops, "_least", lambda _: 0)
 
 
-@pytest.fixture(autouse=True)
-def _unmeasured_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that ``auto`` does the same on whatever CPU the tests run."""
-    monkeypatch.setattr(processors, "cpu", lambda: "CPU of the tests")
+@pytest.fixture(scope="session", autouse=True)
+def _unmeasured_cpu() -> Iterator[None]:
+    """So that ``auto`` does the same on whatever CPU the tests run, also in what other fixtures make."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(processors, "cpu", lambda: "CPU of the tests")
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

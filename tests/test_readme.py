@@ -16,6 +16,7 @@ from PIL import Image
 from hf_gelu_patch.evaluation.reference import REFERENCES
 from hf_gelu_patch.evaluation.report.plots import draw
 from hf_gelu_patch.implementations.measured import FOLDER, tables
+from scripts.benchmarking.cpu import report as cpu_report
 from scripts.benchmarking.gpu import record, report
 from scripts.readme import place, table
 
@@ -145,6 +146,35 @@ def test_the_models_on_a_gpu_are_those_recorded() -> None:
     kept = {name: 1 - own["auto"]["peak_bytes"] / own["eager"]["peak_bytes"] for name, own in peaks.items()}
     shown = {name: f"{share:.0%}".replace("%", " %") for name, share in kept.items()}
     assert f"{shown['bert']} less in inference of BERT on the large batch, {shown['vit']} less of ViT" in flat
+
+
+@pytest.mark.parametrize("run", sorted((BENCHMARKING / "cpu").rglob("cpu.jsonl")), ids=lambda run: run.parent.name)
+def test_the_page_beside_a_record_of_a_cpu_is_of_that_record(run: Path) -> None:
+    page = run.with_name(cpu_report.NAME).read_text(encoding="utf-8")
+    assert page == cpu_report.summary(record.read([run.parent])), "run python -m scripts.benchmarking report"
+
+
+def test_the_models_on_a_cpu_are_those_recorded() -> None:
+    found = record.read([BENCHMARKING / "cpu" / "amd-avx2"])
+    guide = (ROOT / "hf_gelu_patch" / "guides" / "speed.md").read_text(encoding="utf-8")
+    assert not found.cpu or cpu_report.compact(found) in guide
+    told = " ".join(guide.split())
+    about = found.environment
+    assert f"One CPU was measured: an {about['cpu']} with AVX2," in told
+    assert f"torch {about['versions']['torch'].partition('+')[0]}" in told
+    [table] = [table for table in tables(FOLDER) if table.device == "cpu"]
+    assert table.processor == about["processor"]
+    taken = {(name, kind, ops) for (name, kind, _, ops), choice in table.choices.items() if choice.able}
+    assert taken == {("gelu_tanh", kind, 8) for kind in ("pointwise", "linear", "gated")}
+    chosen = [choice.able[0] for choice in table.choices.values() if choice.able]
+    assert {one.implementation for one in chosen} == {"aten", "cpp"}
+    values = [times.value for one in chosen for times in one.times.values()]
+    assert f"was {min(values):.2f} to {max(values):.1f} times as fast in single layers" in told
+    few = [cell["variants"] for (kind, _, _, *cell_of), cell in found.sites.items()
+           if (kind, *cell_of) == ("linear", "small", "forward")]  # fmt: skip
+    slower = [own["epilogue"]["ratio"]["high"] < 1 for own in few if "epilogue" in own]
+    assert slower
+    assert all(slower), "oneDNN's products are slower with few tokens"
 
 
 def test_auto_on_the_card_that_was_measured_is_what_is_said() -> None:

@@ -26,7 +26,7 @@ OWN_CLOCK = (
     " On one thread the time is what the process itself computed: the machine did other work too, whose time is not in "
     "it."
 )
-GUIDE = {AUTO: "`auto`", TUNED: "`tune=`", COMPILED: "`torch.compile`", BOUND: "no activation"}
+GUIDE = {AUTO: "`auto`", "cpp": "`cpp`", TUNED: "`tune=`", COMPILED: "`torch.compile`", BOUND: "no activation"}
 """The variants that the guide shows → how it calls them."""
 
 
@@ -126,18 +126,18 @@ def _absent(found: Found) -> list[str]:
 
 def compact(found: Found) -> str:
     """The table in the guide: ratios over eager alone, in bold those beyond the noise."""
-    rows = []
+    rows, names = [], [name for name in _there(list(found.cpu.values())) if name in GUIDE]
     for cell in found.cpu.values():
         own = cell["variants"]
         texts = []
-        for name in GUIDE:
+        for name in names:
             if "ratio" not in own.get(name, {}):
                 texts.append("")
                 continue
             value = f"{own[name]['ratio']['value']:.2f}"
             texts.append(value if own[name]["verdict"].startswith("no ") else f"**{value}**")
         rows.append([*_place(cell), f"{cell['noise']:.1%}".replace("%", " %"), *texts])
-    return markdown.table([*_PLACE, "noise", *GUIDE.values()], rows)
+    return markdown.table([*_PLACE, "noise", *(GUIDE[name] for name in names)], rows)
 
 
 def summary(found: Found) -> str:
