@@ -57,13 +57,13 @@ def choose(
     for candidate in measured.able:
         implementation = get_implementation(candidate.implementation)
         if _runs(implementation, table, dtype):
-            return implementation, f"measured on {table.processor}: {candidate}"
+            return implementation, f"measured on {table.processor}: {candidate.brief}"
     if swapped:
         return _first(asked, kind, current, target, device)
     if measured.able:
         names = " and ".join(one.implementation for one in measured.able)
         return None, f"on {table.processor} only {names} gained something, and cannot run here"
-    return None, f"nothing was faster without ever being slower on {table.processor}: {measured.fastest}"
+    return None, f"nothing was faster without ever being slower on {table.processor}: {measured.fastest.brief}"
 
 
 def _runs(implementation: Implementation, table: Table, dtype: torch.dtype) -> bool:

@@ -86,6 +86,12 @@ class Candidate:
         told = ", ".join(f"{times} {CELLS[cell]}" for cell, times in self.times.items())
         return f"times as fast as the model's own ops, {self.implementation}: {told}"
 
+    @property
+    def brief(self) -> str:
+        """Its least and its most."""
+        values = [times.value for times in self.times.values()]
+        return f"{self.implementation} {min(values):.2f} to {max(values):.2f} times as fast"
+
 
 @dataclass(frozen=True)
 class Choice:
