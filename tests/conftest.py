@@ -244,7 +244,7 @@ def _what_a_process_has_once() -> Iterator[None]:
 def _small_tensors_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what is written in place, or computed by a compiled kernel, only where it is large is so here."""
     monkeypatch.setattr(aten, "LARGE", 0)
-    monkeypatch.setattr(cpp_ops, "_least", lambda _: 0)
+    monkeypatch.setattr(cpp_ops, "_least", lambda *_: 0)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -49,7 +49,7 @@ least = cpp_ops._least
 @pytest.fixture(autouse=True)
 def _of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tensors go to the kernels too, which are judged by them here."""
-    monkeypatch.setattr(cpp_ops, "_least", lambda _: 0)
+    monkeypatch.setattr(cpp_ops, "_least", lambda *_: 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,6 +72,13 @@ def test_a_small_tensor_is_left_to_torchs_own_op(name: str, runs: list[int], mon
         gated(x, x, activation=name, **dict(record.parameters))
         after_linear(layer, x, activation=name, **dict(record.parameters))
     assert runs == [cpp_ops._FORWARD, cpp_ops._GATED_FORWARD, cpp_ops._FORWARD]
+    runs.clear()
+    for count, forms in ((cpp_ops._LEAST_WITH_GRADIENT - 1, []), (cpp_ops._LEAST_WITH_GRADIENT, [0, 2, 0])):
+        x = torch.randn(count, 1, requires_grad=True)
+        pointwise(x, activation=name, **dict(record.parameters))
+        gated(x, x, activation=name, **dict(record.parameters))
+        after_linear(layer, x, activation=name, **dict(record.parameters))
+        assert runs == forms
 
 
 @pytest.fixture

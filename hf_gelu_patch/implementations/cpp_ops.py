@@ -44,7 +44,7 @@ def pointwise(x: Tensor, *, activation: str, **parameters: float) -> Tensor:
         A tensor of x's shape and dtype. Differentiable any number of times: the first derivative by a kernel, further
         ones by aten. All is aten's for a tensor smaller than the record's ``least``.
     """
-    if not _direct(_least(activation), x) or (kernel := _kernel(activation)) is None:
+    if not _direct(_least(activation, x), x) or (kernel := _kernel(activation)) is None:
         return ACTIVATIONS[activation].eager(x, **parameters)
     constants = tuple(parameters.values())
     if needs_gradient(x):
@@ -65,7 +65,7 @@ def gated(gate: Tensor, up: Tensor, *, activation: str, **parameters: float) -> 
     Returns:
         A tensor of that shape and dtype, rounded once. Differentiable as ``pointwise``.
     """
-    if not _direct(_least(activation), gate, up) or (kernel := _kernel(activation)) is None:
+    if not _direct(_least(activation, gate, up), gate, up) or (kernel := _kernel(activation)) is None:
         return ACTIVATIONS[activation].eager(gate, **parameters) * up
     constants = tuple(parameters.values())
     if needs_gradient(gate) or needs_gradient(up):
@@ -78,7 +78,7 @@ def after_linear(linear: nn.Module, x: Tensor, *, activation: str, **parameters:
     """act(linear(x)), the activation written over the linear layer's output, which nobody else holds, where autograd
     does not keep that."""
     y: Tensor = linear(x)
-    if needs_gradient(y) or not _direct(_least(activation), y) or not y.is_contiguous():
+    if needs_gradient(y) or not _direct(_least(activation, y), y) or not y.is_contiguous():
         return pointwise(y, activation=activation, **parameters)
     if (kernel := _kernel(activation)) is None:
         return ACTIVATIONS[activation].eager(y, **parameters)
@@ -90,10 +90,17 @@ def after_linear(linear: nn.Module, x: Tensor, *, activation: str, **parameters:
 # lie alike.
 
 
-def _least(activation: str) -> int:
+_LEAST_WITH_GRADIENT = 65_536
+"""As ``least`` of a record, where autograd follows: a function of Python costs it much more than torch's own op."""
+
+
+def _least(activation: str, *tensors: Tensor) -> int:
     """Of how many elements on the kernel is called."""
     compiled = ACTIVATIONS[activation].cpp
     assert compiled is not None
+    for x in tensors:
+        if needs_gradient(x):
+            return max(compiled.least, _LEAST_WITH_GRADIENT)
     return compiled.least
 
 
