@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import OWN_CPU
 
+from hf_gelu_patch import planning
 from hf_gelu_patch.implementations import measured
 from scripts.benchmarking import timing
 from scripts.benchmarking.cpu import command, merged, models, report
@@ -172,8 +173,8 @@ def work_in(folder: Path, **more: Any) -> Work:
     options = {"tiny": True, "seed": 0, "rounds": 5, "cell_seconds": 0.0, "backend": "aot_eager", "sources": "none"}
     options["clock"] = "wall"
     options |= {"dtypes": ["float32"], "threads": [1], "models": ["gpt2"], "sizes": ["small"], "earlier": None, **more}
-    step = Step("models", "models", lambda _: None, 0.0, 60.0)
-    return Work(step, 60.0, record.Record(folder, record.CPU_NAME), SimpleNamespace(**options))
+    step = Step("models", "models", lambda _: None, 0.0, 600.0)
+    return Work(step, 600.0, record.Record(folder, record.CPU_NAME), SimpleNamespace(**options))
 
 
 def measured_here(folder: Path, *variants: str, **more: Any) -> tuple[Any, Any]:
@@ -194,6 +195,19 @@ def test_what_cannot_run_is_absent_and_what_fails_costs_itself_alone(tmp_path: P
     assert "ratio" in cell["variants"]["aten"]
     (failure,) = found.of("failure")
     assert failure["what"] == "gpt2, compiled"
+
+
+def test_a_model_that_is_left_alone_is_timed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measured CPU leaves whole models alone: the patch says so with a warning, which is an error in tests."""
+    nothing = measured.Times(1.0, 0.9, 1.1)
+    slow = measured.Candidate("aten", dict.fromkeys(measured.CELLS, nothing))
+    left = {("gelu_tanh", "linear", "float32", 8): measured.Choice((), slow)}
+    table = measured.Table("a CPU", "cpu", None, {}, left)
+    monkeypatch.setattr(planning, "measured_on", lambda _: table)
+    cell, found = measured_here(tmp_path, "auto")
+    assert cell["taken"]["auto"] == {"left alone": 2}
+    assert "ratio" in cell["variants"]["auto"]
+    assert not found.of("failure")
 
 
 def test_outputs_that_are_wrong_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_gelu_patch import IMPLEMENTATIONS, ImplementationUnavailableError, find_sites, patch
+from hf_gelu_patch import IMPLEMENTATIONS, ImplementationUnavailableError, NothingPatchedWarning, find_sites, patch
 from hf_gelu_patch.evaluation.speed.verdict import ratio
 from hf_gelu_patch.verdicts import Ratio, judge, reach
 from scripts.benchmarking.architectures import ARCHITECTURES, BOUND, WITHOUT, inputs_of, twin
@@ -153,7 +154,9 @@ class Bench:
             if variant in IMPLEMENTATIONS and not changes(model, variant):  # or it says why it cannot run
                 raise ImplementationUnavailableError("it changes nothing here")
             start = time.perf_counter()
-            report = patched(model, **options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NothingPatchedWarning)  # a model that is left alone is timed too
+                report = patched(model, **options)
             if variant == TUNED:
                 self.seconds[variant] = time.perf_counter() - start
             self.taken[variant] = dict(Counter(site.implementation or "left alone" for site in report.sites))
