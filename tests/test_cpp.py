@@ -776,7 +776,7 @@ def test_copies_and_replicas() -> None:
 def test_a_patched_model_in_another_process(tmp_path: Any) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.GELU(approximate="tanh"))
     patch(model, implementation="cpp")
-    x = torch.randn(300, 8)  # enough for a kernel
+    x = torch.randn(5000, 8)  # enough for a kernel
     with torch.no_grad():
         torch.save((model, x, model(x)), tmp_path / "model.pt")
     said = printed_by_fork(

@@ -191,7 +191,7 @@ KNOWN = (
         calls=(Call(F.gelu, ("approximate",), when=_is_tanh),),
         in_place=gelu_tanh_,
         kernel=f"{_KERNELS}:gelu_tanh",
-        cpp=Compiled("gelu_tanh", least=2_048),
+        cpp=Compiled("gelu_tanh", least=32_768),
         post_op=PostOp("gelu", "tanh"),
     ),
     Activation(
