@@ -29,7 +29,7 @@ NOT_COMPUTED = {
     "triton": {"tanh"},
     "triton_rounded": {"tanh"},
     "cpp": {"tanh"},
-    "epilogue": {"quick_gelu"},
+    "epilogue": {"quick_gelu", "relu"},
 }
 FUSES = {
     "auto": {"gated", "linear"},
