@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,7 @@ from hf_gelu_patch.implementations.epilogue import EPILOGUE
 from hf_gelu_patch.implementations.registry import Fused
 
 CPU = torch.device("cpu")
-NAMES = tuple(name for name in EPILOGUE.functions if EPILOGUE.computes(name, CPU))
+NAMES = tuple(name for name in EPILOGUE.functions if ACTIVATIONS[name].post_op is not None)
 HALF = (torch.bfloat16, torch.float16)
 
 pytestmark = pytest.mark.skipif(
@@ -153,6 +154,15 @@ def test_images_of_any_layout(products: list[str], kind: type[nn.Module]) -> Non
         check(layer, torch.randn(shape).contiguous(memory_format=last))
         check(copy.deepcopy(layer).to(memory_format=last), torch.randn(shape))
     assert len(products) == 2 * (len(images) + 2 * (kind is not nn.Conv1d))
+
+
+def test_relu_is_atens_which_keeps_nan(products: list[str]) -> None:
+    layer = nn.Linear(1, 1)
+    with torch.no_grad():
+        y = fused("relu").linear(layer, torch.tensor([[math.nan], [1.0]]))
+        assert bool(y[0].isnan())
+        assert torch.equal(y[1], F.relu(layer(torch.ones(1))))
+    assert products == []
 
 
 def test_constants_reach_onednn(products: list[str]) -> None:

@@ -29,7 +29,7 @@ NOT_COMPUTED = {
     "triton": {"tanh"},
     "triton_rounded": {"tanh"},
     "cpp": {"tanh"},
-    "epilogue": {"quick_gelu", "relu"},
+    "epilogue": {"quick_gelu"},
 }
 FUSES = {
     "auto": {"gated", "linear"},

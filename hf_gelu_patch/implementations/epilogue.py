@@ -3,8 +3,9 @@
 On a CPU by oneDNN, for every activation whose record names a post-op of it; on NVIDIA's GPUs by cuBLASLt, for the tanh
 form of GELU and ReLU. The ops of torch that do it have no backward, and are private to torch: where one is not there,
 ``obstacle`` says so. What they do not take, ``aten`` computes: anything under autograd or autocast, a transposed
-convolution, padding other than zeros, on a CPU a weight that does not lie as a linear layer's (GPT-2's ``Conv1D`` keeps
-it transposed; oneDNN would lay it out anew at each call, and a copy would go stale when the weight is written to).
+convolution, padding other than zeros; on a CPU ReLU, since oneDNN's gives 0 for NaN, and a weight that does not lie as a
+linear layer's (GPT-2's ``Conv1D`` keeps it transposed; oneDNN would lay it out anew at each call, and a copy would go
+stale when the weight is written to).
 """
 
 from __future__ import annotations
@@ -122,6 +123,6 @@ EPILOGUE = Implementation(
     Derived(functools.partial(_computed, None)),
     linear=Derived(functools.partial(_computed, in_epilogue)),
     devices=frozenset({"cpu", "cuda"}),
-    only={"cpu": Derived(lambda record: record.post_op), "cuda": _IN_CUBLASLT},
+    only={"cuda": _IN_CUBLASLT},
     unable=_unable,
 )
