@@ -3,8 +3,8 @@
 On a CPU by oneDNN, for every activation whose record names a post-op of it; on NVIDIA's GPUs by cuBLASLt, for the tanh
 form of GELU and ReLU. The ops of torch that do it have no backward, and are private to torch: where one is not there,
 ``obstacle`` says so. What they do not take, ``aten`` computes: anything under autograd or autocast, a transposed
-convolution, padding other than zeros; on a CPU ReLU, since oneDNN's gives 0 for NaN, and a weight that does not lie as a
-linear layer's (GPT-2's ``Conv1D`` keeps it transposed; oneDNN would lay it out anew at each call, and a copy would go
+convolution, padding other than zeros; on a CPU ReLU, since oneDNN's gives 0 for NaN, and a weight that does not lie as
+a linear layer's (GPT-2's ``Conv1D`` keeps it transposed; oneDNN would lay it out anew at each call, and a copy would go
 stale when the weight is written to).
 """
 
