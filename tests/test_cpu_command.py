@@ -238,7 +238,7 @@ def test_an_earlier_checkout_is_another_and_leaves_this_one_alone(gpt2: Any) -> 
 
     own = hf_gelu_patch.patch
     told = Earlier(ROOT).patch(gpt2)
-    assert {site.implementation for site in told.sites} == {"aten"}
+    assert {site.implementation for site in told.sites} <= {"aten", "cpp"}  # the latter on a measured CPU
     assert type(told).__module__ == "hf_gelu_patch.report"
     assert type(told) is not hf_gelu_patch.Report
     import hf_gelu_patch as again

@@ -322,7 +322,7 @@ def on_the_oldest(tree: Tree, settings: str, *arguments: str, path: str = "") ->
     path = f"path={tree.root}/.venv/oldest{path}"
     names = (
         *("cli", "readme", "docs", "house", "setup", "kernels", "ops", "gpu"),
-        *("benchmark", "gpu_command", "launch", "planted", "tools"),
+        *("benchmark", "cpu_command", "gpu_command", "launch", "planted", "tools"),
     )
     ignored = "tests/covering", "tests/evaluation", *(f"tests/test_{name}.py" for name in names)
     assert all((ROOT / name).exists() for name in ignored)

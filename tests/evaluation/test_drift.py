@@ -502,7 +502,7 @@ def test_every_family_has_a_share_and_stays_as_it_was(family: Family) -> None:
     assert 0 < share < 0.6
     assert find_sites(model).sites
     assert torch.equal(run(model, batch), before)
-    assert set(IMPLEMENTATIONS) == {"eager", "aten", "epilogue", "triton", "triton_rounded"}
+    assert set(IMPLEMENTATIONS) == {"eager", "aten", "cpp", "epilogue", "triton", "triton_rounded"}
 
 
 def test_what_is_timed_computes_what_the_model_computes() -> None:
