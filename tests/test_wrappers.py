@@ -63,7 +63,7 @@ class Place:
     @property
     def other(self) -> str:
         """Another function, that ``by`` computes."""
-        return "hardswish" if self.by == "epilogue" else "quick_gelu"
+        return "silu" if self.by == "epilogue" else "quick_gelu"
 
     def patch(self, model: nn.Module, **options: Any) -> Report:
         return patch(model, implementation=self.by, **options)
