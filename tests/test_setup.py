@@ -321,8 +321,8 @@ def on_the_oldest(tree: Tree, settings: str, *arguments: str, path: str = "") ->
     """What scripts/test --oldest runs: the check of the version, then pytest."""
     path = f"path={tree.root}/.venv/oldest{path}"
     names = (
-        *("cli", "readme", "docs", "house", "setup", "kernels", "ops", "gpu"),
-        *("benchmark", "cpu_command", "gpu_command", "launch", "planted", "tools"),
+        *("cli", "readme", "docs", "house", "setup", "kernels", "ops", "gpu", "cpp"),
+        *("cpp_build", "weights", "benchmark", "cpu_command", "gpu_command", "launch", "planted", "tools"),
     )
     ignored = "tests/covering", "tests/evaluation", *(f"tests/test_{name}.py" for name in names)
     assert all((ROOT / name).exists() for name in ignored)
