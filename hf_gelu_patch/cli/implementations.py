@@ -35,7 +35,6 @@ def _run(said: Said) -> int:
 
 
 def _described(name: str, one: Implementation, device: torch.device) -> list[str]:
-
     computes = [f"{len(one.functions)} activations"]
     computes += [f"{len(one.gated)} with the product of a gated layer"] if one.gated else []
     computes += [f"{len(one.linear)} after a linear layer"] if one.linear else []

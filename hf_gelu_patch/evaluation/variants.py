@@ -32,8 +32,8 @@ class Variant:
     name: str
     implementation: str = option(
         "auto",
-        "auto, aten, triton, triton_rounded, epilogue or eager (default: auto: aten, where it gains something; on a "
-        "GPU or CPU that was measured, what was never slower there)",
+        "auto, aten, cpp, epilogue, triton, triton_rounded or eager (default: auto: aten, where it gains something; on "
+        "a GPU or CPU that was measured, what was never slower there)",
         _PATCH,
         metavar="NAME",
     )

@@ -23,6 +23,7 @@ from hf_gelu_patch.implementations import cpp_build
 from hf_gelu_patch.implementations.derivatives import differentiated, gradients_of
 from hf_gelu_patch.implementations.registry import Implementation
 from hf_gelu_patch.implementations.tensors import needs_gradient, nothing_but_memory, watched
+from hf_gelu_patch.implementations.triton_forms import eager, eager_gated
 
 __all__ = ["CPP", "after_linear", "gated", "pointwise"]
 
@@ -219,11 +220,6 @@ _PLACES = [ctypes.c_int64 * (2 * count) for count in range(6)]
 # Autograd. Where a graph of the backward is asked for (``create_graph``), it is aten's, differentiable without end.
 
 
-def _eager(activation: str, constants: Sequence[float]) -> Callable[[Tensor], Tensor]:
-    record = ACTIVATIONS[activation]
-    return functools.partial(record.eager, **dict(zip(dict(record.parameters), constants, strict=False)))
-
-
 class _Pointwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: cpp_build.Kernel, activation: str, constants: Sequence[float]) -> Tensor:
@@ -235,7 +231,7 @@ class _Pointwise(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
         if differentiated() or not _direct(0, grad_y, x):
-            return gradients_of(_eager(ctx.activation, ctx.constants), (x,), grad_y)[0], None, None, None
+            return gradients_of(eager(ctx.activation, ctx.constants), (x,), grad_y)[0], None, None, None
         return _backward(ctx.kernel, x, grad_y, ctx.constants), None, None, None
 
 
@@ -252,8 +248,7 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         gate, up = ctx.saved_tensors
         if differentiated() or not _direct(0, grad_y, gate, up):
-            act = _eager(ctx.activation, ctx.constants)
-            grad_gate, grad_up = gradients_of(lambda g, u: act(g) * u, (gate, up), grad_y)
+            grad_gate, grad_up = gradients_of(eager_gated(ctx.activation, ctx.constants), (gate, up), grad_y)
         else:
             grad_gate, grad_up = _gated_backward(ctx.kernel, gate, up, grad_y, ctx.constants)
         return grad_gate, grad_up, None, None, None
