@@ -13,7 +13,7 @@ import importlib.util
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +40,19 @@ KERNELS = pytest.mark.skipif(cpp_build.missing() is not None, reason=f"no compil
 def of_implementation(name: str, *values: object) -> Any:
     """The parameters of a test for one implementation, which is left out where that cannot run."""
     return pytest.param(name, *values, marks=KERNELS if name == "cpp" else ())
+
+
+def derivatives(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of a function's sum, and those of their squares' sum, up to the third order."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    total, found = function(*leaves).sum(), []
+    for _ in range(3):
+        grads = torch.autograd.grad(total, leaves, create_graph=True, materialize_grads=True)
+        found.extend(grads)
+        total = sum(g.square().sum() for g in grads)
+        if not total.requires_grad:  # relu's second derivative is none
+            break
+    return found
 
 
 _SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 64}

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FAMILIES, KERNELS, Recorder, printed_by_fork
+from conftest import FAMILIES, KERNELS, Recorder, derivatives, printed_by_fork
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import layouts, memory, same
@@ -415,17 +415,7 @@ def forms(name: str) -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...
 @pytest.mark.parametrize("name", NAMES)
 def test_derivatives_of_any_order(name: str) -> None:
     for function, inputs in forms(name).values():
-        orders = []
-        for dtype in (torch.float32, torch.float64):
-            leaves = [x.detach().to(dtype, copy=True).requires_grad_() for x in inputs]
-            total, found = function(*leaves).sum(), []
-            for _ in range(3):
-                grads = torch.autograd.grad(total, leaves, create_graph=True, materialize_grads=True)
-                found.extend(grads)
-                total = sum(g.square().sum() for g in grads)
-                if not total.requires_grad:  # relu's second derivative is none
-                    break
-            orders.append(found)
+        orders = [derivatives(function, [x.to(dtype) for x in inputs]) for dtype in (torch.float32, torch.float64)]
         assert len(orders[0]) == len(orders[1])
         for own, expected in zip(*orders, strict=True):
             torch.testing.assert_close(own.double(), expected, rtol=3e-4, atol=3e-4)

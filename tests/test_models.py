@@ -255,6 +255,13 @@ def test_a_second_round_gives_the_same(family: Family, implementation: str) -> N
 # The ops, in training
 
 
+def worst_error(found: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
+    """Of all parameters: a single one's own error is luck."""
+    return max(
+        float(((found[key].double() - expected).abs() / expected.abs().max()).max()) for key, expected in exact.items()
+    )
+
+
 def training_step(model: nn.Module, name: str) -> dict[str, Tensor]:
     """The loss and the gradient of every parameter."""
     inputs = FAMILIES[name].inputs()
@@ -277,13 +284,7 @@ def test_a_training_step_of_a_patched_model(name: str, forward: list[str]) -> No
         new = training_step(model, name)
     assert sorted(recorder.own) == sorted(forward + [f"{op}_backward" for op in forward])
     assert new.keys() == exact.keys()
-    worst, own_worst = (
-        max(
-            float(((found[key].double() - expected).abs() / expected.abs().max()).max())
-            for key, expected in exact.items()
-        )
-        for found in (new, own)
-    )  # of all parameters: a single one's own error is luck
+    worst, own_worst = worst_error(new, exact), worst_error(own, exact)
     assert 0 < worst <= 2 * own_worst + 4e-6
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         with Recorder() as recorder:
@@ -305,13 +306,7 @@ def test_a_training_step_by_compiled_kernels(name: str) -> None:
     patch(model, implementation="cpp")
     new = training_step(model, name)
     assert new.keys() == exact.keys()
-    worst, own_worst = (
-        max(
-            float(((found[key].double() - expected).abs() / expected.abs().max()).max())
-            for key, expected in exact.items()
-        )
-        for found in (new, own)
-    )
+    worst, own_worst = worst_error(new, exact), worst_error(own, exact)
     assert 0 < worst <= 2 * own_worst + 4e-6
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert all(torch.equal(value, new[key]) for key, value in training_step(twin, name).items())

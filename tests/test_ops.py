@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Recorder, printed_by_fork
+from conftest import Recorder, derivatives, printed_by_fork
 from functorch.compile import make_boxed_func
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -681,17 +681,7 @@ def test_derivatives_of_any_order_in_float32(activation: str) -> None:
     for name, (function, inputs) in forms(activation).items():
         if name.startswith("op"):
             continue
-        orders = []
-        for dtype in (torch.float32, torch.float64):
-            leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
-            total, found = function(*leaves).sum(), []
-            for _ in range(3):
-                grads = torch.autograd.grad(total, leaves, create_graph=True, materialize_grads=True)
-                found.extend(grads)
-                total = sum(g.square().sum() for g in grads)
-                if not total.requires_grad:  # relu's second derivative is none
-                    break
-            orders.append(found)
+        orders = [derivatives(function, [x.to(dtype) for x in inputs]) for dtype in (torch.float32, torch.float64)]
         assert len(orders[0]) == len(orders[1])
         for own, expected in zip(*orders, strict=True):
             torch.testing.assert_close(own.double(), expected, rtol=2e-4, atol=2e-4)
