@@ -14,7 +14,14 @@ from hf_gelu_patch.forwards.replacements import hooked, plain
 from hf_gelu_patch.forwards.uses import Use
 from hf_gelu_patch.implementations.choice import choose
 from hf_gelu_patch.implementations.measured import measured_on
-from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Fused, Implementation, get_implementation
+from hf_gelu_patch.implementations.registry import (
+    ALWAYS,
+    IMPLEMENTATIONS,
+    Fused,
+    Implementation,
+    Least,
+    get_implementation,
+)
 from hf_gelu_patch.plans import Decision, Origin, Saved
 from hf_gelu_patch.report import Report
 from hf_gelu_patch.selection import Selection, Selector
@@ -185,7 +192,10 @@ def _plan_again(
         site = _as_found(place, _module(place), *where)
         return Plan(replace(site, reason=decision.reason), place.edge, place.use, None)
     found = _may_change(place, wanted, where)
-    made = found if isinstance(found, Plan) else _plan_by(get_implementation(decision.implementation), *found)
+    if isinstance(found, Plan):
+        made = found
+    else:
+        made = _plan_by(get_implementation(decision.implementation), *found, decision.least)
     now = made.site
     if made.fused is None:
         raise PatchError(
@@ -236,8 +246,16 @@ def _module(place: Place) -> nn.Module | None:
     return None if place.edge is None else place.edge.owner._modules[place.edge.key]
 
 
-def _plan_by(asked: Implementation | None, place: Place, current: Resolved, target: Activation, site: Site) -> Plan:
-    """The plan of a place that may be patched: by the implementation asked for, or by the one that ``auto`` takes."""
+def _plan_by(
+    asked: Implementation | None,
+    place: Place,
+    current: Resolved,
+    target: Activation,
+    site: Site,
+    decided: Least = ALWAYS,
+) -> Plan:
+    """The plan of a place that may be patched: by the implementation asked for, from as many numbers on as was decided;
+    or by the one that ``auto`` takes."""
     edge, use, module = place.edge, place.use, _module(place)
     device, dtype = torch.device(site.device), getattr(torch, site.dtype)
     if asked is not None:
@@ -245,9 +263,13 @@ def _plan_by(asked: Implementation | None, place: Place, current: Resolved, targ
     unfused = _why_not_fused(site.kind, module, use)
     kind = "pointwise" if unfused else site.kind
     table = measured_on(device) if asked is None else None
-    taken, reason = choose(asked or "auto", kind, current, target, device, dtype, table)
+    layer = use.linear if use is not None and kind == "linear" else None
+    taken, reason, least = choose(asked or "auto", kind, current, target, device, dtype, table, layer)
+    least = decided if asked is not None else least
     if unfused:
         reason += f"; not fused: {unfused}"
+    elif taken is not None and layer is not None and (why := taken.declines(layer, device)):
+        reason += f"; {why}"
     if taken is None or (edge is None and use is not None and use.obstacle):
         return Plan(replace(site, reason=reason), edge, use, None)
     identical = target.name in taken.identical and current.as_eager
@@ -260,8 +282,10 @@ def _plan_by(asked: Implementation | None, place: Place, current: Resolved, targ
         equivalence=equivalence,
         bound=bound,
         reason=reason,
+        least=least,
     )
-    return Plan(site, edge, use, taken.build(target, current.formula if target == current.activation else None))
+    eager = current.formula if target == current.activation else None
+    return Plan(site, edge, use, taken.build(target, eager, least))
 
 
 def _as_found(place: Place, module: nn.Module | None, device: torch.device, dtype: torch.dtype) -> Site:

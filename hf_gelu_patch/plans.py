@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from hf_gelu_patch.errors import PatchError, first_line, shortened
-from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS
+from hf_gelu_patch.implementations.registry import ALWAYS, IMPLEMENTATIONS, Least
 from hf_gelu_patch.sites import Site
 
 __all__ = ["SCHEMA", "Decision", "Origin", "Saved", "read", "shapes", "write"]
 
-SCHEMA = 1
+SCHEMA = 2
 """Of the file. It grows when an older reader would misread a newer file."""
 
 _SHOWN = 12  # weights of a module whose shapes are listed; of more there is a digest
@@ -126,7 +126,7 @@ class Decision:
     Attributes:
         implementation: the name; None: it is left alone.
         target: the function, as the report names it.
-        fused, equivalence, reason: as in ``Site``.
+        fused, equivalence, reason, least: as in ``Site``.
     """
 
     implementation: str | None
@@ -134,6 +134,7 @@ class Decision:
     fused: bool
     equivalence: str | None
     reason: str
+    least: Least
 
 
 _DECISION: dict[str, tuple[type, ...]] = {
@@ -143,6 +144,7 @@ _DECISION: dict[str, tuple[type, ...]] = {
     "equivalence": (str, type(None)),
     "reason": (str,),
 }
+_LEAST = "least"
 _SITE = ("path", "owner", "module", "kind", "activation", "device", "dtype")  # that a site is known by
 
 
@@ -224,7 +226,12 @@ def write(path: str | os.PathLike[str], report: Mapping[str, Any], sites: Sequen
             "register_implementation(it) before the patch, and wherever the plan is loaded."
         )
     entries = [
-        {**_known_by(site), "weights": weights, **{key: getattr(site, key) for key in _DECISION}}
+        {
+            **_known_by(site),
+            "weights": weights,
+            **{key: getattr(site, key) for key in _DECISION},
+            _LEAST: asdict(site.least),
+        }
         for site, weights in zip(sites, origin.weights, strict=True)
     ]
     plan = {
@@ -293,7 +300,10 @@ def _parsed(file: Path, data: dict[str, Any]) -> Saved:
             raise _broken(file, f"{where} is no object")
         sites.append({key: entry(one, key, (str,), where) for key in _SITE})
         weights.append(entry(one, "weights", (str,), where))
-        decisions.append(Decision(**{key: entry(one, key, kinds, where) for key, kinds in _DECISION.items()}))
+        told = entry(one, _LEAST, (dict,), where)
+        least = Least(*(entry(told, mode, (int, type(None)), f"{_LEAST} of {where}") for mode in asdict(ALWAYS)))
+        decided = {key: entry(one, key, kinds, where) for key, kinds in _DECISION.items()}
+        decisions.append(Decision(**decided, least=least))
     swapped_to = entry(data, "swapped_to", (str, type(None)), "the file")
     origin = Origin(texts("versions"), texts("machine"), tuple(weights), swapped_to)
     return Saved(file, entry(data, "model", (str,), "the file"), origin, tuple(sites), tuple(decisions))

@@ -15,6 +15,7 @@ from hf_gelu_patch.errors import AlreadyPatchedError, PatchError
 from hf_gelu_patch.forwards.class_binding import is_patched
 from hf_gelu_patch.forwards.methods import holds_activation, methods_of
 from hf_gelu_patch.forwards.uses import Use, uses
+from hf_gelu_patch.implementations.registry import ALWAYS, Least
 from hf_gelu_patch.old_layout import moved_from
 from hf_gelu_patch.recognition import looks_like_activation, resolve
 
@@ -53,6 +54,8 @@ class Site:
             function; None where it is left alone.
         bound: max |new(x) − old(x)| over all x in exact arithmetic: 0.0 for the same function, inf where unbounded.
         reason: why this implementation, or why it is left alone.
+        least: from how many numbers on the implementation computes there. With fewer, the model's own ops do, or those
+            of the function that is swapped in.
     """
 
     path: str
@@ -73,6 +76,7 @@ class Site:
     equivalence: str | None
     bound: float | None
     reason: str
+    least: Least = ALWAYS
 
     @property
     def changed(self) -> bool:

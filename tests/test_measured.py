@@ -15,15 +15,17 @@ import processes
 import pytest
 import torch
 from conftest import FAMILIES, OWN_CPU, printed_by
-from torch import nn
+from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from hf_gelu_patch import ACTIVATIONS, PatchError, find_sites, patched, planning
 from hf_gelu_patch.activations import Resolved
 from hf_gelu_patch.cli import main
+from hf_gelu_patch.forwards import replacements
 from hf_gelu_patch.implementations import measured
 from hf_gelu_patch.implementations.choice import choose
 from hf_gelu_patch.implementations.measured import Table, processors
+from hf_gelu_patch.implementations.registry import ALWAYS, Implementation, Least
 from hf_gelu_patch.recognition import resolve
 from scripts.benchmarking.gpu import choices
 from scripts.benchmarking.gpu.models import concluded
@@ -38,15 +40,20 @@ ABOUT = {
     "nvidia_smi": ["name, driver_version, clocks.current.sm [MHz]", f"{CARD}, 580.65.06, 1980 MHz"],
 }
 
+ON_A_CARD = ("large, forward", "large, training step", "small, forward", "small, training step")
+"""Of ``measured.CELLS``, what is measured there."""
+ROWS = {"large": 1024, "medium": 128, "small": 16}
+
 
 def layer(
     activation: str, *, kind: str = "linear", dtype: str = "bfloat16", ops: int = 1, **times: Sequence[float]
 ) -> list[Any]:
     """The cells of a layer in which each implementation is so many times as fast as eager, one number for each of
-    ``measured.CELLS``. From round to round the card is up to twice as slow, for all alike; each sample is 1 % off."""
+    ``ON_A_CARD``, or for all of ``measured.CELLS``. From round to round the card is up to twice as slow, for all alike;
+    each sample is 1 % off."""
     generator = random.Random(f"{activation} {kind} {dtype}")
     cells = []
-    for number, cell in enumerate(measured.CELLS):
+    for number, cell in enumerate(measured.CELLS if any(len(own) > 4 for own in times.values()) else ON_A_CARD):
         slower = [1e-4 * generator.uniform(1, 2) for _ in range(60)]
         faster = {"again": 1.0, "eager": 1.0, **{name: own[number] for name, own in times.items()}}
         samples = {name: [one * generator.uniform(0.99, 1.01) / by for one in slower] for name, by in faster.items()}
@@ -59,7 +66,7 @@ def layer(
             "ops": ops,
         }
         variants = concluded(samples, dict.fromkeys(samples), 0)
-        cells.append({"kind": "site", **named, "size": size, "mode": mode, "variants": variants})
+        cells.append({"kind": "site", **named, "size": size, "mode": mode, "rows": ROWS[size], "variants": variants})
     return cells
 
 
@@ -96,7 +103,7 @@ def test_the_fastest_of_what_is_never_slower(times: dict[str, Sequence[float]], 
     [entry] = choices.choices(layer("gelu", **times))
     told = entry["able"][0] if entry["able"] else entry["fastest"]
     assert (told["implementation"] if entry["able"] else "eager", told["implementation"]) == (taken, best)
-    assert list(told["times"]) == list(measured.CELLS)
+    assert tuple(told["times"]) == ON_A_CARD
     for found, expected in zip(told["times"].values(), times[best], strict=True):
         assert found["low"] < found["value"] < found["high"]
         assert found["value"] == pytest.approx(expected, rel=0.005)
@@ -120,6 +127,37 @@ def test_what_is_never_slower_is_ranked_down_to_what_always_runs() -> None:
     assert [one["implementation"] for one in entry["able"]] == ["cpp", "epilogue", "aten"]
     [entry] = choices.choices(layer("gelu", cpp=(1.5, 1.5, 1.5, 0.9), **slower))
     assert [one["implementation"] for one in entry["able"]] == ["aten"]
+
+
+@pytest.mark.parametrize(
+    ("times", "inference", "training"),
+    [
+        pytest.param((1.3, 1.2, 1.2, 1.1, 1.1, 1.1), 0, 0, id="never slower"),
+        pytest.param((1.3, 1.2, 1.2, 1.1, 0.8, 0.9), 128 * 768, 128 * 768, id="slower at few"),
+        pytest.param((1.3, 1.2, 0.9, 0.9, 0.8, 0.9), 1024 * 768, 1024 * 768, id="faster at many"),
+        pytest.param((1.3, 1.0, 1.2, 1.0, 0.8, 0.9), 128 * 768, None, id="faster in inference"),
+        pytest.param((1.3, 0.9, 1.2, 1.3, 1.0, 1.3), 0, None, id="slower at many in training"),
+        pytest.param((1.0, 1.3, 1.0, 1.0, 1.0, 0.9), None, 128 * 768, id="faster in training"),
+    ],
+)
+def test_where_three_sizes_were_measured_it_is_taken_from_one_of_them_on(
+    times: Sequence[float], inference: int | None, training: int | None
+) -> None:
+    [entry] = choices.choices(layer("gelu", cpp=times))
+    [taken] = entry["able"]
+    assert taken["least"] == {"inference": inference, "training": training}
+    assert list(taken["times"]) == list(measured.CELLS)
+
+
+def test_where_it_is_not_taken_its_times_do_not_count() -> None:
+    slow_at_few, even = (1.4, 1.4, 1.3, 1.3, 0.3, 0.3), (1.2,) * 6
+    [entry] = choices.choices(layer("gelu", cpp=slow_at_few, epilogue=even, aten=(1.1,) * 6))
+    assert [one["implementation"] for one in entry["able"]] == ["cpp", "epilogue", "aten"]
+    [entry] = choices.choices(layer("gelu", cpp=slow_at_few, aten=(1.5, 1.5, 1.5, 1.5, 0.9, 0.9), triton=even))
+    names = [one["implementation"] for one in entry["able"]]
+    assert names == ["aten", "cpp", "triton"], "behind an aten that is not always taken"
+    assert choices.choices(layer("gelu", cpp=(1.0, 1.0, 1.3, 1.0, 1.3, 0.9)))[0]["able"]
+    assert not choices.choices(layer("gelu", cpp=(0.9, 1.0, 1.3, 1.0, 1.3, 0.9)))[0]["able"]
 
 
 def test_each_number_of_ops_is_a_choice_of_its_own() -> None:
@@ -209,7 +247,7 @@ def test_the_file_says_what_was_measured_where(written: tuple[Path, str], table:
         (CELLS, "does not name the GPU or CPU"),
         (
             [ABOUT, *CELLS[:3]],
-            "no layer that was measured in all of large, forward; large, training step; small, forward;",
+            "no layer that was measured in every cell",
         ),
     ],
 )
@@ -258,10 +296,9 @@ def chosen(
 ) -> tuple[str | None, str]:
     current = resolve(ACTS[spelling])
     assert isinstance(current, Resolved)
-    taken, reason = choose(
-        name, kind, current, ACTIVATIONS[target] if target else current.activation, torch.device("cuda"), dtype, table
-    )
-    return (None if taken is None else taken.name), reason
+    aim = ACTIVATIONS[target] if target else current.activation
+    taken = choose(name, kind, current, aim, torch.device("cuda"), dtype, table)
+    return (None if taken.implementation is None else taken.implementation.name), taken.reason
 
 
 def told(table: Table, *key: Any) -> str:
@@ -442,6 +479,94 @@ def test_a_model_on_a_measured_cpu(measured_cpu: Table) -> None:
         assert site.implementation == "aten", "asked for"
 
 
+@pytest.fixture
+def sized_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU of the tests, on which all pays from 128 rows on, and half of it only in inference."""
+    sizes = (1.3, 1.3, 1.3, 1.3, 0.8, 0.8)
+    about = {"kind": "environment", "date": "2026-02-02", "gpu": None, "processor": processors.cpu()}
+    about |= {"cpu": "a CPU", "threads": 1, "versions": {"torch": "2.13.0+cpu"}}
+    cells = [
+        *layer("gelu", dtype="float32", aten=(1.3, 0.9, 1.3, 0.9, 0.8, 0.8)),
+        *layer("gelu_tanh", dtype="float32", ops=8, epilogue=(1.5,) * 6, aten=sizes),
+        *layer("silu", dtype="float32", kind="gated", aten=sizes),
+    ]
+    record(tmp_path / "record", [about, *cells])
+    (tmp_path / "record" / "gpu.jsonl").rename(tmp_path / "record" / "cpu.jsonl")
+    data = choices.table([tmp_path / "record"])
+    (tmp_path / measured.file_name(processors.cpu())).write_text(json.dumps(data), encoding="utf-8")
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_what_pays_from_a_size_on_is_the_model_s_own_below_it(name: str, sized_cpu: None, tmp_path: Path) -> None:
+    del sized_cpu
+    family = FAMILIES[name]
+    model = family.build()
+    before = family.run(model)
+    numbers = 128 * 3072 if name == "llama" else 128 * 768
+    with patched(model, include="*intermediate*" if name == "bert" else "*mlp*") as report:
+        for site in report.changed:
+            assert site.implementation == "aten", "of a Conv1D oneDNN has no epilogue"
+            assert site.least == Least(numbers, None if name == "bert" else numbers)
+            assert f"from {numbers:,} numbers on" in site.reason
+        assert torch.equal(family.run(model), before), "fewer: the model's own ops, bit for bit"
+        report.save(tmp_path / "plan.json")
+    with patched(model, plan=tmp_path / "plan.json") as again:
+        assert [site.least for site in again.sites] == [site.least for site in report.sites]
+    for site in find_sites(model, implementation="aten").sites:
+        assert site.least is ALWAYS, "asked for"
+
+
+MARK = 7.0
+
+
+def marked(*inputs: Tensor | nn.Module, **_: float) -> Tensor:
+    x = inputs[-1]
+    assert isinstance(x, Tensor)
+    return torch.full_like(x, MARK)
+
+
+@pytest.mark.parametrize(
+    ("least", "inference", "training"),
+    [
+        (ALWAYS, (True, True), (True, True)),
+        (Least(64, 64), (False, True), (False, True)),
+        (Least(0, None), (True, True), (False, False)),
+        (Least(None, 64), (False, False), (False, True)),
+    ],
+)
+def test_by_size_and_mode_what_computes(
+    least: Least, inference: tuple[bool, bool], training: tuple[bool, bool]
+) -> None:
+    one = dict.fromkeys(["gelu"], marked)
+    fused = Implementation("marked", one, gated=one, linear=one).build(ACTIVATIONS["gelu"], None, least)
+    assert fused is not None
+    layer_before = nn.Linear(4, 4)
+    for gradients, expected in ((False, inference), (True, training)):
+        for rows, taken in zip((4, 16), expected, strict=True):
+            x = torch.randn(rows, 4)
+            with torch.set_grad_enabled(gradients):
+                found = {
+                    "pointwise": (fused(x), nn.functional.gelu(x)),
+                    "gated": (replacements.gated(fused, x, x), nn.functional.gelu(x) * x),
+                    "linear": (
+                        replacements.linear_act(fused, layer_before, x),
+                        nn.functional.gelu(layer_before(x)),
+                    ),
+                }
+            for kind, (y, own) in found.items():
+                assert torch.equal(y, torch.full_like(y, MARK) if taken else own), f"{kind}, {rows} rows"
+
+
+def test_what_is_traced_is_computed_alike_whatever_the_size() -> None:
+    one = dict.fromkeys(["gelu"], marked)
+    fused = Implementation("marked", one).build(ACTIVATIONS["gelu"], None, Least(64, 64))
+    assert fused is not None
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda x: fused(x), (torch.randn(4, 4),), check_trace=False)
+        assert (traced(torch.randn(2, 2)) == MARK).all()
+
+
 def test_an_unmeasured_cpu_is_as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(measured, "FOLDER", tmp_path)
     table = measured.measured_on(torch.device("cpu"))
@@ -471,8 +596,8 @@ def test_a_model_on_a_measured_card(table: Table, monkeypatch: pytest.MonkeyPatc
     for site in find_sites(model.float()).sites:
         assert (site.implementation, site.reason) == (None, IN_PLACE)
     for site in find_sites(FAMILIES["gpt2"].build(torch.bfloat16)).sites:
-        assert (site.kind, site.implementation, site.fused) == ("linear", "epilogue", True)
-        assert site.reason == f"measured on {CARD}: {told(table, 'gelu_tanh', 'linear', 'bfloat16', 8)}"
+        next_best = "linear", "aten", True  # the device is a CPU, where no epilogue takes a Conv1D
+        assert (site.kind, site.implementation, site.fused) == next_best
     for site in find_sites(FAMILIES["bert"].build(torch.bfloat16), include="*intermediate*").sites:
         if site.activation == "gelu":
             assert (site.kind, site.implementation, site.fused) == ("linear", "triton", False)
@@ -489,7 +614,8 @@ def broken(change: Callable[[Any], Any], source: Path, folder: Path) -> Path:
 
 
 ONE = {"value": 1.3, "low": 1.2, "high": 1.4}
-TIMES = dict.fromkeys(measured.CELLS, ONE)
+TIMES = dict.fromkeys(ON_A_CARD, ONE)
+LEAST = {"inference": 0, "training": 0}
 
 
 def first(**changes: Any) -> Callable[[Any], Any]:
@@ -497,13 +623,13 @@ def first(**changes: Any) -> Callable[[Any], Any]:
 
 
 def able(**changes: Any) -> Callable[[Any], Any]:
-    return first(able=[{"implementation": "triton", "times": TIMES, **changes}])
+    return first(able=[{"implementation": "triton", "least": LEAST, "times": TIMES, **changes}])
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda data: data | {"schema": 2}, "its schema is 2, and this version reads 3"),
+        (lambda data: data | {"schema": 3}, "its schema is 3, and this version reads 4"),
         (lambda data: [data], "it is not laid out as a table (list"),
         (lambda data: {key: value for key, value in data.items() if key != "processor"}, "it lacks 'processor'"),
         (lambda data: data | {"processor": "NVIDIA L4"}, "it is of another processor, NVIDIA L4 (cuda)"),
@@ -595,6 +721,7 @@ def test_reading_tables_loads_nothing_heavy(written: tuple[Path, str]) -> None:
 import sys, torch
 from pathlib import Path
 before = set(sys.modules)  # torch itself may bring triton
+from hf_gelu_patch.forwards import replacements
 from hf_gelu_patch.implementations import measured
 assert measured.table_of({CARD!r}, "cuda", Path({str(written[0])!r})).choices
 heavy = ["triton", "transformers", "scipy", "datasets", "evaluate"]

@@ -147,6 +147,7 @@ def gated(act: Callable[[Any], Any], gate: Tensor, up: Tensor) -> Tensor:
         and gate.dtype == up.dtype
         and gate.shape == up.shape
         and not _recorded()
+        and not act.spares(gate)
     ):
         return act.gated(gate, up)
     product: Tensor = act(gate) * up
@@ -156,15 +157,11 @@ def gated(act: Callable[[Any], Any], gate: Tensor, up: Tensor) -> Tensor:
 def linear_act(act: Callable[[Any], Any], linear: Callable[[Any], Any], x: Any) -> Any:
     """act(linear(x)), fused where ``act`` is a ``Fused`` and ``linear`` a plain linear layer or convolution:
     never going around one that is quantized, sharded, parametrized, wrapped or hooked."""
-    if (
-        type(act) is Fused
-        and act.linear is not None
-        and ordinary(x)
-        and isinstance(linear, nn.Module)
-        and not _recorded()
-        and plain(linear)
-    ):
-        return act.linear(linear, x)
+    if type(act) is Fused and act.linear is not None and ordinary(x) and not _recorded():
+        if act.spares(x):
+            return act.eager(linear(x))
+        if isinstance(linear, nn.Module) and plain(linear):
+            return act.linear(linear, x)
     return act(linear(x))
 
 

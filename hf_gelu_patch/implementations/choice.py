@@ -5,18 +5,41 @@ One asked for by name never falls back to another in silence. Only ``auto`` choo
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+from torch import nn
 
 from hf_gelu_patch.activations import Activation, Resolved
 from hf_gelu_patch.implementations.measured import DTYPES, Table
-from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, get_implementation
+from hf_gelu_patch.implementations.registry import (
+    ALWAYS,
+    IMPLEMENTATIONS,
+    Implementation,
+    Least,
+    get_implementation,
+)
 
-__all__ = ["AUTO", "choose"]
+__all__ = ["AUTO", "Chosen", "choose"]
 
 AUTO = ("aten", "eager")
 """What ``auto`` takes where nothing was measured: the first that computes the activation. On a GPU or CPU that was
 measured, it takes what was never slower there than the model's own ops, or leaves the site alone
 (``hf_gelu_patch.implementations.measured``)."""
+
+
+class Chosen(NamedTuple):
+    """What is taken at a site.
+
+    Attributes:
+        implementation: None: nothing, the site is left alone.
+        reason: why.
+        least: from how many numbers on it computes there.
+    """
+
+    implementation: Implementation | None
+    reason: str
+    least: Least = ALWAYS
 
 
 def choose(
@@ -27,7 +50,8 @@ def choose(
     device: torch.device,
     dtype: torch.dtype,
     table: Table | None,
-) -> tuple[Implementation | None, str]:
+    layer: nn.Module | None = None,
+) -> Chosen:
     """Which implementation computes ``target`` at a site that computes ``current`` now, and why.
 
     Args:
@@ -36,34 +60,34 @@ def choose(
         device: where the site runs.
         dtype: of what it is given.
         table: what was measured on the GPU or CPU that the site runs on; None where it runs on neither.
-
-    Returns:
-        (implementation, why it), or (None, why the site is left alone).
+        layer: the linear layer before a ``linear`` site, where it is known.
     """
     if asked != "auto" or table is None or (table.device == "cpu" and not table.choices):
         return _first(asked, kind, current, target, device)
     swapped = target != current.activation
     measured = table.choice(target.name, kind, dtype, None if swapped else current.aten_ops)
     if measured is None:
-        chosen, reason = _first(asked, kind, current, target, device)
+        chosen, reason, _ = _first(asked, kind, current, target, device)
         in_place_alone = chosen is not None and not swapped and current.aten_ops <= target.fewest_ops
         if table.choices and in_place_alone and not table.in_place_pays:
-            return None, f"writing in place was never faster on {table.processor}, whatever was measured"
+            return Chosen(None, f"writing in place was never faster on {table.processor}, whatever was measured")
         named = str(dtype).removeprefix("torch.")
         others = (one for name, one in IMPLEMENTATIONS.items() if name not in AUTO)
         if named in DTYPES and any(one.computes(target.name, device) and _runs(one, table, dtype) for one in others):
             reason += f"; unmeasured for {kind} in {named} on {table.processor}"
-        return chosen, reason
+        return Chosen(chosen, reason)
     for candidate in measured.able:
         implementation = get_implementation(candidate.implementation)
-        if _runs(implementation, table, dtype):
-            return implementation, f"measured on {table.processor}: {candidate.brief}"
+        declined = layer is not None and implementation.declines(layer, device)
+        if not declined and _runs(implementation, table, dtype):
+            return Chosen(implementation, f"measured on {table.processor}: {candidate.brief}", candidate.least)
     if swapped:
         return _first(asked, kind, current, target, device)
     if measured.able:
         names = " and ".join(one.implementation for one in measured.able)
-        return None, f"on {table.processor} only {names} gained something, and cannot run here"
-    return None, f"nothing was faster without ever being slower on {table.processor}: {measured.fastest.brief}"
+        return Chosen(None, f"on {table.processor} only {names} gained something, and cannot run here")
+    why = f"nothing was faster without ever being slower on {table.processor}: {measured.fastest.brief}"
+    return Chosen(None, why)
 
 
 def _runs(implementation: Implementation, table: Table, dtype: torch.dtype) -> bool:
@@ -73,7 +97,7 @@ def _runs(implementation: Implementation, table: Table, dtype: torch.dtype) -> b
 
 def _first(
     asked: str | Implementation, kind: str, current: Resolved, target: Activation, device: torch.device
-) -> tuple[Implementation | None, str]:
+) -> Chosen:
     """``choose`` without measurements."""
     for candidate in AUTO if asked == "auto" else (asked,):
         implementation = get_implementation(candidate)
@@ -84,7 +108,7 @@ def _first(
         if target != current.activation:
             reasons.append("auto" if asked == "auto" else "asked for")
         elif implementation.name == "eager":
-            return None, "eager is what the model has"
+            return Chosen(None, "eager is what the model has")
         elif implementation.name != "aten":
             reasons.append("asked for")
         elif current.aten_ops > (ops := target.fewest_ops):
@@ -92,15 +116,15 @@ def _first(
         elif ops > 1:
             reasons.append(f"{ops} aten ops, in place where no gradient is needed")
         elif not fuses:
-            return None, f"{current.spelling} is one aten op already"
+            return Chosen(None, f"{current.spelling} is one aten op already")
         if implementation.name == "aten" and fuses:
             reasons.append(_IN_PLACE_REASONS[kind])
-        return implementation, ", ".join(reasons)
+        return Chosen(implementation, ", ".join(reasons))
     if isinstance(asked, str) and asked == "auto":
-        return None, f"auto does not compute {target.name}"
+        return Chosen(None, f"auto does not compute {target.name}")
     named = get_implementation(asked)
     elsewhere = f" on {device.type}" if target.name in named.functions else ""
-    return None, f"{named.name} does not compute {target.name}{elsewhere}"
+    return Chosen(None, f"{named.name} does not compute {target.name}{elsewhere}")
 
 
 _IN_PLACE_REASONS = {

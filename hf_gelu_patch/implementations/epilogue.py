@@ -111,6 +111,12 @@ def _unable(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def _declines(layer: nn.Module, device: torch.device) -> str | None:
+    if device.type != "cpu" or type(layer) is nn.Linear or type(layer) in _CONVOLUTIONS:
+        return None
+    return f"oneDNN has no epilogue for a {type(layer).__name__}, aten computes it"
+
+
 def _computed(function: Callable[..., Tensor] | None, record: Activation) -> Callable[..., Tensor] | None:
     """``function``, or where there is none aten's; None for an activation that has no epilogue anywhere."""
     if record.post_op is None and record.name not in _IN_CUBLASLT:
@@ -125,4 +131,5 @@ EPILOGUE = Implementation(
     devices=frozenset({"cpu", "cuda"}),
     only={"cuda": _IN_CUBLASLT},
     unable=_unable,
+    declines=_declines,
 )

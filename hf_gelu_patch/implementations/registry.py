@@ -13,9 +13,45 @@ from hf_gelu_patch.activations import ACTIVATIONS, Activation
 from hf_gelu_patch.errors import GradientRefusedError, PatchError, UnknownNameError
 from hf_gelu_patch.implementations.tensors import needs_gradient, ordinary
 
-__all__ = ["IMPLEMENTATIONS", "Fused", "Implementation", "get_implementation", "register_implementation"]
+__all__ = [
+    "ALWAYS",
+    "IMPLEMENTATIONS",
+    "Fused",
+    "Implementation",
+    "Least",
+    "get_implementation",
+    "register_implementation",
+]
 
 Function = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Least:
+    """How many numbers a site is given at least, for another implementation than the model's own to compute it there.
+
+    Attributes:
+        inference: where no gradients are recorded; None: it never does.
+        training: where they are; None: it never does.
+    """
+
+    inference: int | None = 0
+    training: int | None = 0
+
+    def __str__(self) -> str:
+        if self.inference == self.training:
+            return "" if not self.inference else f"from {self.inference:,} numbers on"
+        told = {"in inference": self.inference, "with gradients": self.training}
+        return ", ".join(f"{_from(least)} {mode}" for mode, least in told.items())
+
+
+def _from(least: int | None) -> str:
+    if least is None:
+        return "never"
+    return f"from {least:,} numbers on" if least else "always"
+
+
+ALWAYS = Least()
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +66,8 @@ class Fused:
         gated: act(gate) · up, for two ordinary tensors of one shape and dtype; None where it fuses none.
         linear: act(linear(x)), for a plain linear layer or convolution; None where it fuses none.
         prepare: what has to be done once before any of them is called; None where there is nothing.
+        least: how many numbers x or gate holds at least, for any of them to be called. With fewer, the model's own ops
+            are.
     """
 
     activation: str
@@ -38,9 +76,17 @@ class Fused:
     gated: Callable[[Tensor, Tensor], Tensor] | None = None
     linear: Callable[[nn.Module, Tensor], Tensor] | None = None
     prepare: Callable[[], None] | None = None
+    least: Least = ALWAYS
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.pointwise(x) if ordinary(x) else self.eager(x)
+        return self.eager(x) if not ordinary(x) or self.spares(x) else self.pointwise(x)
+
+    def spares(self, x: Tensor) -> bool:
+        """Whether x holds too few numbers. What is traced is computed alike whatever the size."""
+        if self.least is ALWAYS or torch.compiler.is_compiling() or torch._C._is_tracing():
+            return False
+        least = self.least.training if torch.is_grad_enabled() else self.least.inference
+        return least is None or x.numel() < least
 
     def __deepcopy__(self, memo: object) -> Fused:
         return self  # it has no state
@@ -66,6 +112,8 @@ class Implementation:
         missing: what this machine lacks to run it, in words, or None.
         only: ``torch.device`` type → the activations it computes there, where it does not compute all of ``functions``.
         unable: why it cannot run on a device with a dtype for another reason than those above, or None.
+        declines: why ``linear`` does not fuse a layer on a device, though it is a plain one, or None. It computes such
+            a layer otherwise, and ``auto`` does not take it there.
         prepare: activation name → makes it ready to run here (compiles it), if it never was. It raises
             ImplementationUnavailableError where that fails, and ``missing`` says why from then on.
     """
@@ -81,6 +129,7 @@ class Implementation:
     missing: Callable[[], str | None] = field(default=lambda: None, repr=False)
     only: Mapping[str, Collection[str]] = field(default_factory=dict, repr=False)
     unable: Callable[[torch.device, torch.dtype], str | None] = field(default=lambda device, dtype: None, repr=False)  # noqa: ARG005
+    declines: Callable[[nn.Module, torch.device], str | None] = field(default=lambda layer, device: None, repr=False)  # noqa: ARG005
     prepare: Callable[[str], None] | None = field(default=None, repr=False)
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -104,19 +153,22 @@ class Implementation:
         kinds = {"gated": self.gated, "linear": self.linear}
         return kind in kinds and activation.name in kinds[kind]
 
-    def build(self, activation: Activation, eager: Callable[[Tensor], Tensor] | None = None) -> Fused | None:
+    def build(
+        self, activation: Activation, eager: Callable[[Tensor], Tensor] | None = None, least: Least = ALWAYS
+    ) -> Fused | None:
         """What computes ``activation``, the same object each time, or None if nothing does.
 
         Args:
             activation: the function.
             eager: the model's own ops for it, where they are others than the activation's ``eager``.
+            least: from how many numbers on.
         """
-        return _build(self, activation, eager)
+        return _build(self, activation, eager, least)
 
 
 @functools.lru_cache(maxsize=1024)
 def _build(
-    implementation: Implementation, activation: Activation, eager: Callable[[Tensor], Tensor] | None
+    implementation: Implementation, activation: Activation, eager: Callable[[Tensor], Tensor] | None, least: Least
 ) -> Fused | None:
     if activation.name not in implementation.functions:
         return None
@@ -132,7 +184,8 @@ def _build(
     assert pointwise is not None
     eager = eager or activation.bind(activation.eager)
     prepare = None if implementation.prepare is None else functools.partial(implementation.prepare, activation.name)
-    return Fused(activation.name, pointwise, eager, bound(implementation.gated), bound(implementation.linear), prepare)
+    fused = bound(implementation.gated), bound(implementation.linear)
+    return Fused(activation.name, pointwise, eager, *fused, prepare, least)
 
 
 def _refuse(function: Function, name: str, *inputs: Tensor | nn.Module) -> Tensor:

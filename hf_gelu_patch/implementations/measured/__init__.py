@@ -20,13 +20,14 @@ import torch
 from hf_gelu_patch.activations import ACTIVATIONS
 from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.implementations.measured.processors import processor
-from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS
+from hf_gelu_patch.implementations.registry import ALWAYS, IMPLEMENTATIONS, Least
 
 __all__ = [
     "CELLS",
     "DEVICES",
     "DTYPES",
     "FOLDER",
+    "MODES",
     "SCHEMA",
     "Candidate",
     "Choice",
@@ -41,15 +42,19 @@ __all__ = [
 
 FOLDER = Path(__file__).parent
 """Where the files are."""
-SCHEMA = 3
+SCHEMA = 4
 """The schema of a file that is written and read."""
 CELLS = {
     "large, forward": "in inference on many tokens",
     "large, training step": "in training on many",
+    "medium, forward": "in inference on a hundred or so",
+    "medium, training step": "in training on as many",
     "small, forward": "in inference on few",
     "small, training step": "in training on few",
 }
-"""What was measured of each kind of site, and that in words."""
+"""What was measured of each kind of site, on some processors only many tokens and few; and that in words."""
+MODES = {"inference": "forward", "training": "training step"}
+"""What the thresholds of a candidate are named by → what the cells are."""
 DEVICES = ("cpu", "cuda")
 """The types of device that there can be a table of."""
 
@@ -76,11 +81,13 @@ class Candidate:
 
     Attributes:
         implementation: its name.
-        times: how many times as fast as the model's own ops it was, for each of ``CELLS``.
+        times: how many times as fast as the model's own ops it was, for each of ``CELLS`` that was measured.
+        least: from how many numbers on it is taken: from the least measured on where it was never slower.
     """
 
     implementation: str
     times: Mapping[str, Times]
+    least: Least = ALWAYS
 
     def __str__(self) -> str:
         told = ", ".join(f"{times} {CELLS[cell]}" for cell, times in self.times.items())
@@ -88,9 +95,10 @@ class Candidate:
 
     @property
     def brief(self) -> str:
-        """Its least and its most."""
+        """Its least and its most, and where it is taken."""
         values = [times.value for times in self.times.values()]
-        return f"{self.implementation} {min(values):.2f} to {max(values):.2f} times as fast"
+        told = f", taken {self.least}" if str(self.least) else ""
+        return f"{self.implementation} {min(values):.2f} to {max(values):.2f} times as fast{told}"
 
 
 @dataclass(frozen=True)
@@ -98,8 +106,9 @@ class Choice:
     """What ``auto`` takes for one activation, kind of site and dtype, and the evidence.
 
     Attributes:
-        able: what was faster than the model's own ops in some of ``CELLS`` and slower in none, the best first. The
-            first that runs where the model is, is taken. Where there is none the site is left alone.
+        able: what was faster than the model's own ops in some of ``CELLS`` and slower in none of those that it is
+            taken in, the best first. The first that runs where the model is, is taken. Where there is none the site is
+            left alone.
         fastest: where none is able, the one that was the fastest in any of ``CELLS``; else the first that is.
     """
 
@@ -159,7 +168,7 @@ class Table:
         for (activation, kind, dtype, ops), choice in self.choices.items():
             if choice.able:
                 of = f"{kind} {activation} in {ops} {'op' if ops == 1 else 'ops'}, {dtype}"
-                names = ", else ".join(one.implementation for one in choice.able)
+                names = ", else ".join(f"{one.implementation} {one.least}".rstrip() for one in choice.able)
                 told.append(f"  {of}: {names}; {choice.fastest}")
             else:
                 left.append(f"{kind} {activation}")
@@ -251,7 +260,16 @@ def _candidate(entry: Mapping[str, Any]) -> Candidate:
         return found
 
     able = [name for name in IMPLEMENTATIONS if name != "eager"]
-    return Candidate(_named(entry, "implementation", able), {cell: times(cell) for cell in CELLS})
+    name = _named(entry, "implementation", able)
+    cells = [cell for cell in CELLS if cell in entry["times"] or not cell.startswith("medium")]
+    least = {mode: _number(entry["least"][mode]) for mode in MODES}
+    return Candidate(name, {cell: times(cell) for cell in cells}, Least(**least))
+
+
+def _number(least: object) -> int | None:
+    if least is not None and (type(least) is not int or least < 0):
+        raise ValueError(f"least {least!r} is no number of elements")
+    return least
 
 
 def _named(entry: Mapping[str, Any], field: str, valid: Collection[str]) -> str:

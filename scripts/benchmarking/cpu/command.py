@@ -148,5 +148,5 @@ def add(commands: Any) -> None:
     _choice(command, "dtypes", sites.DTYPES, ("float32", "bfloat16"))
     _choice(command, "kinds", sites.LAYERS)
     _choice(command, "activations", sites.SPELLINGS)
-    _choice(command, "sizes", sites.TINY_LAYERS)
+    _choice(command, "sizes", sites.LAYERS_ON["cpu"])
     _command(commands, "merged", "gate and up of a gated layer in one product, on a CPU", measure_merged)

@@ -7,13 +7,14 @@ import hashlib
 import json
 import statistics
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_gelu_patch.implementations import measured
 from scripts.benchmarking.gpu import record
 from scripts.benchmarking.gpu.record import RecordError
+from scripts.benchmarking.gpu.sites import MEDIUM, numbers_of
 
 _ROOT = Path(__file__).resolve().parents[3]
 
@@ -25,37 +26,49 @@ MARGIN = 1.02
 def choices(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What ``auto`` should take for each activation, kind of site and dtype, from the cells of single layers.
 
-    A patch serves many tokens and few, inference and training. What is slower than the model's own ops in any of these
-    cells is not taken, whether by its whole interval or by more than ``MARGIN``; nor what is faster beyond the noise in
-    none. The rest is ranked by how fast it is over all cells, the geometric mean; aten's counts ``MARGIN`` times. The
-    first that runs on a user's machine is taken; what comes behind aten, which always runs, is not told. Where nothing
-    is left, the site is left alone, and the entry tells of the one that was the fastest in any cell. What was not
-    measured in every cell is left out.
+    A patch serves many tokens and few, inference and training. Slower than the model's own ops is what is slower by its
+    whole interval, or by more than ``MARGIN``. Where three sizes were measured, a candidate is taken from the least of
+    them on from which it is slower at none, in inference and in training apart. Where two were, which lie far apart, it
+    is taken at all or not: what is slower in any cell is not. Nor is what is faster beyond the noise in none that it
+    would be taken in. The rest is ranked by the geometric mean over all cells of how fast it is, 1 where it is not
+    taken; aten's counts ``MARGIN`` times. The first that runs on a user's machine is taken; what comes behind an aten
+    that is always taken, and always runs, is not told. Where nothing is left, the site is left alone, and the entry
+    tells of the one that was the fastest in any cell. What was not measured in every cell is left out.
     """
     found: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
     for cell in cells:
         key = (cell["activation"], cell["kind_of_site"], cell["dtype"], cell["ops"])
-        found.setdefault(key, {})[f"{cell['size']}, {cell['mode']}"] = cell["variants"]
+        found.setdefault(key, {})[f"{cell['size']}, {cell['mode']}"] = cell
+    every = set().union(*found.values()) | {cell for cell in measured.CELLS if not cell.startswith(MEDIUM)}
     entries = []
     for (activation, kind, dtype, ops), rows in found.items():
-        if rows.keys() != measured.CELLS.keys():
+        if rows.keys() != every:
             continue
-        names = set.intersection(*({name for name in row if "ratio" in row[name]} for row in rows.values()))
-        if not names:
+        named = set.intersection(
+            *({name for name, own in row["variants"].items() if "ratio" in own} for row in rows.values())
+        )
+        if not named:
             continue
-        candidates = {name: [row[name] for row in rows.values()] for name in sorted(names)}
-        able = {name: _mean(name, own) for name, own in candidates.items() if _never_slower(own)}
-        most = {name: max(row["ratio"]["value"] for row in own) for name, own in candidates.items()}
+        cells_of = {
+            name: {cell: rows[cell]["variants"][name] for cell in measured.CELLS if cell in every}
+            for name in sorted(named)
+        }
+        numbers = {cell: numbers_of(kind, cell.partition(", ")[0], row["rows"]) for cell, row in rows.items()}
+        least = {name: _least(own, numbers) for name, own in cells_of.items()}
+        able = {name: _mean(name, own, least[name], numbers) for name, own in cells_of.items() if least[name]}
+        most = {name: max(row["ratio"]["value"] for row in own.values()) for name, own in cells_of.items()}
         told = {
             name: {
                 "implementation": name,
-                "times": {cell: _rounded(rows[cell][name]["ratio"]) for cell in measured.CELLS},
+                "least": least[name] or dict.fromkeys(measured.MODES),
+                "times": {cell: _rounded(row["ratio"]) for cell, row in own.items()},
             }
-            for name in names
+            for name, own in cells_of.items()
         }
         entry = {"activation": activation, "kind": kind, "dtype": dtype, "ops": ops}
         ranked = sorted(able, key=able.__getitem__, reverse=True)
-        needed = ranked[: ranked.index("aten") + 1] if "aten" in ranked else ranked
+        always = "aten" in ranked and not any(least["aten"].values())
+        needed = ranked[: ranked.index("aten") + 1] if always else ranked
         entry["able"] = [told[name] for name in needed]
         if not able:
             entry["fastest"] = told[max(most, key=most.__getitem__)]
@@ -63,14 +76,42 @@ def choices(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return entries
 
 
-def _never_slower(rows: Collection[Mapping[str, Any]]) -> bool:
-    slower = any(row["ratio"]["high"] < 1 or row["ratio"]["value"] < 1 / MARGIN for row in rows)
-    return not slower and any(row["verdict"] == "faster" for row in rows)
+def _least(cells: Mapping[str, Mapping[str, Any]], numbers: Mapping[str, int]) -> dict[str, int | None] | None:
+    """From how many numbers on a candidate is taken in each mode, None: never; or None where it is in no mode."""
+    if not any(cell.startswith(MEDIUM) for cell in cells):
+        fit = not any(map(_slower, cells.values())) and any(map(_faster, cells.values()))
+        return dict.fromkeys(measured.MODES, 0) if fit else None
+    least: dict[str, int | None] = {}
+    for mode, measured_as in measured.MODES.items():
+        own = sorted((cell for cell in cells if cell.endswith(f", {measured_as}")), key=numbers.__getitem__)
+        slower = [place for place, cell in enumerate(own) if _slower(cells[cell])]
+        taken = own[slower[-1] + 1 :] if slower else own
+        fit = any(_faster(cells[cell]) for cell in taken)
+        least[mode] = None if not fit else numbers[taken[0]] if slower else 0
+    return None if all(one is None for one in least.values()) else least
 
 
-def _mean(name: str, rows: Collection[Mapping[str, Any]]) -> float:
-    """The geometric mean of its ratios; aten's with what another has to be faster by."""
-    return statistics.geometric_mean(row["ratio"]["value"] for row in rows) * (MARGIN if name == "aten" else 1.0)
+def _slower(row: Mapping[str, Any]) -> bool:
+    return bool(row["ratio"]["high"] < 1 or row["ratio"]["value"] < 1 / MARGIN)
+
+
+def _faster(row: Mapping[str, Any]) -> bool:
+    return bool(row["verdict"] == "faster")
+
+
+def _mean(
+    name: str,
+    cells: Mapping[str, Mapping[str, Any]],
+    least: Mapping[str, int | None],
+    numbers: Mapping[str, int],
+) -> float:
+    """The geometric mean of its ratios, 1 where it is not taken; aten's with what another has to be faster by."""
+    by_mode = {measured_as: least[mode] for mode, measured_as in measured.MODES.items()}
+    ratios = []
+    for cell, row in cells.items():
+        from_ = by_mode[cell.partition(", ")[2]]
+        ratios.append(row["ratio"]["value"] if from_ is not None and numbers[cell] >= from_ else 1.0)
+    return statistics.geometric_mean(ratios) * (MARGIN if name == "aten" else 1.0)
 
 
 def _rounded(found: Mapping[str, float]) -> dict[str, float]:
@@ -92,7 +133,9 @@ def table(folders: Sequence[Path]) -> dict[str, Any]:
         raise RecordError(f"{named} does not name the GPU or CPU that it was recorded on")
     chosen = choices(found.sites.values())
     if not chosen:
-        raise RecordError(f"{named} has no layer that was measured in all of {'; '.join(measured.CELLS)}")
+        raise RecordError(
+            f"{named} has no layer that was measured in every cell: for many tokens and few, in both modes"
+        )
     roots = [_ROOT if path.is_relative_to(_ROOT) else path.parents[1] for path in paths]
     source = {
         "record": ", ".join(path.relative_to(root).as_posix() for path, root in zip(paths, roots, strict=True)),

@@ -182,14 +182,15 @@ def _tests(found: Found) -> list[str]:
 
 
 def choices_told(found: Found) -> list[str]:
-    rows = []
+    rows, cells = [], list(measured.CELLS)
     for own in choices.choices(found.sites.values()):
         best = own["able"][0] if own["able"] else own["fastest"]
         taken = best["implementation"] if own["able"] else "eager"
-        times = ["{value:.2f}× ({low:.2f}–{high:.2f})".format(**best["times"][cell]) for cell in measured.CELLS]
+        times = ["{value:.2f}× ({low:.2f}–{high:.2f})".format(**own) for own in best["times"].values()]
         named = [str(own[name]) for name in ("kind", "activation", "ops", "dtype")]
+        cells = list(best["times"])
         rows.append([*named, taken, best["implementation"], *times])
-    headings = ["kind", "activation", "in ops", "dtype", "auto takes", "best", *measured.CELLS]
+    headings = ["kind", "activation", "in ops", "dtype", "auto takes", "best", *cells]
     return titled("What auto should take, and the best over the model's own ops:", headings, rows)
 
 

@@ -23,16 +23,17 @@ from scripts.benchmarking.timing import WALL, Samples, enough, figures, rounds_o
 SPELLINGS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "quick_gelu", "relu")
 """Of transformers' activations; gelu_new and gelu_pytorch_tanh are one function, in eight ops and in one."""
 DTYPES = ("bfloat16", "float32", "float16")
+MEDIUM = "medium"
 Layer = tuple[int, int, int]
 LAYERS_ON: Mapping[str, Mapping[str, Layer]] = {
     "cuda": {LARGE: (32 * 512, 768, 3072), SMALL: (128, 768, 3072)},
-    "cpu": {LARGE: (8 * 128, 768, 3072), SMALL: (16, 256, 1024)},
+    "cpu": {LARGE: (8 * 128, 768, 3072), MEDIUM: (128, 768, 3072), SMALL: (16, 256, 1024)},
 }
 """Tokens, and the columns that a linear layer reads and writes: as in BERT base and GPT-2 small; on a CPU, where few
 tokens wait for nothing but the products, a narrower one too."""
-TINY_LAYERS: Mapping[str, Layer] = {LARGE: (16, 8, 32), SMALL: (4, 8, 32)}
+TINY_LAYERS: Mapping[str, Layer] = {LARGE: (16, 8, 32), MEDIUM: (8, 8, 32), SMALL: (4, 8, 32)}
 MODES = (FORWARD, TRAINING)
-CELLS = tuple(itertools.product(TINY_LAYERS, MODES))
+CELLS = tuple(itertools.product(LAYERS_ON["cuda"], MODES))
 _SECONDS, _MOST_ROUNDS = 0.02, 60
 _LEAST_ON_CPU, _MOST_ON_CPU = 5, 300
 
@@ -71,7 +72,7 @@ class Gated(nn.Module):
 LAYERS: Mapping[str, Callable[..., Any]] = {"pointwise": Pointwise, "linear": Linear, "gated": Gated}
 """The kind of a site → a layer with one of it."""
 COUNT = len(DTYPES) * len(LAYERS) * len(SPELLINGS) * len(CELLS)
-"""Of all the cells."""
+"""Of all the cells on a GPU."""
 
 
 def measure(work: Work) -> None:
@@ -82,7 +83,9 @@ def measure(work: Work) -> None:
         measure_one(kind, spelling, dtype, work)
 
 
-def measure_one(kind: str, spelling: str, dtype: str, work: Work, sizes: Iterable[str] = tuple(TINY_LAYERS)) -> None:
+def measure_one(
+    kind: str, spelling: str, dtype: str, work: Work, sizes: Iterable[str] = tuple(LAYERS_ON["cuda"])
+) -> None:
     """One kind of site, in the cells of these sizes."""
     what = f"{kind}, {spelling}, {dtype}"
     if work.left <= 0:
@@ -105,6 +108,12 @@ def by_itself(site: Site) -> bool:
 
 def layer_of(size: str, work: Work) -> Layer:
     return TINY_LAYERS[size] if work.options.tiny else LAYERS_ON[work.options.device][size]
+
+
+def numbers_of(kind: str, size: str, rows: int) -> int:
+    """How many numbers a site of a layer on a CPU is given: a linear layer its input, else the activation its own."""
+    _, read, written = LAYERS_ON["cpu"][size]
+    return rows * (read if kind == "linear" else written)
 
 
 def variants_of(kind: str, spelling: str, dtype: str, size: str, work: Work) -> dict[str, Any]:
