@@ -44,6 +44,7 @@ from hf_gelu_patch.forwards.class_binding import (
     unbind,
 )
 from hf_gelu_patch.implementations.registry import Implementation
+from hf_gelu_patch.memory import Meter
 from hf_gelu_patch.planning import Plan, Wanted, planned_again
 from hf_gelu_patch.planning import plan as planned
 from hf_gelu_patch.plans import Origin, Saved, read
@@ -70,6 +71,7 @@ def patch(
     margin: float | None = None,
     gradients: bool = False,
     tune: object = None,
+    memory: object = None,
     plan: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Replace the activations of one loaded model, in place and reversibly. Only this instance is touched.
@@ -104,6 +106,9 @@ def patch(
             the rest is left alone; a swap is then computed by the model's own kind of ops. Each group takes some three
             to six seconds, and the whole model three; longer where one call takes long, or where there is much noise.
             Nothing else should run on the machine meanwhile.
+        memory: a batch, likewise, to measure what a training step on it takes: the bytes that each site and the whole
+            model keep for backward, and the peak, before and after. They are in the report's ``memory``;
+            ``hf_gelu_patch.memory.measure`` says what is counted.
         plan: a file that ``Report.save`` wrote: the same is done again, without measuring, if the model, the versions
             and the machine are the same. It says all that implementation, activation, include, exclude and tune do.
 
@@ -113,7 +118,8 @@ def patch(
     Raises:
         PatchError: ``model`` is not a module; or the table of measurements of its GPU, which ``"auto"`` looks at,
             cannot be used; or arguments exclude each other; or ``tune``: the model is compiled, has no weights yet, or
-            cannot run on the batch; or ``plan``: the file is no plan, or one for something else.
+            cannot run on the batch; or ``memory``: likewise, or nothing has a gradient there; or ``plan``: the file is
+            no plan, or one for something else.
         NoSitesError: it has no activation module.
         NothingMatchedError: a pattern matches no site.
         UnknownNameError: an activation or implementation there isn't; the message lists the valid ones.
@@ -162,11 +168,14 @@ def patch(
         if strict:
             raise NothingPatchedError(message)
         warnings.warn(message, NothingPatchedWarning, stacklevel=2)
+    meter = None if memory is None else Meter(model, memory)
     verification = None if verify is None else Verification.of(model, verify, gradients=gradients)
     if verification is not None and margin is None and verification.far_from_exact:
         verification.check_repeats(model, margin)
     apply(changing, config)
-    return report if verification is None else _verified(model, report, verification, margin)
+    if verification is not None:
+        report = _verified(model, report, verification, margin)
+    return report if meter is None else _measured(model, report, meter)
 
 
 def _prepared(
@@ -238,6 +247,16 @@ def _verified(model: nn.Module, report: Report, verification: Verification, marg
         f"{report.summary}, and undone again: on the batch given, {shortened(exceeded)}. "
         "Leave sites out with exclude=, or declare a larger margin= where that much is meant to change."
     )
+
+
+def _measured(model: nn.Module, report: Report, meter: Meter) -> Report:
+    """The report of a patch with what the model takes now. Where it cannot be measured the patch is undone."""
+    try:
+        return replace(report, memory=meter.after(model))
+    except BaseException:
+        if report.changed:
+            unpatch(model)
+        raise
 
 
 def unpatch(model: nn.Module) -> None:
@@ -349,6 +368,7 @@ def patched(
     margin: float | None = None,
     gradients: bool = False,
     tune: object = None,
+    memory: object = None,
     plan: str | os.PathLike[str] | None = None,
 ) -> Iterator[Report]:
     """``patch`` for the length of a ``with`` block, undone on the way out, exceptions included. Arguments as there."""
@@ -363,6 +383,7 @@ def patched(
         margin=margin,
         gradients=gradients,
         tune=tune,
+        memory=memory,
         plan=plan,
     )
     try:

@@ -15,7 +15,7 @@ from hf_gelu_patch.sites import Site
 from hf_gelu_patch.verdicts import Ratio, reach
 from hf_gelu_patch.verification import Drift
 
-__all__ = ["Report", "Timed", "Tuning"]
+__all__ = ["Kept", "Memory", "Report", "Step", "Timed", "Tuning"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,77 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What a training step takes, in bytes: see ``memory.measure``.
+
+    Attributes:
+        saved: what is kept for backward.
+        peak: the most at one time.
+    """
+
+    saved: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a method that applies activations keeps for backward.
+
+    Attributes:
+        what: the method (``GPT2MLP.forward``).
+        sites: the paths of the sites in it.
+        before, after: the bytes it allocates that are alive when the model's forward is over, before the patch and
+            after it; None where it is not called on the batch.
+    """
+
+    what: str
+    sites: tuple[str, ...]
+    before: int | None
+    after: int | None
+
+    @property
+    def group(self) -> str:
+        """What the methods of one line of the report have in common."""
+        if self.before is None or self.after is None:
+            return f"{self.what}: not called on the batch"
+        return f"{self.what} keeps {_changed(self.before, self.after)}"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What ``patch(model, memory=batch)`` measured.
+
+    Attributes:
+        kept: by each method that applies activations.
+        before, after: of the whole model, before the patch and after it.
+    """
+
+    kept: tuple[Kept, ...]
+    before: Step
+    after: Step
+
+    def lines(self) -> list[str]:
+        """A line for all, and one for each group of like methods."""
+        saved = _changed(self.before.saved, self.after.saved)
+        whole = f"kept for backward {saved}; peak of a step {_changed(self.before.peak, self.after.peak)}"
+        return [whole, *(f"{count} × {group}" for group, count in Counter(one.group for one in self.kept).items())]
+
+
+def _changed(before: int, after: int) -> str:
+    if before == after:
+        return f"{_size(before)}, as before"
+    return f"{_size(before)} → {_size(after)}" + (f" ({after / before - 1:+.0%})".replace("-", "−") if before else "")
+
+
+def _size(count: int) -> str:
+    """Bytes as people say them."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
+@dataclass(frozen=True)
 class Report:
     """What a patch did, or would do. ``print`` it for a table; ``sites``, ``changed`` and ``to_dict`` are the data.
     ``save`` writes it as a plan for ``patch(model, plan=path)``."""
@@ -98,6 +169,7 @@ class Report:
     drift: tuple[Drift, ...] = ()
     unverified: tuple[str, ...] = ()
     tuning: Tuning | None = None
+    memory: Memory | None = None
     origin: plans.Origin | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -127,7 +199,9 @@ class Report:
         ]
         lines += [f"  config: {line}" for line in self.config] + [f"  verified: {one}" for one in self.drift]
         lines += [f"  not verified: {one}" for one in self.unverified]
-        return lines if self.tuning is None else [*lines, f"  tuned: {self.tuning}"]
+        if self.tuning is not None:
+            lines.append(f"  tuned: {self.tuning}")
+        return lines if self.memory is None else [*lines, *(f"  memory: {line}" for line in self.memory.lines())]
 
     def __str__(self) -> str:
         return "\n".join([self.summary, *self.lines()])

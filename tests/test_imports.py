@@ -27,6 +27,7 @@ LAYERS = [
     "selection",
     "plans",
     "report",
+    "memory",
     "planning",
     "configs",
     "applying",

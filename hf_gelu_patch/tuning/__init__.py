@@ -10,8 +10,7 @@ import operator
 import random
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +26,8 @@ from hf_gelu_patch.tuning.groups import Group, grouped
 from hf_gelu_patch.tuning.rounds import AGAIN, OWN, Rounds, Samples, fixed
 from hf_gelu_patch.tuning.watches import Watch, watch
 from hf_gelu_patch.verdicts import judge
-from hf_gelu_patch.verification.restoring import as_it_was, seeded
+from hf_gelu_patch.verification.restoring import as_it_was, own_gradients, seeded
+from hf_gelu_patch.verification.runs import compiled
 
 __all__ = ["SECONDS", "SECONDS_IN_ALL", "tuned"]
 
@@ -64,7 +64,7 @@ def tuned(model: nn.Module, batch: object, wanted: Wanted, *, gradients: bool) -
     _check(model, found, gradients)
     groups = grouped(found)
     devices = {torch.device(one.own.site.device) for one in found}
-    with as_it_was(model), seeded(), _own_gradients(model), mode(gradients=gradients):
+    with as_it_was(model), seeded(), own_gradients(model), mode(gradients=gradients):
         run = _Run(model, batch, gradients, watch(devices), random.Random(0))
         calls = largest_calls(model, batch, groups)
         most = min(SECONDS, SECONDS_IN_ALL / max(1, len(groups)))
@@ -86,7 +86,7 @@ def _check(model: nn.Module, found: Sequence[Alternatives], gradients: bool) -> 
     """Refuse a model that cannot be tuned."""
     name = type(model).__name__
     for path, module in model.named_modules():
-        if _compiled(module):
+        if compiled(module):
             raise PatchError(
                 f"{path or name} is compiled: tune the model before torch.compile, or leave out tune=. Inductor fuses "
                 "activations by itself, so a patch gains little there."
@@ -102,27 +102,6 @@ def _check(model: nn.Module, found: Sequence[Alternatives], gradients: bool) -> 
             f"{name} was made under torch.inference_mode(), so it has no gradients to time: make it outside, or leave "
             "out gradients=True."
         )
-
-
-def _compiled(module: nn.Module) -> bool:
-    forward = vars(module).get("forward")
-    return (
-        type(module).__module__.startswith("torch._dynamo")
-        or module._compiled_call_impl is not None
-        or hasattr(forward, "_torchdynamo_orig_callable")
-    )
-
-
-@contextmanager
-def _own_gradients(model: nn.Module) -> Iterator[None]:
-    """The weights' ``.grad`` as they are now: the gradients of reentrant checkpoints come by way of it."""
-    kept = [(weight, weight.grad) for weight in model.parameters()]
-    try:
-        yield
-    finally:
-        for weight, grad in kept:
-            if weight.grad is not grad:
-                weight.grad = grad
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from hf_gelu_patch.verification.values import attributes
 
-__all__ = ["as_it_was", "seeded"]
+__all__ = ["as_it_was", "own_gradients", "seeded"]
 
 Restore = Callable[[], object]
 
@@ -42,6 +42,18 @@ def seeded() -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def own_gradients(model: nn.Module) -> Iterator[None]:
+    """The weights' ``.grad``, put back to what it is now: the gradients of reentrant checkpoints come by way of it."""
+    kept = [(weight, weight.grad) for weight in model.parameters()]
+    try:
+        yield
+    finally:
+        for weight, grad in kept:
+            if weight.grad is not grad:
+                weight.grad = grad
 
 
 @contextmanager

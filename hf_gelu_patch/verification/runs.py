@@ -15,7 +15,7 @@ from hf_gelu_patch.verification.copies import copied
 from hf_gelu_patch.verification.restoring import as_it_was, seeded
 from hf_gelu_patch.verification.values import GRADIENT, Found, attributes, finite, numbers
 
-__all__ = ["called", "derived", "run"]
+__all__ = ["called", "compiled", "derived", "run"]
 
 
 def run(model: nn.Module, batch: object, *, gradients: bool = False) -> Found:
@@ -57,6 +57,16 @@ def called(model: nn.Module, arguments: Any) -> object:
     if isinstance(arguments, Mapping):
         return model(**arguments)
     return model(*arguments) if isinstance(arguments, (tuple, list)) else model(arguments)
+
+
+def compiled(module: nn.Module) -> bool:
+    """Whether a module runs by ``torch.compile``."""
+    forward = vars(module).get("forward")
+    return (
+        type(module).__module__.startswith("torch._dynamo")
+        or module._compiled_call_impl is not None
+        or hasattr(forward, "_torchdynamo_orig_callable")
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- gradients
