@@ -77,7 +77,7 @@ def test_the_peak_is_what_arithmetic_says() -> None:
             "gpt2",
             5,
             2,
-        ),  # fc's output; its half, tanh(…) and 1 + tanh(…) of the formula; the product → the first and last
+        ),  # fc's output; half of it, tanh(…), 1 + tanh(…); the product → the first and the last
         ("llama", 4, 4),  # gate, silu(gate), up, the product
         ("bert", 2, 2),  # the intermediate layer's output, and its GELU, which the next module's layer needs
     ],
@@ -137,6 +137,7 @@ class Hidden(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
+        assert ctx.kept.numel() == 1000
         large = torch.empty(2**20, dtype=torch.uint8)
         return grad.clone() if large.numel() else grad
 
@@ -223,12 +224,10 @@ def test_the_model_the_batch_and_the_random_states_stay(net: Net, training: bool
 
 def test_whatever_fails_leaves_the_model_as_it_was(net: Net) -> None:
     before = everything(net)
-    with pytest.raises(
-        PatchError, match=r"Net cannot run on the batch given as memory= \(RuntimeError: .*Give it what"
-    ):
+    with pytest.raises(PatchError, match=r"Net cannot run on the batch given as memory= \(RuntimeError: .*Give it"):
         patch(net, memory={"x": torch.zeros(3, 5)}, implementation="aten")
 
-    def broken(x: Tensor) -> Tensor:
+    def broken(_: Tensor) -> Tensor:
         raise RuntimeError("out of order")
 
     with pytest.raises(PatchError, match=r"memory= \(RuntimeError: out of order\)"):
@@ -276,7 +275,7 @@ def test_a_compiled_model_is_measured_but_not_its_sites(net: Net) -> None:
     x = torch.ones(5, 8)
     with pytest.raises(PatchError, match=r"compiled.*before torch.compile"):
         patch(torch.compile(net), memory=x)
-    assert 0 < measure(torch.compile(net, backend="aot_eager"), x).saved
+    assert measure(torch.compile(net, backend="aot_eager"), x).saved > 0
 
 
 def test_under_inference_mode_and_without_gradients_it_is_the_same(net: Net) -> None:
