@@ -14,6 +14,7 @@ from hf_gelu_patch.forwards.replacements import hooked, substitute
 from hf_gelu_patch.forwards.rewriting import Part, rewritten
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.planning import Plan
+from hf_gelu_patch.recomputing import put, taken
 
 __all__ = ["apply", "prepare"]
 
@@ -54,6 +55,9 @@ def apply(plans: Sequence[Plan], config: list[ConfigChange]) -> ExitStack:
             own = type(owner)
             undo.callback(unbind, owner, own)
             bind(owner, rewritten([_part(p) for p in of_owner]), config)
+        for p in plans:
+            for module in put(p.around):
+                undo.callback(taken, module)
         for change in config:
             setattr(change.owner, change.key, change.new)
             undo.callback(setattr, change.owner, change.key, change.old)

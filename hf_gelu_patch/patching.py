@@ -45,10 +45,11 @@ from hf_gelu_patch.forwards.class_binding import (
 )
 from hf_gelu_patch.implementations.registry import Implementation
 from hf_gelu_patch.memory import Meter
-from hf_gelu_patch.planning import Plan, Wanted, planned_again
+from hf_gelu_patch.planning import Plan, Wanted, planned_again, recomputed
 from hf_gelu_patch.planning import plan as planned
 from hf_gelu_patch.plans import Origin, Saved, read
 from hf_gelu_patch.recognition import resolve
+from hf_gelu_patch.recomputing import taken
 from hf_gelu_patch.report import Report, Tuning
 from hf_gelu_patch.selection import Selector
 from hf_gelu_patch.sites import check_module, describe_modules, walk
@@ -71,6 +72,7 @@ def patch(
     margin: float | None = None,
     gradients: bool = False,
     tune: object = None,
+    recompute: bool = False,
     memory: object = None,
     plan: str | os.PathLike[str] | None = None,
 ) -> Report:
@@ -106,11 +108,17 @@ def patch(
             the rest is left alone; a swap is then computed by the model's own kind of ops. Each group takes some three
             to six seconds, and the whole model three; longer where one call takes long, or where there is much noise.
             Nothing else should run on the machine meanwhile.
+        recompute: train with less memory: backward keeps an activation's input, or gate and up, and not the result that
+            the next linear layer keeps for the gradient of its weights. That is computed again when backward gets
+            there, dropout and casts on the way included. Also at sites where nothing is faster; gradients are the
+            same. Under torch.compile and a gradient checkpoint, which decide by themselves what is kept, nothing
+            changes. With ``tune``, what is timed keeps as much as ever.
         memory: a batch, likewise, to measure what a training step on it takes: the bytes that each site and the whole
             model keep for backward, and the peak, before and after. They are in the report's ``memory``;
             ``hf_gelu_patch.memory.measure`` says what is counted.
         plan: a file that ``Report.save`` wrote: the same is done again, without measuring, if the model, the versions
-            and the machine are the same. It says all that implementation, activation, include, exclude and tune do.
+            and the machine are the same. It says all that implementation, activation, include, exclude, tune and
+            recompute do.
 
     Returns:
         What was done at each site, and why the others were left alone.
@@ -132,15 +140,18 @@ def patch(
     Whatever is raised, the model is as it was.
     """
     _check_arguments(verify, margin, gradients, tune)
-    wanted = _wanted(implementation, activation, include, exclude, tune, plan)
+    wanted = _wanted(implementation, activation, include, exclude, tune, recompute, plan)
     tuning: Tuning | None = None
     if isinstance(wanted, Saved):
         plans, activation = planned_again(wanted, model), wanted.origin.activation
+        recompute = wanted.recompute
         prepare(plans)
     elif tune is not None:
         plans, tuning = tuned(model, tune, wanted, gradients=gradients)
     else:
         plans = _prepared(model, implementation, activation, include, exclude)
+    if recompute and not isinstance(wanted, Saved):
+        plans = tuple(recomputed(model, one) for one in plans)
     if not plans:
         remedy = "" if resolve(model) is None else " It is an activation itself: patch the model that holds it."
         raise NoSitesError(
@@ -161,6 +172,7 @@ def patch(
         seen=describe_modules(model),
         tuning=tuning,
         origin=Origin.of(model, sites, activation),
+        recompute=recompute,
     )
     if not changing:
         reasons = Counter(f"{site.activation}: {site.reason}" for site in report.sites)
@@ -207,6 +219,7 @@ def _wanted(
     include: Selector,
     exclude: Selector,
     tune: object,
+    recompute: bool,
     plan: str | os.PathLike[str] | None,
 ) -> Wanted | Saved:
     """What a user asks for, by arguments or by a saved plan."""
@@ -216,6 +229,8 @@ def _wanted(
     given = [name for name, value in others.items() if value is not None]
     if implementation != "auto":
         given.insert(0, "implementation")
+    if recompute:
+        given.append("recompute")
     if given:
         raise PatchError(f"plan= says what is done at each site, and so does {given[0]}=: leave one of them out.")
     return read(plan)
@@ -286,6 +301,8 @@ def unpatch(model: nn.Module) -> None:
     for edge, child, original in edges:
         hand_back(child, original)
         edge.owner._modules[edge.key] = original
+    for module in model.modules():
+        taken(module)
     for change in config.values():
         if getattr(change.owner, change.key) == change.new:  # what was set since then is not ours to undo
             setattr(change.owner, change.key, change.old)
@@ -368,6 +385,7 @@ def patched(
     margin: float | None = None,
     gradients: bool = False,
     tune: object = None,
+    recompute: bool = False,
     memory: object = None,
     plan: str | os.PathLike[str] | None = None,
 ) -> Iterator[Report]:
@@ -383,6 +401,7 @@ def patched(
         margin=margin,
         gradients=gradients,
         tune=tune,
+        recompute=recompute,
         memory=memory,
         plan=plan,
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_gelu_patch.activations import Activation, Resolved, Unresolved, get_activation, max_difference
 from hf_gelu_patch.errors import ImplementationUnavailableError, PatchError
@@ -23,11 +24,12 @@ from hf_gelu_patch.implementations.registry import (
     get_implementation,
 )
 from hf_gelu_patch.plans import Decision, Origin, Saved
+from hf_gelu_patch.recomputing import kept
 from hf_gelu_patch.report import Report
 from hf_gelu_patch.selection import Selection, Selector
 from hf_gelu_patch.sites import Edge, Place, Site, check_module, describe_modules, device_and_dtype, places
 
-__all__ = ["Alternatives", "Plan", "Wanted", "alternatives", "find_sites", "plan", "planned_again"]
+__all__ = ["Alternatives", "Plan", "Wanted", "alternatives", "find_sites", "plan", "planned_again", "recomputed"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,16 @@ class Plan:
         edge: the attribute that holds the activation module; None for a call.
         use: where the owner's source applies it; None where it does not say.
         fused: what takes its place; None where it is left alone.
+        own: the plan by the site's own ops, of a site that is left alone because nothing else gains anything there.
+        around: the modules to see to after each forward, from the model to the site's owner; () where there is no need.
     """
 
     site: Site
     edge: Edge | None
     use: Use | None
     fused: Fused | None
+    own: Plan | None = None
+    around: tuple[nn.Module, ...] = ()
 
     @property
     def swaps(self) -> bool:
@@ -92,6 +98,7 @@ def find_sites(
     activation: str | None = None,
     include: Selector = None,
     exclude: Selector = None,
+    recompute: bool = False,
 ) -> Report:
     """What ``patch`` with the same arguments would do, without doing it: every site, and every reason to leave one
     alone. An empty report says what the model is made of instead.
@@ -100,9 +107,12 @@ def find_sites(
         As ``patch`` does, but for a model without sites.
     """
     plans = plan(model, implementation, activation, include, exclude)
+    if recompute:
+        plans = tuple(recomputed(model, one) for one in plans)
     sites = tuple(p.site for p in plans)
     origin = Origin.of(model, sites, activation)
-    return Report(type(model).__name__, sites, applied=False, seen=describe_modules(model), origin=origin)
+    seen = describe_modules(model)
+    return Report(type(model).__name__, sites, applied=False, seen=seen, origin=origin, recompute=recompute)
 
 
 def plan(
@@ -182,11 +192,16 @@ def planned_again(saved: Saved, model: nn.Module) -> tuple[Plan, ...]:
     saved.check(model, [_as_found(place, _module(place), *where) for place, where in found])
     wanted = Wanted.of("auto", saved.origin.activation, "*", None)
     decided = zip(found, saved.decisions, strict=True)
-    return tuple(_plan_again(place, where, decision, wanted, saved) for (place, where), decision in decided)
+    return tuple(_plan_again(model, place, where, decision, wanted, saved) for (place, where), decision in decided)
 
 
 def _plan_again(
-    place: Place, where: tuple[torch.device, torch.dtype], decision: Decision, wanted: Wanted, saved: Saved
+    model: nn.Module,
+    place: Place,
+    where: tuple[torch.device, torch.dtype],
+    decision: Decision,
+    wanted: Wanted,
+    saved: Saved,
 ) -> Plan:
     if decision.implementation is None:
         site = _as_found(place, _module(place), *where)
@@ -196,6 +211,8 @@ def _plan_again(
         made = found
     else:
         made = _plan_by(get_implementation(decision.implementation), *found, decision.least)
+    if saved.recompute:
+        made = recomputed(model, made)
     now = made.site
     if made.fused is None:
         raise PatchError(
@@ -270,8 +287,11 @@ def _plan_by(
         reason += f"; not fused: {unfused}"
     elif taken is not None and layer is not None and (why := taken.declines(layer, device)):
         reason += f"; {why}"
-    if taken is None or (edge is None and use is not None and use.obstacle):
+    if edge is None and use is not None and use.obstacle:
         return Plan(replace(site, reason=reason), edge, use, None)
+    if taken is None:
+        own = _by_own_ops(replace(site, reason=reason), current, edge, use) if target == current.activation else None
+        return Plan(replace(site, reason=reason), edge, use, None, own)
     identical = target.name in taken.identical and current.as_eager
     equivalence, bound = _equivalence(current.activation, target, identical=identical)
     site = replace(
@@ -286,6 +306,51 @@ def _plan_by(
     )
     eager = current.formula if target == current.activation else None
     return Plan(site, edge, use, taken.build(target, eager, least))
+
+
+def _by_own_ops(site: Site, current: Resolved, edge: Edge | None, use: Use | None) -> Plan:
+    """The plan of a site that its own ops compute."""
+    equivalence = "identical" if current.as_eager or current.formula is not None else "rounding"
+    site = replace(site, target=current.activation.label, implementation="eager", equivalence=equivalence, bound=0.0)
+    return Plan(site, edge, use, _own_ops(current.activation, current.formula))
+
+
+@functools.lru_cache(maxsize=1024)
+def _own_ops(activation: Activation, formula: Callable[[Tensor], Tensor] | None) -> Fused:
+    fused = IMPLEMENTATIONS["eager"].build(activation, formula)
+    assert fused is not None
+    return fused if formula is None else replace(fused, pointwise=formula)
+
+
+def recomputed(model: nn.Module, plan: Plan) -> Plan:
+    """A plan under which backward keeps no more at the site than it has to, where that gains anything. Also of a site
+    that would be left alone because nothing is faster there."""
+    base = plan if plan.fused is not None else plan.own
+    if base is None or base.fused is None:
+        return plan
+    fused, site = kept(base.fused), base.site
+    product = site.kind == "gated" and not _why_not_fused(site.kind, base.module, base.use)
+    if not product:
+        if fused.of_activation == "result":
+            told = "gains nothing, backward takes the result itself, which the next layer keeps anyhow"
+            return replace(plan, site=replace(plan.site, recompute=told))
+        if plan.fused is None and not get_activation(fused.fused.activation).hidden:
+            return replace(plan, site=replace(plan.site, recompute="it is usually no hidden-layer activation"))
+    told = "gate and up are kept, the product is computed again" if product else "the input is kept, not the result"
+    return replace(
+        base,
+        site=replace(site, fused=site.fused or product, recompute=told),
+        fused=fused.fused,
+        around=tuple(_down_to(model, site.owner_path)),
+    )
+
+
+def _down_to(model: nn.Module, path: str) -> Iterator[nn.Module]:
+    """The modules on the way from a model to one below it."""
+    yield model
+    names = path.split(".") if path else []
+    for depth in range(len(names)):
+        yield model.get_submodule(".".join(names[: depth + 1]))
 
 
 def _as_found(place: Place, module: nn.Module | None, device: torch.device, dtype: torch.dtype) -> Site:

@@ -158,6 +158,7 @@ class Saved:
         origin: what the decisions hold for.
         sites: what each site is known by, in the model's order.
         decisions: of each.
+        recompute: whether backward keeps no more than it has to.
     """
 
     path: Path
@@ -165,6 +166,7 @@ class Saved:
     origin: Origin
     sites: tuple[Mapping[str, str], ...]
     decisions: tuple[Decision, ...]
+    recompute: bool = False
 
     def check(self, model: nn.Module, sites: Sequence[Site]) -> None:
         """Compare what the decisions hold for with a model, its sites as they are found in it, and this machine.
@@ -306,4 +308,5 @@ def _parsed(file: Path, data: dict[str, Any]) -> Saved:
         decisions.append(Decision(**decided, least=least))
     swapped_to = entry(data, "swapped_to", (str, type(None)), "the file")
     origin = Origin(texts("versions"), texts("machine"), tuple(weights), swapped_to)
-    return Saved(file, entry(data, "model", (str,), "the file"), origin, tuple(sites), tuple(decisions))
+    recompute = entry({"recompute": False, **data}, "recompute", (bool,), "the file")  # which older files do not say
+    return Saved(file, entry(data, "model", (str,), "the file"), origin, tuple(sites), tuple(decisions), recompute)

@@ -171,6 +171,7 @@ class Report:
     tuning: Tuning | None = None
     memory: Memory | None = None
     origin: plans.Origin | None = field(default=None, repr=False, compare=False)
+    recompute: bool = False
 
     @property
     def changed(self) -> tuple[Site, ...]:
@@ -227,5 +228,5 @@ class Report:
         """
         if self.origin is None:
             raise PatchError("this report does not know which model it is of: save the one that patch returned.")
-        told = {"model": self.model, "tuning": self.to_dict()["tuning"]}
+        told = {"model": self.model, "recompute": self.recompute, "tuning": self.to_dict()["tuning"]}
         plans.write(path, told, self.sites, self.origin)

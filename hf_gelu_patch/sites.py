@@ -56,6 +56,7 @@ class Site:
         reason: why this implementation, or why it is left alone.
         least: from how many numbers on the implementation computes there. With fewer, the model's own ops do, or those
             of the function that is swapped in.
+        recompute: what ``recompute=True`` makes of what backward keeps there; "" where that was not asked for.
     """
 
     path: str
@@ -77,6 +78,7 @@ class Site:
     bound: float | None
     reason: str
     least: Least = ALWAYS
+    recompute: str = ""
 
     @property
     def changed(self) -> bool:
@@ -86,8 +88,9 @@ class Site:
     def group(self) -> tuple[str, ...]:
         """What the sites of one line of the report have in common."""
         name = f"{self.owner}.{self.path.rpartition('.')[2]}"
+        recompute = f"; recompute: {self.recompute}" if self.recompute else ""
         if not self.changed:
-            return (name, self.kind, self.activation, f"left alone: {self.reason}")
+            return (name, self.kind, self.activation, f"left alone: {self.reason}{recompute}")
         equivalence = str(self.equivalence)
         if self.equivalence in ("approximate", "different"):
             equivalence += " (unbounded)" if self.bound == float("inf") else f" (|Δ| ≤ {self.bound:.3g})"
@@ -95,7 +98,7 @@ class Site:
             name,
             self.kind,
             f"{self.activation} → {self.target}",
-            f"{self.implementation}, {equivalence}; {self.reason}",
+            f"{self.implementation}, {equivalence}; {self.reason}{recompute}",
         )
 
 

@@ -21,6 +21,7 @@ LAYERS = [
     "formula_reader",
     "recognition",
     "implementations",
+    "recomputing",
     "forwards",
     "verification",
     "sites",

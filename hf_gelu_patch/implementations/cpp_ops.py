@@ -234,6 +234,11 @@ class _Pointwise(torch.autograd.Function):
             return gradients_of(eager(ctx.activation, ctx.constants), (x,), grad_y)[0], None, None, None
         return _backward(ctx.kernel, x, grad_y, ctx.constants), None, None, None
 
+    @staticmethod
+    def again(ctx: Any) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return _forward(ctx.kernel, x, ctx.constants) if _direct(0, x) else eager(ctx.activation, ctx.constants)(x)
+
 
 class _Gated(torch.autograd.Function):
     @staticmethod
@@ -252,6 +257,13 @@ class _Gated(torch.autograd.Function):
         else:
             grad_gate, grad_up = _gated_backward(ctx.kernel, gate, up, grad_y, ctx.constants)
         return grad_gate, grad_up, None, None, None
+
+    @staticmethod
+    def again(ctx: Any) -> Tensor:
+        gate, up = ctx.saved_tensors
+        if not _direct(0, gate, up):
+            return eager_gated(ctx.activation, ctx.constants)(gate, up)
+        return _gated_forward(ctx.kernel, gate, up, ctx.constants)
 
 
 # The implementation
@@ -274,4 +286,5 @@ CPP = Implementation(
     dtypes=frozenset(_DTYPES),
     missing=cpp_build.missing,
     prepare=_prepare,
+    keeps_inputs=True,
 )

@@ -68,6 +68,7 @@ class Fused:
         prepare: what has to be done once before any of them is called; None where there is nothing.
         least: how many numbers x or gate holds at least, for any of them to be called. With fewer, the model's own ops
             are.
+        keeps_inputs: as in ``Implementation``; or it has no backward at all.
     """
 
     activation: str
@@ -77,6 +78,7 @@ class Fused:
     linear: Callable[[nn.Module, Tensor], Tensor] | None = None
     prepare: Callable[[], None] | None = None
     least: Least = ALWAYS
+    keeps_inputs: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.eager(x) if not ordinary(x) or self.spares(x) else self.pointwise(x)
@@ -116,6 +118,8 @@ class Implementation:
             a layer otherwise, and ``auto`` does not take it there.
         prepare: activation name → makes it ready to run here (compiles it), if it never was. It raises
             ImplementationUnavailableError where that fails, and ``missing`` says why from then on.
+        keeps_inputs: whether its functions are autograd functions that keep their inputs and nothing else, and have a
+            static method ``again``: ctx → the result (``hf_gelu_patch.recomputing``).
     """
 
     name: str
@@ -131,6 +135,7 @@ class Implementation:
     unable: Callable[[torch.device, torch.dtype], str | None] = field(default=lambda device, dtype: None, repr=False)  # noqa: ARG005
     declines: Callable[[nn.Module, torch.device], str | None] = field(default=lambda layer, device: None, repr=False)  # noqa: ARG005
     prepare: Callable[[str], None] | None = field(default=None, repr=False)
+    keeps_inputs: bool = False
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot run on this device with this dtype, or None where it can. The meta device has no kernels to
@@ -185,7 +190,8 @@ def _build(
     eager = eager or activation.bind(activation.eager)
     prepare = None if implementation.prepare is None else functools.partial(implementation.prepare, activation.name)
     fused = bound(implementation.gated), bound(implementation.linear)
-    return Fused(activation.name, pointwise, eager, *fused, prepare, least)
+    keeps_inputs = implementation.keeps_inputs or not implementation.backward
+    return Fused(activation.name, pointwise, eager, *fused, prepare, least, keeps_inputs)
 
 
 def _refuse(function: Function, name: str, *inputs: Tensor | nn.Module) -> Tensor:

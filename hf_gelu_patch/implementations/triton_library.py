@@ -244,15 +244,30 @@ class Pointwise(torch.autograd.Function):
     forward = staticmethod(_around(forward, _keep_pointwise))
     backward = staticmethod(_pointwise_grad)
 
+    @staticmethod
+    def again(ctx: Any) -> Tensor:
+        y: Tensor = pointwise(*ctx.saved_tensors, ctx.activation, ctx.constants)
+        return y
+
 
 class Gated(torch.autograd.Function):
     forward = staticmethod(_around(gated_forward, _keep_gated))
     backward = staticmethod(_gated_grad)
 
+    @staticmethod
+    def again(ctx: Any) -> Tensor:
+        y: Tensor = gated(*ctx.saved_tensors, ctx.activation, ctx.constants, ctx.rounded)
+        return y
+
 
 class GatedHalves(torch.autograd.Function):
     forward = staticmethod(_around(halves_forward, _keep_halves))
     backward = staticmethod(_halves_grad)
+
+    @staticmethod
+    def again(ctx: Any) -> Tensor:
+        y: Tensor = gated_halves(*ctx.saved_tensors, ctx.activation, ctx.constants, ctx.interleaved, ctx.rounded)
+        return y
 
 
 # vmap: elementwise, so one more dimension in front, for all the tensors alike.

@@ -172,6 +172,7 @@ def _triton(name: str, *, rounded: bool) -> Implementation:
         devices=DEVICES,
         dtypes=DTYPES - {torch.float64},  # which would be aten's, under another name
         missing=_no_triton,
+        keeps_inputs=True,
     )
 
 
