@@ -15,6 +15,7 @@ from hf_gelu_patch.forwards.rewriting import Part, rewritten
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.planning import Plan
 from hf_gelu_patch.recomputing import put, taken
+from hf_gelu_patch.tiling.choosing import Tiling
 
 __all__ = ["apply", "prepare"]
 
@@ -30,12 +31,13 @@ def prepare(plans: Sequence[Plan]) -> None:
             fused.prepare()
 
 
-def apply(plans: Sequence[Plan], config: list[ConfigChange]) -> ExitStack:
+def apply(plans: Sequence[Plan], config: list[ConfigChange], tilings: Sequence[Tiling] = ()) -> ExitStack:
     """Make every change that the plans ask for, or none.
 
     Args:
         plans: of the sites to change.
         config: the entries to change with them.
+        tilings: of the methods to run in tiles.
 
     Returns:
         What takes all of it back when it is closed, as long as nobody has changed the model meanwhile.
@@ -45,16 +47,19 @@ def apply(plans: Sequence[Plan], config: list[ConfigChange]) -> ExitStack:
     """
     with ExitStack() as undo:  # what was done so far, last first, where something fails
         _put_stand_ins(plans, config, undo)
-        owners: dict[int, list[Plan]] = {}
+        owners: dict[int, tuple[nn.Module, list[Plan], list[Tiling]]] = {}
         for p in plans:
             if p.use is not None and not p.use.obstacle and (p.site.fused or p.module is None or _stays(p.module)):
-                owners.setdefault(id(p.use.owner), []).append(p)
-        for of_owner in owners.values():
-            assert of_owner[0].use is not None
-            owner = of_owner[0].use.owner
+                owners.setdefault(id(p.use.owner), (p.use.owner, [], []))[1].append(p)
+        for tiling in tilings:
+            owners.setdefault(id(tiling.module), (tiling.module, [], []))[2].append(tiling)
+        for owner, of_owner, tiled in owners.values():
+            rewritings = rewritten([_part(p) for p in of_owner])
+            for tiling in tiled:
+                rewritings = tiling.around(rewritings)
             own = type(owner)
             undo.callback(unbind, owner, own)
-            bind(owner, rewritten([_part(p) for p in of_owner]), config)
+            bind(owner, rewritings, config)
         for p in plans:
             for module in put(p.around):
                 undo.callback(taken, module)

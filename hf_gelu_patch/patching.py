@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Real
@@ -45,7 +45,7 @@ from hf_gelu_patch.forwards.class_binding import (
 )
 from hf_gelu_patch.implementations.registry import Implementation
 from hf_gelu_patch.memory import Meter
-from hf_gelu_patch.planning import Plan, Wanted, planned_again, recomputed
+from hf_gelu_patch.planning import Plan, Wanted, plan_tiles, planned_again, recomputed
 from hf_gelu_patch.planning import plan as planned
 from hf_gelu_patch.plans import Origin, Saved, read
 from hf_gelu_patch.recognition import resolve
@@ -54,6 +54,7 @@ from hf_gelu_patch.report import Report, Tuning
 from hf_gelu_patch.selection import Selector
 from hf_gelu_patch.sites import check_module, describe_modules, walk
 from hf_gelu_patch.sources import lines_of
+from hf_gelu_patch.tiling.choosing import Tiling
 from hf_gelu_patch.tuning import tuned
 from hf_gelu_patch.verification import Verification
 
@@ -75,6 +76,7 @@ def patch(
     recompute: bool = False,
     memory: object = None,
     plan: str | os.PathLike[str] | None = None,
+    tiles: int | str | bool | None = None,
 ) -> Report:
     """Replace the activations of one loaded model, in place and reversibly. Only this instance is touched.
 
@@ -119,6 +121,11 @@ def patch(
         plan: a file that ``Report.save`` wrote: the same is done again, without measuring, if the model, the versions
             and the machine are the same. It says all that implementation, activation, include, exclude, tune and
             recompute do.
+        tiles: run the methods around activations that treat each token by itself in tiles along the sequence, in
+            forward and backward, so that the wide tensors are there for one tile at a time. Each tile is computed again
+            in backward. The number of tiles; or the most bytes that the tensors of one may take in forward, as text
+            (``"256MiB"``); or ``"auto"``: 16, none of fewer than 2,048 tokens. What is not known to treat each token by
+            itself is left alone, with the reason. None: nothing runs in tiles.
 
     Returns:
         What was done at each site, and why the others were left alone.
@@ -158,6 +165,7 @@ def patch(
             f"{type(model).__name__} applies no activation, neither in a module nor by a call in a forward; seen: "
             f"{describe_modules(model)}.{remedy}"
         )
+    tilings = plan_tiles(model, plans, tiles)
     changing = [p for p in plans if p.fused is not None]
     config: list[ConfigChange] = []
     notes: list[str] = []
@@ -171,20 +179,24 @@ def patch(
         config=tuple(notes),
         seen=describe_modules(model),
         tuning=tuning,
+        tiled=tuple(one.told for one in tilings),
         origin=Origin.of(model, sites, activation),
         recompute=recompute,
     )
-    if not changing:
+    in_tiles = [one for one in tilings if one.tiles is not None]
+    if not changing and not in_tiles:
         reasons = Counter(f"{site.activation}: {site.reason}" for site in report.sites)
         message = f"{report.summary}: " + "; ".join(f"{count} × {reason}" for reason, count in reasons.items())
         if strict:
             raise NothingPatchedError(message)
         warnings.warn(message, NothingPatchedWarning, stacklevel=2)
+    if verify is not None:
+        _check_draws(model, in_tiles)
     meter = None if memory is None else Meter(model, memory)
     verification = None if verify is None else Verification.of(model, verify, gradients=gradients)
     if verification is not None and margin is None and verification.far_from_exact:
         verification.check_repeats(model, margin)
-    apply(changing, config)
+    apply(changing, config, in_tiles)
     if verification is not None:
         report = _verified(model, report, verification, margin)
     return report if meter is None else _measured(model, report, meter)
@@ -211,6 +223,16 @@ def _check_arguments(verify: object, margin: float | None, gradients: bool, tune
         raise PatchError(f"margin is a number that is not negative, relative to an output's scale; got {margin!r}.")
     if gradients and verify is None and tune is None:
         raise PatchError("gradients are compared on a batch, or timed: give that batch as verify= or tune=.")
+
+
+def _check_draws(model: nn.Module, tilings: Sequence[Tiling]) -> None:
+    """Refuse to compare a model whose dropout draws other numbers once it runs in tiles."""
+    for one in tilings:
+        if one.told.draws and one.module.training:
+            raise PatchError(
+                f"{one.told.path or type(model).__name__} draws its dropout tile by tile, which gives other numbers "
+                "than whole: verify it with model.eval(), or leave out verify= or tiles=."
+            )
 
 
 def _wanted(
@@ -244,7 +266,7 @@ def _verified(model: nn.Module, report: Report, verification: Verification, marg
     """
 
     def undo() -> None:
-        if report.changed:
+        if report.changed or report.in_tiles:
             unpatch(model)
 
     same = all(site.equivalence in ("identical", "rounding") for site in report.changed)
@@ -269,7 +291,7 @@ def _measured(model: nn.Module, report: Report, meter: Meter) -> Report:
     try:
         return replace(report, memory=meter.after(model))
     except BaseException:
-        if report.changed:
+        if report.changed or report.in_tiles:
             unpatch(model)
         raise
 
@@ -388,6 +410,7 @@ def patched(
     recompute: bool = False,
     memory: object = None,
     plan: str | os.PathLike[str] | None = None,
+    tiles: int | str | bool | None = None,
 ) -> Iterator[Report]:
     """``patch`` for the length of a ``with`` block, undone on the way out, exceptions included. Arguments as there."""
     report = patch(
@@ -404,9 +427,10 @@ def patched(
         recompute=recompute,
         memory=memory,
         plan=plan,
+        tiles=tiles,
     )
     try:
         yield report
     finally:
-        if report.changed:
+        if report.changed or report.in_tiles:
             unpatch(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,8 +28,20 @@ from hf_gelu_patch.recomputing import kept
 from hf_gelu_patch.report import Report
 from hf_gelu_patch.selection import Selection, Selector
 from hf_gelu_patch.sites import Edge, Place, Site, check_module, describe_modules, device_and_dtype, places
+from hf_gelu_patch.tiling.choosing import Tiling, tilings
+from hf_gelu_patch.tiling.running import Amount
 
-__all__ = ["Alternatives", "Plan", "Wanted", "alternatives", "find_sites", "plan", "planned_again", "recomputed"]
+__all__ = [
+    "Alternatives",
+    "Plan",
+    "Wanted",
+    "alternatives",
+    "find_sites",
+    "plan",
+    "plan_tiles",
+    "planned_again",
+    "recomputed",
+]
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ class Plan:
         fused: what takes its place; None where it is left alone.
         own: the plan by the site's own ops, of a site that is left alone because nothing else gains anything there.
         around: the modules to see to after each forward, from the model to the site's owner; () where there is no need.
+        spared: why the user wants it left alone; None where that is not so.
     """
 
     site: Site
@@ -51,6 +64,7 @@ class Plan:
     fused: Fused | None
     own: Plan | None = None
     around: tuple[nn.Module, ...] = ()
+    spared: str | None = None
 
     @property
     def swaps(self) -> bool:
@@ -99,6 +113,7 @@ def find_sites(
     include: Selector = None,
     exclude: Selector = None,
     recompute: bool = False,
+    tiles: int | str | bool | None = None,
 ) -> Report:
     """What ``patch`` with the same arguments would do, without doing it: every site, and every reason to leave one
     alone. An empty report says what the model is made of instead.
@@ -111,8 +126,31 @@ def find_sites(
         plans = tuple(recomputed(model, one) for one in plans)
     sites = tuple(p.site for p in plans)
     origin = Origin.of(model, sites, activation)
-    seen = describe_modules(model)
-    return Report(type(model).__name__, sites, applied=False, seen=seen, origin=origin, recompute=recompute)
+    told = tuple(one.told for one in plan_tiles(model, plans, tiles))
+    return Report(
+        type(model).__name__,
+        sites,
+        applied=False,
+        seen=describe_modules(model),
+        tiled=told,
+        origin=origin,
+        recompute=recompute,
+    )
+
+
+def plan_tiles(model: nn.Module, plans: Sequence[Plan], tiles: int | str | bool | None) -> tuple[Tiling, ...]:
+    """What runs in tiles, and why the modules around the other activations do not; nothing where ``tiles`` is None.
+
+    Raises:
+        PatchError: ``tiles`` is no amount, or too small a one.
+    """
+    if tiles is None:
+        return ()
+    amount = Amount.of(tiles)
+    owners: dict[str, str | None] = {}
+    for p in plans:
+        owners[p.site.owner_path] = owners.get(p.site.owner_path) or p.spared
+    return tilings(model, owners, amount)
 
 
 def plan(
@@ -253,9 +291,9 @@ def _may_change(place: Place, wanted: Wanted, where: tuple[torch.device, torch.d
     current = place.current
     unselected = wanted.selection.why_not(site, module, place.owner, current)
     if isinstance(current, Unresolved):
-        return Plan(replace(site, reason=current.reason), place.edge, place.use, None)
+        return Plan(replace(site, reason=current.reason), place.edge, place.use, None, spared=unselected)
     if left := unselected or _why_left(place, current, wanted):
-        return Plan(replace(site, reason=left), place.edge, place.use, None)
+        return Plan(replace(site, reason=left), place.edge, place.use, None, spared=unselected)
     return place, current, wanted.target or current.activation, site
 
 

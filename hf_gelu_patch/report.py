@@ -12,6 +12,7 @@ from typing import Any
 from hf_gelu_patch import plans
 from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.sites import Site
+from hf_gelu_patch.tiling.choosing import Tiled
 from hf_gelu_patch.verdicts import Ratio, reach
 from hf_gelu_patch.verification import Drift
 
@@ -170,6 +171,7 @@ class Report:
     unverified: tuple[str, ...] = ()
     tuning: Tuning | None = None
     memory: Memory | None = None
+    tiled: tuple[Tiled, ...] = ()
     origin: plans.Origin | None = field(default=None, repr=False, compare=False)
     recompute: bool = False
 
@@ -182,12 +184,19 @@ class Report:
         return tuple(site for site in self.sites if not site.changed)
 
     @property
+    def in_tiles(self) -> tuple[Tiled, ...]:
+        """The methods that run in tiles."""
+        return tuple(one for one in self.tiled if one.tiles is not None)
+
+    @property
     def summary(self) -> str:
         """One line: how many sites, how many changed."""
         if not self.sites:
             return f"{self.model}: no call of an activation in {self.seen}"
         done = "patched" if self.applied else "would be patched"
-        return f"{self.model}: {len(self.changed)} of {len(self.sites)} activation sites {done}"
+        tiles = len(self.in_tiles)
+        rest = f", {tiles} method{'' if tiles == 1 else 's'} in tiles" if self.tiled else ""
+        return f"{self.model}: {len(self.changed)} of {len(self.sites)} activation sites {done}{rest}"
 
     def lines(self) -> list[str]:
         """The table below the summary, a line a group of like sites, changed ones first."""
@@ -198,6 +207,8 @@ class Report:
             f"  {row[0]:>{widths[0]}} {row[1]:<{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]:<{widths[3]}}  {row[4]}"
             for row in rows
         ]
+        tiled = Counter(one.group for one in self.tiled)
+        lines += [f"  tiles: {count} × {name}  {text}" for (name, text), count in tiled.items()]
         lines += [f"  config: {line}" for line in self.config] + [f"  verified: {one}" for one in self.drift]
         lines += [f"  not verified: {one}" for one in self.unverified]
         if self.tuning is not None:

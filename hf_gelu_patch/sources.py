@@ -34,6 +34,7 @@ __all__ = [
     "layers",
     "lines_of",
     "local_names",
+    "passed_on",
     "remembered",
     "source_of",
     "stands_for",
@@ -292,28 +293,49 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def _guarded(tree: _Function) -> _Function:
     """A method that begins with ``if moved(self): return written(self, ...)``, with all that it was given."""
-    arguments = tree.args
-    named = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
-
-    def load(name: str) -> ast.expr:
-        return ast.Name(name, ast.Load())
-
-    given: list[ast.expr] = [load(name) for name in named]
-    if arguments.vararg:
-        given.append(ast.Starred(load(arguments.vararg.arg), ast.Load()))
-    keywords = [ast.keyword(argument.arg, load(argument.arg)) for argument in arguments.kwonlyargs]
-    if arguments.kwarg:
-        keywords.append(ast.keyword(None, load(arguments.kwarg.arg)))
-    result: ast.expr = ast.Call(load(_WRITTEN), given, keywords)
+    result: ast.expr = _given_to(tree, _WRITTEN)
     if isinstance(tree, ast.AsyncFunctionDef):
         result = ast.Await(result)
     elif _yields(tree):
         result = ast.YieldFrom(result)
-    guard = ast.If(ast.Call(load(_MOVED), [load(named[0])], []), [ast.Return(result)], [])
+    owner = (*tree.args.posonlyargs, *tree.args.args)[0].arg
+    guard = ast.If(ast.Call(_load(_MOVED), [_load(owner)], []), [ast.Return(result)], [])
     start = 1 if ast.get_docstring(tree, clean=False) is not None else 0
     guarded = copy.copy(tree)
     guarded.body = [*tree.body[:start], ast.copy_location(guard, tree), *tree.body[start:]]
     return guarded
+
+
+def _load(name: str) -> ast.expr:
+    return ast.Name(name, ast.Load())
+
+
+def _given_to(tree: _Function, function: str, *first: str) -> ast.Call:
+    """A call of another function with all that one was given, and some names before that."""
+    arguments = tree.args
+    given = [*map(_load, first), *(_load(one.arg) for one in (*arguments.posonlyargs, *arguments.args))]
+    if arguments.vararg:
+        given.append(ast.Starred(_load(arguments.vararg.arg), ast.Load()))
+    keywords = [ast.keyword(argument.arg, _load(argument.arg)) for argument in arguments.kwonlyargs]
+    if arguments.kwarg:
+        keywords.append(ast.keyword(None, _load(arguments.kwarg.arg)))
+    return ast.Call(_load(function), given, keywords)
+
+
+def passed_on(text: str, function: str, *first: str) -> str:
+    """The source of a function that takes what the one in ``text`` takes, and gives it to another.
+
+    Args:
+        text: the source of a plain function, no coroutine or generator.
+        function: the other's name in it.
+        first: further names, which come before what is passed on.
+    """
+    tree = parse(text)
+    assert isinstance(tree, ast.FunctionDef)
+    made = copy.copy(tree)
+    made.decorator_list = []
+    made.body = [ast.Return(_given_to(tree, function, *first))]
+    return ast.unparse(ast.fix_missing_locations(made)) + "\n"
 
 
 def _yields(tree: ast.AST) -> bool:

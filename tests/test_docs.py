@@ -103,7 +103,7 @@ def test_every_block_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None
 def test_there_is_code_to_run() -> None:
     code = [block for name in RUN for block in blocks(TEXT[name], "python")]
     assert len(code) >= 8
-    assert len(re.findall(r"^# > ", "\n".join(code), re.MULTILINE)) == 7
+    assert len(re.findall(r"^# > ", "\n".join(code), re.MULTILINE)) == 8
     assert sum(len(blocks(text, "diff")) for text in TEXT.values()) == 1
 
 

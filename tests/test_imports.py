@@ -23,6 +23,7 @@ LAYERS = [
     "implementations",
     "recomputing",
     "forwards",
+    "tiling",
     "verification",
     "sites",
     "selection",

@@ -43,16 +43,20 @@ def named_variants(said: Said) -> tuple[Variant, ...]:
 
 
 def check_names(variants: Iterable[Variant]) -> None:
-    """Names of activations and implementations, before anything is loaded.
+    """Names of activations and implementations, and amounts of tiles, before anything is loaded.
 
     Raises:
         UnknownNameError: there is none of a name.
+        PatchError: an amount makes no sense.
     """
     from hf_gelu_patch.activations import get_activation
     from hf_gelu_patch.implementations.registry import get_implementation
+    from hf_gelu_patch.tiling.running import Amount
 
     for variant in variants:
         if variant.implementation != "auto":
             get_implementation(variant.implementation)
         if variant.activation is not None:
             get_activation(variant.activation)
+        if variant.tiles is not None:
+            Amount.of(variant.tiles)

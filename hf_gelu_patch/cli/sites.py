@@ -37,7 +37,7 @@ def _run(said: Said) -> int:
     model = skeleton(place, trust_remote_code=bool(said.get("trust_remote_code")))
     report = find_sites(model, **variant.options)
     print(report)
-    if options.diff and report.changed:
+    if options.diff and (report.changed or report.in_tiles):
         with patched(model, **variant.options):
             print(explain(model))
     return 0

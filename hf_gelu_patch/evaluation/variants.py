@@ -20,13 +20,18 @@ AGAIN = "again"
 """What the unpatched model is called where it is timed once more, which tells the noise."""
 
 
+def _amount(text: str) -> int | str:
+    """A number of tiles, or what else ``patch(tiles=…)`` takes, which says whether it makes sense."""
+    return int(text) if text.strip().isdecimal() else text.strip()
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to patch a model.
 
     Attributes:
         name: what it is called in results.
-        implementation, activation, include, exclude: as for ``patch``.
+        implementation, activation, include, exclude, tiles: as for ``patch``.
     """
 
     name: str
@@ -43,6 +48,14 @@ class Variant:
     )
     exclude: tuple[str, ...] | None = option(
         None, "leave such sites alone; may be repeated", _PATCH, metavar="PATTERN", repeated=True
+    )
+
+    tiles: int | str | None = option(
+        None,
+        "run what treats each token by itself in tiles: a number, the most bytes of one (256MiB), or auto",
+        _PATCH,
+        metavar="AMOUNT",
+        read=_amount,
     )
 
     @property
@@ -79,6 +92,7 @@ class Variant:
             activation=found.get("activation"),
             include=_patterns(found.get("include")),
             exclude=_patterns(found.get("exclude")),
+            tiles=_amount(found["tiles"]) if "tiles" in found else None,
         )
 
     @classmethod
@@ -88,12 +102,14 @@ class Variant:
         activation: str | None = None,
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
+        tiles: int | str | None = None,
     ) -> Variant:
         """The variant that is patched so, called as ``parse`` would read it."""
         said = {
             "activation": activation,
             "include": ";".join(include) if include else None,
             "exclude": ";".join(exclude) if exclude else None,
+            "tiles": tiles,
         }
         parts = [f"{key}={value}" for key, value in said.items() if value is not None]
         if implementation != "auto" or not parts:
@@ -104,6 +120,7 @@ class Variant:
             activation,
             tuple(include) if include else None,
             tuple(exclude) if exclude else None,
+            tiles,
         )
 
 

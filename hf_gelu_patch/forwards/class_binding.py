@@ -10,7 +10,7 @@ import copyreg
 import functools
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType, MethodType
@@ -19,9 +19,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_gelu_patch.errors import PatchError, first_line
+from hf_gelu_patch.forwards.names import MISSING
 from hf_gelu_patch.forwards.rewriting import Rewriting
 from hf_gelu_patch.implementations.registry import Fused
-from hf_gelu_patch.sources import class_attribute, compiled, stands_for, undecorated
+from hf_gelu_patch.sources import class_attribute, compiled, is_model_code, passed_on, stands_for, undecorated
 
 __all__ = [
     "Kept",
@@ -36,6 +37,7 @@ __all__ = [
     "rewritings",
     "stand_in",
     "unbind",
+    "written_attribute",
 ]
 
 _CHANGE = "_hf_gelu_patch"  # of a class made here: what it changes
@@ -76,6 +78,15 @@ def rewritings(module: nn.Module) -> tuple[Rewriting, ...]:
     """The methods of a module that were rewritten; none where it is not patched or stands in for an activation."""
     change = getattr(type(module), _CHANGE, ())
     return change if isinstance(change, tuple) else ()
+
+
+def written_attribute(cls: type, name: str) -> Any:
+    """What a class has under a name in the model's own code, as if it had never been patched; ``MISSING`` where it has
+    nothing, or torch's."""
+    for base in cls.__mro__:
+        if name in vars(base) and _CHANGE not in vars(base):
+            return vars(base)[name] if is_model_code(base.__module__) else MISSING
+    return MISSING
 
 
 def kept(module: nn.Module) -> Kept | None:
@@ -160,8 +171,19 @@ def _cached_class(cls: Any, change: tuple[Rewriting, ...], _: tuple[object, ...]
     def moved(module: nn.Module) -> bool:
         return getattr(type(module), _TOKEN, None) != token
 
-    methods = {one.method: compiled(cls, one.method, one.text, one.helpers, moved) for one in change}
+    methods = {one.method: _compiled(cls, one, moved) for one in change}
     return _subclass(cls, change, {**methods, _TOKEN: token})
+
+
+def _compiled(cls: Any, one: Rewriting, moved: Callable[[nn.Module], bool]) -> FunctionType:
+    made = compiled(cls, one.method, one.text, one.helpers, moved)
+    if one.around is None:
+        return made
+    helpers = ((_AROUND, one.around), (_WHOLE, made))
+    return compiled(cls, one.method, passed_on(one.text, _AROUND, _WHOLE), helpers, moved)
+
+
+_AROUND, _WHOLE = "__hf_gelu_patch_around__", "__hf_gelu_patch_whole__"  # names that no model's code has
 
 
 @functools.lru_cache(maxsize=4096)

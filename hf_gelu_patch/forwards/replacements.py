@@ -21,7 +21,7 @@ from hf_gelu_patch.implementations.tensors import ordinary
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Substitute", "gated", "hooked", "is_linear", "linear_act", "plain", "steps", "substitute"]
+__all__ = ["Substitute", "gated", "hooked", "is_linear", "linear_act", "plain", "recorded", "steps", "substitute"]
 
 
 _LINEAR = {
@@ -75,7 +75,7 @@ def plain(module: nn.Module) -> bool:
     return True
 
 
-def _recorded() -> bool:
+def recorded() -> bool:
     """Whether torch.compile, torch.jit.trace or torch.fx goes through here: they are shown the plain ops."""
     return _compiling() or _tracing() or fx._is_fx_tracing_flag
 
@@ -101,7 +101,7 @@ class Substitute:
     state: tuple[tuple[str, object], ...]
 
     def __call__(self, act: Any) -> Any:
-        if type(act) is not self.of or _recorded() or hooked(act):
+        if type(act) is not self.of or recorded() or hooked(act):
             return act
         attributes = act.__dict__
         for name, value in self.state:
@@ -146,7 +146,7 @@ def gated(act: Callable[[Any], Any], gate: Tensor, up: Tensor) -> Tensor:
         and ordinary(up)
         and gate.dtype == up.dtype
         and gate.shape == up.shape
-        and not _recorded()
+        and not recorded()
         and not act.spares(gate)
     ):
         return act.gated(gate, up)
@@ -157,7 +157,7 @@ def gated(act: Callable[[Any], Any], gate: Tensor, up: Tensor) -> Tensor:
 def linear_act(act: Callable[[Any], Any], linear: Callable[[Any], Any], x: Any) -> Any:
     """act(linear(x)), fused where ``act`` is a ``Fused`` and ``linear`` a plain linear layer or convolution:
     never going around one that is quantized, sharded, parametrized, wrapped or hooked."""
-    if type(act) is Fused and act.linear is not None and ordinary(x) and not _recorded():
+    if type(act) is Fused and act.linear is not None and ordinary(x) and not recorded():
         if act.spares(x):
             return act.eager(linear(x))
         if isinstance(linear, nn.Module) and plain(linear):
@@ -174,7 +174,7 @@ def steps(
         container: the modules, in their order.
         patched: the key of each patched activation, and its substitute.
     """
-    if _recorded():
+    if recorded():
         return list(container)
     substitutes = dict(patched)
     chain: list[Callable[[Any], Any]] = []

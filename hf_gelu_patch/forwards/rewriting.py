@@ -12,6 +12,7 @@ import functools
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor
@@ -28,7 +29,7 @@ from hf_gelu_patch.sources import (
     parse,
 )
 
-__all__ = ["Part", "Rewriting", "rewritten"]
+__all__ = ["Part", "Rewriting", "as_written", "rewritten"]
 
 
 @dataclass
@@ -96,6 +97,7 @@ class Rewriting:
         method: its name.
         text, helpers: what it is compiled from: its source, and the names it refers to beside its class's own.
         name, where, before: of the function that the text was made of: qualified name, ``file:line``, source.
+        around: what is called in the method's place, with the method and what that is given; None: the method is.
     """
 
     method: str
@@ -104,11 +106,13 @@ class Rewriting:
     name: str
     where: str
     before: str
+    around: Callable[..., Any] | None = None
 
     @property
     def shown(self) -> tuple[str, str, str, str]:
         """(function, where, its source before, its source after)."""
-        return self.name, self.where, textwrap.dedent(self.before), textwrap.dedent(self.text)
+        around = "" if self.around is None else f"@{self.around}\n"
+        return self.name, self.where, textwrap.dedent(self.before), around + textwrap.dedent(self.text)
 
 
 @dataclass(frozen=True)
@@ -148,9 +152,14 @@ def _rewriting(method: str, parts: list[Part]) -> Rewriting:
     reading = parts[0].use.reading
     text, helpers = _edited(reading, tuple(dict.fromkeys(map(_chosen, parts))))
     assert reading.source is not None
-    code = reading.function.__code__
+    return replace(as_written(method, reading.function, reading.source), text=text, helpers=helpers)
+
+
+def as_written(method: str, function: FunctionType, source: Source) -> Rewriting:
+    """A method of which nothing is rewritten."""
+    code = function.__code__
     where = f"{code.co_filename}:{code.co_firstlineno}"
-    return Rewriting(method, text, helpers, reading.function.__qualname__, where, reading.source.text)
+    return Rewriting(method, source.text, (), function.__qualname__, where, source.text)
 
 
 def _chosen(part: Part) -> _Chosen:

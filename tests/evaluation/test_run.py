@@ -74,6 +74,8 @@ def load(one: Subject, limit: int | None = None) -> tuple[PreTrainedModel, Task]
         ("aten", Variant("aten", "aten")),
         (" activation=silu ", Variant("activation=silu", activation="silu")),
         ("aten,activation=silu", Variant("aten,activation=silu", "aten", "silu")),
+        ("eager,tiles=4", Variant("eager,tiles=4", "eager", tiles=4)),
+        ("tiles=64MiB", Variant("tiles=64MiB", tiles="64MiB")),
         (
             "activation=gelu_tanh, include=encoder.*; decoder.*,exclude=*.0.*",
             Variant(
@@ -96,7 +98,7 @@ def test_a_variant_is_read(text: str, expected: Variant) -> None:
         ("activation=", "activation is empty"),
         ("aten,", "implementation is empty"),
         ("aten,eager", "implementation twice"),
-        ("name=a", "no 'name'.*implementation=…, activation=…, include=…, exclude=…"),
+        ("name=a", "no 'name'.*implementation=…, activation=…, include=…, exclude=…, tiles=…"),
     ],
 )
 def test_a_variant_that_says_nothing_or_too_much(text: str, said: str) -> None:
