@@ -166,6 +166,8 @@ def patch(
             f"{describe_modules(model)}.{remedy}"
         )
     tilings = plan_tiles(model, plans, tiles)
+    inside = frozenset().union(*(one.inside for one in tilings))
+    plans = tuple(replace(p, around=()) if p.site.owner_path in inside else p for p in plans)  # tiles keep nothing
     changing = [p for p in plans if p.fused is not None]
     config: list[ConfigChange] = []
     notes: list[str] = []

@@ -530,6 +530,18 @@ def test_swapped_and_in_tiles(llama: nn.Module) -> None:
     assert llama.config.hidden_act == "silu"
 
 
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_with_what_is_computed_again(name: str, rows: list[tuple[int, ...]]) -> None:
+    family = FAMILIES[name]
+    model = family.build()
+    before, own = state(model), gradients(model, family.run(model))
+    with patched(model, recompute=True, tiles=2, include="*.layer*") as report:
+        torch.testing.assert_close(gradients(model, family.run(model)), own)
+        assert len(rows) == 4
+        assert any(site.recompute for site in report.changed)
+    assert same_state(before, model)
+
+
 # ----------------------------------------------------------------------------------------- what is told from sources
 
 

@@ -52,11 +52,19 @@ class Tiled:
 
 @dataclass(frozen=True)
 class Tiling:
-    """An entry of the report with the live module, and what is called in the method's place; None: nothing is."""
+    """An entry of the report with what a patch needs.
+
+    Attributes:
+        told: the entry.
+        module: the live module.
+        tiles: what is called in the method's place; None where nothing is.
+        inside: the names of the modules that run in the tiles and apply an activation.
+    """
 
     told: Tiled
     module: nn.Module
     tiles: Tiles | None
+    inside: frozenset[str] = frozenset()
 
     def around(self, rewritings: tuple[Rewriting, ...]) -> tuple[Rewriting, ...]:
         """The module's rewritten methods, with this one among them, called in tiles."""
@@ -94,7 +102,13 @@ def tilings(model: nn.Module, owners: Mapping[str, str | None], amount: Amount) 
                 left[path] = why
             else:
                 chosen[found[:2]] = found[2]
-    entries = [_in_tiles(model, path, method, verdict, amount) for (path, method), verdict in chosen.items()]
+    entries = [
+        replace(
+            _in_tiles(model, path, method, verdict, amount),
+            inside=frozenset(other for other in owners if _covers(path, verdict, other)),
+        )
+        for (path, method), verdict in chosen.items()
+    ]
     return (*entries, *(_left_alone(model, path, why) for path, why in left.items()))
 
 
