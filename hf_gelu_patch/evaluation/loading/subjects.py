@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_gelu_patch.evaluation.data.paths import data_file
-from hf_gelu_patch.evaluation.data.reading import load_data
+from hf_gelu_patch.evaluation.data.reading import TRAINING, load_data
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.checkpoints import locate, read_config, unavailable_told
 from hf_gelu_patch.evaluation.metrics.user_metric import find_metric
@@ -104,8 +104,12 @@ def _named(model: str, asked: Mapping[str, Any]) -> Subject:
     )
 
 
-def load_rows(subject: Subject, *, skip_bad_rows: bool = False) -> datasets.Dataset:
-    """The subject's data with every column it needs; arguments and errors as for ``load_data``."""
+def load_rows(subject: Subject, *, skip_bad_rows: bool = False, training: bool = False) -> datasets.Dataset:
+    """The subject's data with every column it needs; arguments and errors as for ``load_data``.
+
+    Args:
+        training: of several splits, take the one to train on.
+    """
     return load_data(
         subject.data,
         subject.columns,
@@ -113,6 +117,7 @@ def load_rows(subject: Subject, *, skip_bad_rows: bool = False) -> datasets.Data
         config_name=subject.config_name,
         allow_download=subject.allow_download,
         skip_bad_rows=skip_bad_rows,
+        **({"usual": TRAINING} if training else {}),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 __all__ = ["GROUPS", "Option", "above_zero", "declared", "finite", "made", "option", "positive"]
 
-GROUPS = ("models and data", "patch", "measuring")
+GROUPS = ("models and data", "patch", "training", "measuring")
 """Under which a command's help shows its options, in this order; those of no group come before them."""
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from hf_gelu_patch.evaluation.variants import Variant
 
 __all__ = ["Settings"]
 
-_DATA, _PATCH, _MEASURING = GROUPS
+_DATA, _PATCH, _, _MEASURING = GROUPS
 
 
 @dataclass(frozen=True)

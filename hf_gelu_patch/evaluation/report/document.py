@@ -130,7 +130,7 @@ def figure(value: float | str) -> str:
     return f"{number:.4f}" if not abs(number) >= 100 else f"{number:,.2f}"
 
 
-def _signed(value: float | str) -> str:
+def signed(value: float | str) -> str:
     """Four decimals, or two digits of what these would show as 0."""
     number = float(value)
     if number == 0:
@@ -256,7 +256,7 @@ def _pictured(data: Data, pictures: Sequence[str], name: str) -> tuple[Picture, 
     for model, variant in _pairs(data):
         if name == "quality":
             shown = [
-                f"{words(key)} {_signed(value['value'])}" for key, value in variant["quality"]["differences"].items()
+                f"{words(key)} {signed(value['value'])}" for key, value in variant["quality"]["differences"].items()
             ]
         elif name == "speed":
             ratio = variant["speed"]["forward"]["ratio"]
@@ -288,8 +288,8 @@ def _differences(data: Data) -> tuple[Table | Text, ...]:
                 words(name),
                 figure(found["before"][name]),
                 figure(found["after"][name]),
-                _signed(difference["value"]),
-                f"{_signed(difference['low'])} to {_signed(difference['high'])}",
+                signed(difference["value"]),
+                f"{signed(difference['low'])} to {signed(difference['high'])}",
                 equivalent,
             )
             rows.append(_row(model, variant, *cells))

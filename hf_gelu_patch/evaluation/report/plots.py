@@ -17,12 +17,12 @@ from hf_gelu_patch.evaluation.report.document import noise
 from hf_gelu_patch.evaluation.report.results import Data
 from hf_gelu_patch.evaluation.speed.verdict import CONFIDENCE
 
-__all__ = ["draw"]
+__all__ = ["COLOURS", "MARKERS", "draw", "png"]
 
 # Okabe & Ito (2008), "Color Universal Design": told apart by all common kinds of colour vision, but for yellow, which
 # is hard to see on white. Each goes with a marker of its own.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_MARKERS = "osD^vP"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = "osD^vP"
 _DASHES = ("-", "--", "-.", ":")
 _LETTERS = 34  # of a name, before its middle is left out
 _TICKS = 12  # layers that are named
@@ -32,10 +32,11 @@ _ROW = 0.34  # inches
 def draw(data: Data) -> dict[str, bytes]:
     """The pictures "quality", "speed" and "drift" as PNG, as far as there is something to show in them."""
     made = {"quality": _quality, "speed": _speed, "drift": _drift}
-    return {name: _png(figure) for name, make in made.items() if (figure := make(data)) is not None}
+    return {name: png(figure) for name, make in made.items() if (figure := make(data)) is not None}
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as PNG."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name in a script that the font lacks: an empty box
@@ -50,7 +51,7 @@ def _short(name: str) -> str:
 
 
 def _style(number: int) -> dict[str, Any]:
-    return {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
 def _interval(data: Data) -> tuple[float, float, float]:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
-__all__ = ["STAGES", "Progress", "evaluate", "evaluate_subject", "unpatched_metrics"]
+__all__ = ["STAGES", "Progress", "evaluate", "evaluate_subject", "load", "unpatched_metrics"]
 
 _ALIGNMENT = 64  # bytes, as torch gives them out
 
@@ -58,7 +58,7 @@ def evaluate_subject(
     start = time.perf_counter()
     if progress is not None:
         progress("load", 0.0)
-    model, task, rows = _load(subject, settings, accelerator)
+    model, task, rows = load(subject, settings, accelerator)
     if progress is not None:
         progress("load", 1.0)
     seconds = time.perf_counter() - start
@@ -68,7 +68,7 @@ def evaluate_subject(
 
 def unpatched_metrics(subject: Subject, settings: Settings, accelerator: Accelerator) -> dict[str, float]:
     """The task's metrics for the model as it is: nothing is patched, nothing timed. Errors as for the loading."""
-    model, task, _ = _load(subject, settings, accelerator)
+    model, task, _ = load(subject, settings, accelerator)
     comparison = Comparison.unpatched(model, task, settings, accelerator)
     with torch.inference_mode():
         check_padding(task, model, comparison.batches)
@@ -76,9 +76,10 @@ def unpatched_metrics(subject: Subject, settings: Settings, accelerator: Acceler
     return usable.task.metrics([row.outcome for row in answers[BEFORE]])
 
 
-def _load(
+def load(
     subject: Subject, settings: Settings, accelerator: Accelerator
 ) -> tuple[PreTrainedModel, Task, datasets.Dataset]:
+    """A model in evaluation mode, its task, and the data that this is made of. Errors as for the loading."""
     rows = load_rows(subject, skip_bad_rows=settings.skip_bad_rows)
     hub = {"trust_remote_code": settings.trust_remote_code, "allow_download": subject.allow_download}
     processor = load_processor(subject.model, subject.task, **hub)

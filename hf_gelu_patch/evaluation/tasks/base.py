@@ -18,6 +18,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_gelu_patch.evaluation.data.tables import PROBLEM
@@ -28,7 +29,7 @@ from hf_gelu_patch.evaluation.metrics.user_metric import load_metric
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.limits import Limits
-from hf_gelu_patch.evaluation.tasks.logits import MAX_LOGITS, read_logits
+from hf_gelu_patch.evaluation.tasks.logits import IGNORED, MAX_LOGITS, read_logits, widened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -221,6 +222,21 @@ class Task(ABC):
         """Run the model, and read off an outcome for each example."""
         logits = self.forward(model, batch)
         return Prediction(logits, tuple(Outcome(*read) for read in read_logits(logits, batch.targets)))
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+        """What training makes small, with its gradient: Σ −log softmax(logits)[target] over the positions that count,
+        in nats, and how many these are. It is computed in float32, or in float64 where the logits are.
+
+        Args:
+            model: in training mode; parallel wrappers are none of its matter.
+            batch: on the model's device.
+        """
+        logits, counts = self.forward(model, batch), batch.targets != IGNORED
+        return cross_entropy(widened(logits[counts]), batch.targets[counts], reduction="sum"), int(counts.sum())
+
+    def not_learnable(self) -> str | None:
+        """Why there is nothing to train on in the examples, and the remedy; None if there is."""
+        return None if self.answered else "has no right answers to learn from: name another --task."
 
     def digest(self, data: datasets.Dataset) -> str:
         """A hash of the columns that count: of inputs and right answers as they were before anything was made of

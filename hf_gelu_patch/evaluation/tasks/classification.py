@@ -64,6 +64,10 @@ class Classification(Task):
             )
         return Prediction(logits, tuple(self.head.outcomes(logits[:, 0], self._right(batch.ids))))
 
+    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+        """The head's own, summed over examples."""
+        return self.head.loss(self.forward(model, batch)[:, 0], self._right(batch.ids)), len(batch.ids)
+
     def columns(self, outcomes: Sequence[Outcome]) -> Columns:
         return self.head.columns(outcomes, self._right(range(len(outcomes))))
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.labels import BadLabelError, Labels, LabelsError, as_number, class_names, shown
-from hf_gelu_patch.evaluation.tasks.logits import read_logits
+from hf_gelu_patch.evaluation.tasks.logits import read_logits, widened
 
 __all__ = ["Head", "MultiLabel", "Regression", "SingleLabel", "head_of", "label_columns"]
 
@@ -58,6 +58,10 @@ class Head(ABC):
     @abstractmethod
     def outcomes(self, logits: Tensor, right: Sequence[Any]) -> list[Outcome]:
         """From [examples, outputs]."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, right: Sequence[Any]) -> Tensor:
+        """What training makes small, of [examples, outputs]: summed over examples, in float32 or more."""
 
     @abstractmethod
     def columns(self, outcomes: Sequence[Outcome], right: Sequence[Any]) -> Columns:
@@ -103,6 +107,10 @@ class SingleLabel(Head):
         among = (logits.topk(self._likeliest, sorted=False).indices == targets).any(-1).tolist()
         return [Outcome(*one, top5=(is_,)) for one, is_ in zip(read, among, strict=True)]
 
+    def loss(self, logits: Tensor, right: Sequence[int]) -> Tensor:
+        """−log softmax(logits)[right]."""
+        return cross_entropy(widened(logits), self.targets(right)[:, 0].to(logits.device), reduction="sum")
+
     def columns(self, outcomes: Sequence[Outcome], right: Sequence[int]) -> Columns:
         del right
         return label_columns(outcomes)
@@ -145,8 +153,14 @@ class MultiLabel(Head):
 
         return bits
 
+    def loss(self, logits: Tensor, right: Sequence[str]) -> Tensor:
+        """Of each label the binary cross-entropy, and their mean."""
+        logits = widened(logits)
+        held = _held(right).to(logits)
+        return binary_cross_entropy_with_logits(logits, held, reduction="sum") / self.outputs
+
     def outcomes(self, logits: Tensor, right: Sequence[str]) -> list[Outcome]:
-        held = torch.tensor([[bit == "1" for bit in bits] for bits in right], dtype=torch.float64)
+        held = _held(right)
         logits = logits.double().cpu()
         losses = binary_cross_entropy_with_logits(logits, held, reduction="none").sum(1).tolist()
         said = ["".join(map(str, row)) for row in (logits > self._threshold).int().tolist()]
@@ -168,6 +182,11 @@ class MultiLabel(Head):
     def named(self, answer: str) -> str:
         held = [name for name, bit in zip(self._labels.names, answer, strict=True) if bit == "1"]
         return ", ".join(held) or "none"
+
+
+def _held(right: Sequence[str]) -> Tensor:
+    """[examples, labels] of 0 and 1, in float64."""
+    return torch.tensor([[bit == "1" for bit in bits] for bits in right], dtype=torch.float64)
 
 
 class Regression(Head):
@@ -213,6 +232,11 @@ class Regression(Head):
                 f"all right answers, {min(found):g} to {max(found):g}, lie on one side of the threshold {threshold:g}: "
                 "take a --threshold between them."
             )
+
+    def loss(self, logits: Tensor, right: Sequence[float]) -> Tensor:
+        """(logit − right)²."""
+        found = widened(logits[:, 0])
+        return (found - torch.tensor(right, dtype=found.dtype, device=found.device)).square().sum()
 
     def outcomes(self, logits: Tensor, right: Sequence[float]) -> list[Outcome]:
         scores = logits[:, 0].double().tolist()

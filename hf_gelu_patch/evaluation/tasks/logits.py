@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
 
-__all__ = ["IGNORED", "MAX_LOGITS", "read_logits"]
+__all__ = ["IGNORED", "MAX_LOGITS", "read_logits", "widened"]
 
 IGNORED = -100
 """The target of a position where there is no right answer."""
@@ -42,7 +42,7 @@ def read_logits(logits: Tensor, targets: Tensor) -> list[tuple[tuple[int, ...], 
     step = max(1, (_MAX_READ if logits.device.type == "cpu" else MAX_LOGITS) // logits.shape[-1])
     for places in zip(torch.split(rows, step), torch.split(columns, step), strict=True):
         scores = logits[places]
-        scores = scores if scores.dtype == torch.float64 else scores.float()
+        scores = widened(scores)
         largest, indices = scores.max(-1)
         given = scores.gather(-1, targets[places][:, None])[:, 0]
         total = scores.sub_(largest[:, None]).exp_().sum(-1)
@@ -54,3 +54,8 @@ def read_logits(logits: Tensor, targets: Tensor) -> list[tuple[tuple[int, ...], 
         begin, end = end, end + size
         found.append((tuple(said[begin:end]), tuple(right[begin:end]), loss, size))
     return found
+
+
+def widened(values: Tensor) -> Tensor:
+    """In float32, or float64 where they are."""
+    return values if values.dtype == torch.float64 else values.float()

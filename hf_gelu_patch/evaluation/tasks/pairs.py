@@ -15,6 +15,7 @@ from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows, shortened
 from hf_gelu_patch.evaluation.tasks.features import tower
 from hf_gelu_patch.evaluation.tasks.labels import as_number
+from hf_gelu_patch.evaluation.tasks.logits import widened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,6 +88,23 @@ class SentenceSimilarity(Task):
         one, two = embeddings.double().unbind(1)
         cosines = torch.cosine_similarity(one, two, dim=-1).tolist()
         return Prediction(embeddings, tuple(Outcome((), (), 0.0, 0, score=cosine) for cosine in cosines))
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+        """(cosine − score)², summed over pairs."""
+        one, two = widened(self.forward(model, batch)).unbind(1)
+        right = torch.tensor([self.examples[example]["score"] for example in batch.ids], dtype=one.dtype)
+        cosines = torch.cosine_similarity(one, two, dim=-1)
+        return (cosines - right.to(one.device)).square().sum(), len(batch.ids)
+
+    def not_learnable(self) -> str | None:
+        beyond = [example for example in self.examples if not -1 <= example["score"] <= 1]
+        if not beyond:
+            return None
+        [first, *_] = beyond
+        return (
+            f"has the score {first['score']:g} in row {first['row'] + 1}, which no cosine can be: divide the scores so "
+            "that they lie between −1 and 1."
+        )
 
     def columns(self, outcomes: Sequence[Outcome]) -> Columns:
         scores = {
