@@ -23,6 +23,14 @@ from hf_gelu_patch.implementations.measured import processors
 processors.cpu = lambda: "CPU of the tests"  # unmeasured, as in the tests' own process
 
 RESULT = "result.json"
+PRELOADED = (
+    "evaluation_worker",
+    "accelerate",
+    "hf_gelu_patch.evaluation.tasks.classification",
+    "scipy.stats",
+    "transformers.models.bert.modeling_bert",
+)
+"""What each process would import by itself, in a second."""
 
 
 def write_rows(path: Path, count: int) -> Path:
@@ -89,7 +97,7 @@ def work(
 def start(model: Path, data: Path, folders: Path | Sequence[Path], settings: Settings, world: int) -> list[BaseProcess]:
     """The processes of an evaluation, started; each on a machine of its own where each has a folder of its own."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["evaluation_worker", "accelerate", "transformers.models.bert.modeling_bert"])
+    context.set_forkserver_preload(list(PRELOADED))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

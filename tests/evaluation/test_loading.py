@@ -368,14 +368,16 @@ from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.models import load_model
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
-start = time.perf_counter()
-try:
-    one = subject("someone/t5", validation_file=sys.argv[2] or None, allow_download=sys.argv[1] == "download")
-    model = load_model(one.model, one.task, allow_download=one.allow_download)
-    processor = load_processor(one.model, one.task, allow_download=one.allow_download)
-    print(type(model).__name__, processor("a").input_ids, load_rows(one).to_list())
-except EvaluationError as error:
-    print(f"{time.perf_counter() - start:.1f}", error)
+for words in sys.argv[1:]:
+    start = time.perf_counter()
+    source, data = words.split(" ")
+    try:
+        one = subject("someone/t5", validation_file=data or None, allow_download=source == "download")
+        model = load_model(one.model, one.task, allow_download=one.allow_download)
+        processor = load_processor(one.model, one.task, allow_download=one.allow_download)
+        print(type(model).__name__, processor("a").input_ids, load_rows(one).to_list())
+    except EvaluationError as error:
+        print(f"{time.perf_counter() - start:.1f}", *str(error).splitlines())
 """
 
 
@@ -388,26 +390,29 @@ def test_models_and_data_come_from_the_hub_if_allowed_and_then_from_its_cache(tm
     environment = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "HF_HUB_OFFLINE")}
     environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": os.pathsep.join(sys.path)}
 
-    def run(*arguments: str, endpoint: str) -> str:
-        return subprocess.run(
+    def run(*arguments: str, endpoint: str) -> list[str]:
+        done = subprocess.run(
             [sys.executable, "-c", HUB, *arguments],
             env={**environment, "HF_ENDPOINT": endpoint},
             capture_output=True,
             text=True,
             check=True,
-        ).stdout
+        )
+        return done.stdout.splitlines()
 
     with serve(models={"someone/t5": REFERENCES["t5"].model_path()}, datasets={"someone/words": words}) as hub:
-        for arguments in (("cache", ""), ("cache", "someone/words")):
-            seconds, said = run(*arguments, endpoint=hub).split(" ", 1)
-            assert float(seconds) < 2
-            assert "not in" in said
-            assert "--allow_download" in said
-        fetched = run("download", "someone/words", endpoint=hub)
+        *refused, fetched = run("cache ", "cache someone/words", "download someone/words", endpoint=hub)
+    assert len(refused) == 2
+    for one in refused:
+        seconds, said = one.split(" ", 1)
+        assert float(seconds) < 2
+        assert "not in" in said
+        assert "--allow_download" in said
     assert fetched.startswith("T5ForConditionalGeneration [")
-    assert fetched.endswith("[{'source': 'abba', 'target': 'A B A'}]\n")
-    assert run("cache", "someone/words", endpoint="http://127.0.0.1:9") == fetched
-    seconds, said = run("download", "someone/words", endpoint="http://127.0.0.1:9").split(" ", 1)
+    assert fetched.endswith("[{'source': 'abba', 'target': 'A B A'}]")
+    cached, away = run("cache someone/words", "download someone/words", endpoint="http://127.0.0.1:9")
+    assert cached == fetched
+    seconds, said = away.split(" ", 1)
     assert float(seconds) < 2
     assert "cannot be reached at http://127.0.0.1:9" in said
 
