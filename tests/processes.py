@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import importlib
 import json
@@ -16,6 +17,7 @@ import os
 import runpy
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,7 @@ import traceback
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _INTERPRET = "TRITON_INTERPRET"
 # None of the package's own: what it reads from the environment at import is the command's.
@@ -58,50 +60,104 @@ def call(
 ) -> int:
     """The exit status of ``python *arguments``, the number of a signal negated; its output goes into files."""
     environment = dict(os.environ if env is None else env)
-    server = _server(environment.get(_INTERPRET) == "1")
-    assert server.stdin is not None
-    assert server.stdout is not None
     asked = {
         "arguments": [str(word) for word in arguments],
         "cwd": str(cwd or Path.cwd()),
         "env": environment,
         "outputs": [str(stdout), str(stderr)],
     }
-    server.stdin.write(json.dumps(asked) + "\n")
-    server.stdin.flush()
-    process = int(server.stdout.readline())
-    late = not select.select([server.stdout], [], [], timeout)[0]
-    if late:
-        os.kill(process, signal.SIGKILL)
-    code = int(server.stdout.readline())
+    server = _server(environment.get(_INTERPRET) == "1")
+    server.write(json.dumps({**asked, "timeout": timeout}) + "\n")
+    server.flush()
+    code, late = json.loads(server.readline())
     if late:
         raise subprocess.TimeoutExpired(asked["arguments"], timeout)
-    return code
+    status: int = code
+    return status
 
 
 @functools.cache
-def _server(interpreted: bool) -> subprocess.Popen[str]:
-    """Triton's own functions are interpreted or compiled from its import on, so there is a server for either."""
+def _server(interpreted: bool) -> IO[str]:
+    """Triton's own functions are interpreted or compiled from its import on, so there is a server for either.
+
+    pytest's workers share them: the first that asks starts one, and it ends when the last one has.
+    """
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    place = Path(tempfile.gettempdir(), f"hf_gelu_patch-tests-{run[:16]}-{interpreted:d}")
+    connection = socket.socket(socket.AF_UNIX)
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            connection.connect(str(place))
+        except OSError:
+            _start(place, interpreted)
+            connection.connect(str(place))
+    file = connection.makefile("rw", encoding="utf-8")
+    atexit.register(connection.close)
+    atexit.register(file.close)
+    return file
+
+
+def _start(place: Path, interpreted: bool) -> None:
     environment = {key: value for key, value in os.environ.items() if key != _INTERPRET}
     if interpreted:
         environment[_INTERPRET] = "1"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    server = subprocess.Popen([sys.executable, __file__], env=environment, text=True, bufsize=1, **pipes)
-    atexit.register(server.kill)
-    return server
+    subprocess.run([sys.executable, __file__, str(place)], env=environment, stdin=subprocess.DEVNULL, check=True)
 
 
-def _serve() -> None:
-    """Fork once for each line, and print the process and its exit status."""
+def _serve(place: Path) -> None:
+    """Fork once for each line, and answer with the exit status, and whether that took too long."""
     for name in _IMPORTED:
         with contextlib.suppress(ImportError):  # datasets asks for more than the oldest transformers come with
             importlib.import_module(name)
-    for line in sys.stdin:
-        process = os.fork()
-        if process == 0:
-            _become(**json.loads(line))
-        print(process, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+    place.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(place))
+    listening.listen()
+    if os.fork():
+        os._exit(0)  # it can be connected to
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no child is waited for here
+    clients: dict[socket.socket, IO[str]] = {}
+    while found := select.select([listening, *clients], [], [], None if clients else 60)[0]:
+        for one in found:
+            if one is listening:
+                client, _ = listening.accept()
+                clients[client] = client.makefile("rw", encoding="utf-8")
+            elif line := clients[one].readline():
+                if os.fork() == 0:
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    _answer(json.loads(line), clients[one], [listening, *clients])
+            else:
+                clients.pop(one).close()
+                one.close()
+                if not clients:
+                    place.unlink()
+                    place.with_suffix(".lock").unlink(missing_ok=True)
+                    return
+
+
+def _answer(asked: dict[str, Any], client: IO[str], sockets: list[socket.socket]) -> None:
+    timeout: float = asked.pop("timeout")
+    process = os.fork()
+    if process == 0:
+        for one in sockets:
+            os.close(one.fileno())
+        _become(**asked)
+    late = False
+
+    def kill(*_: object) -> None:
+        nonlocal late
+        late = True
+        os.kill(process, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, kill)
+    signal.setitimer(signal.ITIMER_REAL, timeout)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    with contextlib.suppress(BrokenPipeError):  # nobody waits any more
+        client.write(json.dumps([code, late]) + "\n")
+        client.flush()
+    os._exit(0)
 
 
 def _become(arguments: list[str], cwd: str, env: dict[str, str], outputs: list[str]) -> None:
@@ -146,4 +202,4 @@ def _execute(first: str, *rest: str) -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(Path(sys.argv[1]))

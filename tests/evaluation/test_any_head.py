@@ -300,7 +300,7 @@ def test_any_data_set_with_any_head(name: str) -> None:
     kind = KINDS[name]
     model, processor = loaded(name)
 
-    @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(data_sets(name))
     def check(data: Data) -> None:
         with tempfile.TemporaryDirectory(dir=images()) as place:
