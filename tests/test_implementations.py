@@ -43,6 +43,7 @@ def error(y: Tensor, expected: Tensor) -> float:
     return float(((y.double() - expected).abs() / expected.abs().clamp(min=1.0)).max())
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("name", "activation"), COMPUTED)
 def test_forward_and_backward_against_float64(name: str, activation: str, dtype: torch.dtype) -> None:
@@ -101,6 +102,7 @@ def fused_and_eager(activation: str) -> tuple[Fused, Callable[[Tensor], Tensor]]
     return fused, record.bind(record.eager)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("activation", ATEN.gated)
 def test_a_gated_product_has_the_bits_of_the_two_ops(activation: str, dtype: torch.dtype) -> None:
@@ -185,6 +187,7 @@ def test_fused_forms_take_empty_inputs(activation: str) -> None:  # higgs_audio_
             assert fused.gated(x, x).shape == (0, 4)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_autocast_gives_the_dtype_and_bits_of_the_two_ops(dtype: torch.dtype) -> None:
     layer, x = layer_and_input("Linear", torch.float32)
@@ -287,6 +290,7 @@ def test_where_the_epilogue_cannot_be_the_two_ops_run(gemms: list[bool], case: s
         assert len(gemms) == 1
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("activation", IMPLEMENTATIONS["aten"].functions)
 def test_aten_never_writes_to_its_input_and_double_backward_is_right(activation: str) -> None:
     record = ACTIVATIONS[activation]
@@ -316,6 +320,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_shape_and_stride(layout: str) -> None:  # trap 12
     x = LAYOUTS[layout]()
