@@ -36,8 +36,8 @@ def measure(model: nn.Module, batch: object, *, forward: Forward = called) -> St
 
     Counted is what torch allocates from the first operation on, in bytes: on the accelerator where the model's weights
     are on one, else on the CPU. The weights, the buffers and the batch are there before and do not count. What an
-    optimiser keeps does not either. The step runs twice, and the second time counts. The model, the batch, ``.grad``
-    and all random states are left as they were.
+    optimiser keeps does not either. A forward runs before, so that what is made once is there. The model, the batch,
+    ``.grad`` and all random states are left as they were.
 
     Args:
         model: in the mode it is in. On a CPU the numbers are exact; a GPU gives memory out by 512 bytes.
@@ -172,15 +172,16 @@ def _measured(
     with as_it_was(model), own_gradients(model), _no_collector(), ExitStack() as modes:
         modes.enter_context(torch.inference_mode(False))
         modes.enter_context(torch.enable_grad())
-        step = _step(model, batch, forward)
         with seeded():
-            step(copied(batch))  # what is made by a first run, and kept, is there then
+            _loss(model, copied(batch), forward)  # what a first run makes, and the model keeps, is there then
         for number, method in enumerate(methods):
             modes.enter_context(_marked(method, f"{_SITE}{number}"))
-        arguments = copied(batch)
-        gc.collect(0)
-        with seeded(), _quiet(), torch.autograd.profiler.profile(profile_memory=True) as seen:
-            address = step(arguments)
+        try:
+            seen, address = _profiled(model, batch, forward, by_grad=False)
+        except RuntimeError as error:
+            if "checkpoint" not in str(error):
+                raise
+            seen, address = _profiled(model, batch, forward, by_grad=True)
     assert seen.kineto_results is not None
     return _read(seen.kineto_results.experimental_event_tree(), devices, address, len(methods))
 
@@ -205,37 +206,32 @@ def _devices(model: nn.Module) -> frozenset[str]:
     return frozenset(devices - {"cpu", "meta"} or {"cpu"})
 
 
-def _step(model: nn.Module, batch: object, forward: Forward) -> Callable[[Any], int]:
-    """What runs forward and backward on a copy of the batch, and says where the loss was."""
-    how = {"whole": False}
+def _profiled(
+    model: nn.Module, batch: object, forward: Forward, *, by_grad: bool
+) -> tuple[torch.autograd.profiler.profile, int]:
+    """A step that the profiler has seen, and where the loss was.
 
-    def step(arguments: Any) -> int:
-        torch.clear_autocast_cache()  # a step makes its own casts of the weights
-        leaves = [one for one in (*model.parameters(), *output_tensors(arguments).values()) if one.requires_grad]
-        with torch.profiler.record_function(_STEP):
-            loss = _loss(model, arguments, forward)
-            gc.collect(0)
-            with torch.profiler.record_function(_KEPT):
-                address = loss.untyped_storage().data_ptr()
-            if how["whole"]:
-                for leaf in leaves:
-                    leaf.grad = None
-                torch.autograd.backward(loss)
-            else:
-                gradients = torch.autograd.grad([loss], leaves, allow_unused=True)
-                del gradients
-        return address
-
-    def either(arguments: Any) -> int:
-        try:
-            return step(arguments)
-        except RuntimeError as error:
-            if how["whole"] or "checkpoint" not in str(error):
-                raise
-        how["whole"] = True  # reentrant checkpoints give gradients by way of .grad alone
-        return step(copied(batch))
-
-    return either
+    Args:
+        by_grad: the gradients are had by way of ``.grad``, as those of reentrant checkpoints have to be.
+    """
+    arguments = copied(batch)
+    leaves = [one for one in (*model.parameters(), *output_tensors(arguments).values()) if one.requires_grad]
+    for leaf in leaves:  # a backward inside backward adds to what is there
+        leaf.grad = None
+    torch.clear_autocast_cache()  # a step makes its own casts of the weights
+    gc.collect(0)
+    mark = torch.profiler.record_function
+    with seeded(), _quiet(), torch.autograd.profiler.profile(profile_memory=True) as seen, mark(_STEP):
+        loss = _loss(model, arguments, forward)
+        gc.collect(0)
+        with mark(_KEPT):
+            address = loss.untyped_storage().data_ptr()
+        if by_grad:
+            torch.autograd.backward(loss)
+        else:
+            gradients = torch.autograd.grad([loss], leaves, allow_unused=True)
+            del gradients
+    return seen, address
 
 
 def _loss(model: nn.Module, arguments: Any, forward: Forward) -> Tensor:

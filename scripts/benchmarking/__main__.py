@@ -6,6 +6,7 @@
     python -m scripts.benchmarking models      # whole models on a CPU: patched, compiled, and without activations
     python -m scripts.benchmarking sites       # single layers on a CPU, patched and not
     python -m scripts.benchmarking merged      # gate and up of a gated layer in one product, on a CPU
+    python -m scripts.benchmarking memory      # what a training step keeps for backward, and its peak
     python -m scripts.benchmarking report      # the tables of what the commands above wrote, also where it was cut off
     python -m scripts.benchmarking choices     # what `auto` takes on a GPU or CPU, from what gpu or sites wrote
     python -m scripts.benchmarking launch      # what launching a kernel costs Python; needs no GPU
@@ -28,6 +29,9 @@ crashes or has no memory costs itself alone. What to do with it stands in script
 
 models, sites, merged: on the CPU, each adding to one record. What is in it, of the same code, is not measured again.
 All variants of a cell run in the same rounds, with the model as it is there twice for the noise.
+
+memory: bytes, and the time of a step; gated layers as Liger-Kernel has them too, where it can be imported. One thread,
+by the time that the process itself computes.
 
 launch: microseconds of each call, median and quartiles of rounds in an order drawn anew for each. Without --device cuda
 Triton launches on a stub driver that computes nothing: all that Python and Triton do is real, the driver's own work is
@@ -54,6 +58,7 @@ def main() -> None:
     from scripts.benchmarking.gpu import command as gpu
     from scripts.benchmarking.kernels import command as kernels
     from scripts.benchmarking.launch import command as launch
+    from scripts.benchmarking.memory import command as memory
     from scripts.benchmarking.planted import command as planted
 
     parser = argparse.ArgumentParser(
@@ -63,7 +68,7 @@ def main() -> None:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for part in (patching, kernels, gpu, cpu, reporting, choices, launch, noise, planted):
+    for part in (patching, kernels, gpu, cpu, memory, reporting, choices, launch, noise, planted):
         part.add(commands)
     parser.set_defaults(began=began)
     options = parser.parse_args()

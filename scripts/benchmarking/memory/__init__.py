@@ -1,0 +1,1 @@
+"""What a training step keeps for backward, and the most it takes."""
