@@ -69,6 +69,11 @@ class Settings:
         metavar="X",
         read=above_zero,
     )
+    memory: bool = option(
+        False,
+        "measure on one batch what a training step keeps for backward, at each site and in all, and its peak",
+        _MEASURING,
+    )
     seed: int = option(0, "of everything drawn at random (default: 0)", _MEASURING, metavar="N", read=int)
     resume: bool = option(
         False,

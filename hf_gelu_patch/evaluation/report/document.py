@@ -112,6 +112,7 @@ def sections(data: Data, pictures: Sequence[str] = ()) -> list[Section]:
     found = [
         Section("Quality", (*_pictured(data, pictures, "quality"), *_differences(data))),
         Section("Speed", (*_pictured(data, pictures, "speed"), *_speeds(data))),
+        Section("Memory of a training step", _memory(data)),
         Section("Drift by layer", (*_pictured(data, pictures, "drift"), *_layers(data))),
         Section("Changed answers", _flips(data)),
         Section("What was patched", patched(data)),
@@ -333,6 +334,34 @@ def _speeds(data: Data) -> tuple[Table | Text, ...]:
             f"can make it more than {most:.2f}× as fast{f'; peak memory: {peaks}' if peaks else ''}."
         )
     return (Table(headings, tuple(rows), heads=2), *map(Text, said))
+
+
+def _memory(data: Data) -> tuple[Table | Text, ...]:
+    """Nothing where it was not measured."""
+    rows = []
+    for model, variant in _pairs(data):
+        found = variant["patch"].get("memory")
+        if found is None:
+            continue
+        kept = Counter((one["what"], one["before"], one["after"]) for one in found["kept"])
+        sizes = [("all that is kept for backward", 1, found["before"]["saved"], found["after"]["saved"])]
+        sizes.append(("peak", 1, found["before"]["peak"], found["after"]["peak"]))
+        sizes += [(what, count, before, after) for (what, before, after), count in kept.items()]
+        for what, count, before, after in sizes:
+            change = "" if not before or after is None else f"{after / before - 1:+.1%}".replace("-", "−")
+            cells = (f"{count} × {what}" if count > 1 else what, _mebibytes(before), _mebibytes(after), change)
+            rows.append(_row(model, variant, *cells))
+    if not rows:
+        return ()
+    note = Text(
+        "Forward and backward on one batch, in evaluation mode, without the weights and the batch. A method keeps what "
+        "it allocates and is still there when the forward is over."
+    )
+    return (note, Table(("model", "variant", "what", "before", "after", "change"), tuple(rows), heads=2))
+
+
+def _mebibytes(count: int | None) -> str:
+    return "not called" if count is None else f"{count / 2**20:,.2f} MiB"
 
 
 def _layers(data: Data) -> tuple[Table | Text, ...]:

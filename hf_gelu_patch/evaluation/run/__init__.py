@@ -1,7 +1,8 @@
 """One model evaluated before and after patches: the same examples, the same batches, in one process or several.
 
-comparison (the model beside its patched twins) → resuming (what is recorded already) → answers (what they say of each
-example) → layers, timings (one batch looked at, and the clock; by the main process alone) → verdict → result.
+comparison (the model beside its patched twins) → training_memory (where it is asked for) → resuming (what is recorded
+already) → answers (what they say of each example) → layers, timings (one batch looked at, and the clock; by the main
+process alone) → verdict → result.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from hf_gelu_patch.evaluation.run.layers import CloseLook, look_closely
 from hf_gelu_patch.evaluation.run.result import Result, VariantResult
 from hf_gelu_patch.evaluation.run.resuming import Recording, fingerprint, open_recording
 from hf_gelu_patch.evaluation.run.timings import TimedRun, time_all
+from hf_gelu_patch.evaluation.run.training_memory import with_memory
 from hf_gelu_patch.evaluation.run.verdict import wrong
 from hf_gelu_patch.evaluation.tasks.base import Task
 from hf_gelu_patch.evaluation.tasks.limits import Limits
@@ -145,11 +147,13 @@ def evaluate(
     Raises:
         PatchError: a patch was refused, before anything was measured.
         EvaluationError: ``model`` is in training mode; two variants have one name; what it says of a row depends on the
-            others in its batch; the records cannot be written or are of another run; or examples were lost among the
-            processes.
+            others in its batch; what a training step keeps was asked for and cannot be measured; the records cannot be
+            written or are of another run; or examples were lost among the processes.
     """
     start = time.perf_counter()
     comparison = Comparison.unpatched(model, task, settings, accelerator, progress).patched(settings.variants)
+    if settings.memory:
+        comparison = with_memory(comparison)
     place = None if folder is None else folder / "records" / records.folder_name(task.subject.name)
     with torch.inference_mode():
         check_padding(task, model, comparison.batches)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
-__all__ = ["STAGES", "Comparison", "Progress"]
+__all__ = ["STAGES", "Comparison", "Progress", "patched_by"]
 
 Progress = Callable[[str, float], None]
 """Told the stage, one of ``STAGES``, and the share of it that is done."""
@@ -85,7 +85,7 @@ class Comparison:
             raise EvaluationError("the model is in training mode, where dropout would differ: call model.eval() first.")
         check_variants(variants)
         twins = {variant.name: twin(self.model) for variant in variants}
-        patches = {variant.name: _patch(twins[variant.name], variant) for variant in variants}
+        patches = {variant.name: patched_by(twins[variant.name], variant) for variant in variants}
         running = {v.name: twins[v.name] for v in variants if patches[v.name].changed or v.implementation == "eager"}
         settings = replace(self.settings, variants=tuple(variants))
         return replace(self, settings=settings, patches=patches, running=running)
@@ -105,7 +105,8 @@ class Comparison:
             self.progress(stage, share)
 
 
-def _patch(model: PreTrainedModel, variant: Variant) -> Report:
+def patched_by(model: PreTrainedModel, variant: Variant) -> Report:
+    """What patching a model as a variant says did. Where it changes nothing the report says so."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingPatchedWarning)  # the result says so
         return patch(model, **variant.options)

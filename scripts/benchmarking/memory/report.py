@@ -17,7 +17,7 @@ NAME = "memory.md"
 READING = (
     "One training step: a forward in training mode, and the gradients of its outputs. fp32, random weights, four "
     "layers of base width without a head, no dropout, one thread. Kept is what is alive in between, without the "
-    "weights and the batch; the peak is the most that is alive at one time. Bytes are exact. A variant is so many times "
+    "weights and the batch; the peak is the most alive at one time. Bytes are exact. A variant is so many times "
     "as fast as eager, in the same rounds, with the 99 % interval; what eager shows against itself is the noise. "
     "`checkpoint` is transformers' own gradient checkpointing. Liger-Kernel's Triton kernels do not run on a CPU: here "
     "its modules and autograd functions do, and torch computes what the kernels would, so that they have no times."
