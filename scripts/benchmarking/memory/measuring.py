@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import time
 import warnings
 from collections import Counter
@@ -21,12 +20,15 @@ from scripts.benchmarking.gpu.models import AGAIN
 from scripts.benchmarking.gpu.schedule import Work
 from scripts.benchmarking.memory import liger
 from scripts.benchmarking.memory.found import Found
-from scripts.benchmarking.memory.subjects import MLP, SUBJECTS, Subject
+from scripts.benchmarking.memory.subjects import LONG, MLP, SUBJECTS, Subject
 from scripts.benchmarking.timing import OWN, figures, rounds_on_cpu
 
 CHECKPOINT = "checkpoint"
-PATCHES: Mapping[str, Mapping[str, Any]] = {AUTO: {}, "recompute": {"recompute": True}, "tiles": {"tiles": True}}
+TILES = "tiles"
+PATCHES: Mapping[str, Mapping[str, Any]] = {AUTO: {}, "recompute": {"recompute": True}, TILES: {"tiles": "auto"}}
 """Variant → the options of its patch."""
+FEW = 4
+"""Tiles, of what has so few tokens that "auto" would leave it whole."""
 VARIANTS = (EAGER, *PATCHES, CHECKPOINT, *liger.NAMES)
 FARTHEST = 1e-3
 """From eager's gradients, as a share of the largest of each."""
@@ -56,7 +58,7 @@ def measure_bytes(name: str, work: Work, known: Found) -> None:
             found: dict[str, Any] = {"model": name, "variant": variant, "sources": options.sources}
             found["shape"] = list(subject.shape)
             try:
-                module, found["taken"] = _made(variant, subject.module)
+                module, found["taken"] = _made(variant, name, subject.module)
             except (ImplementationUnavailableError, NoSitesError) as error:
                 work.cell(what, "memory", **found, absent=str(error))
                 continue
@@ -80,7 +82,7 @@ def measure_steps(name: str, work: Work, known: Found) -> None:
         calls: dict[str, Step] = {}
         for variant in wanted:
             try:
-                calls[variant] = _step(_made(variant, subject.module)[0], subject, options.seed)
+                calls[variant] = _step(_made(variant, name, subject.module)[0], subject, options.seed)
             except (ImplementationUnavailableError, NoSitesError) as error:
                 absent[variant] = str(error)
         calls[AGAIN[EAGER]] = calls[EAGER]
@@ -93,7 +95,12 @@ def measure_steps(name: str, work: Work, known: Found) -> None:
         )
 
 
-def _made(variant: str, module: nn.Module) -> tuple[nn.Module, dict[str, int]]:
+def options_of(variant: str, name: str) -> Mapping[str, Any]:
+    """The options of a patch."""
+    return {"tiles": FEW} if variant == TILES and name not in (LONG, MLP) else PATCHES[variant]
+
+
+def _made(variant: str, name: str, module: nn.Module) -> tuple[nn.Module, dict[str, int]]:
     """A copy that shares the weights, as this variant; and what a patch took, at how many sites.
 
     Raises:
@@ -112,12 +119,9 @@ def _made(variant: str, module: nn.Module) -> tuple[nn.Module, dict[str, int]]:
             warnings.simplefilter("ignore", FutureWarning)  # transformers 4 has no other name for it
             made.gradient_checkpointing_enable({"use_reentrant": False})
         return made, {}
-    options = PATCHES[variant]
-    if lacking := options.keys() - inspect.signature(patch).parameters.keys():
-        raise ImplementationUnavailableError(f"patch has no {lacking.pop()}= here")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingPatchedWarning)  # what is left alone is measured too
-        report = patch(made, **options)
+        report = patch(made, **options_of(variant, name))
     return made, dict(Counter(site.implementation or "left alone" for site in report.sites))
 
 

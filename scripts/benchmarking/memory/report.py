@@ -19,14 +19,15 @@ READING = (
     "layers of base width without a head, no dropout, one thread. Kept is what is alive in between, without the "
     "weights and the batch; the peak is the most alive at one time. Bytes are exact. A variant is so many times "
     "as fast as eager, in the same rounds, with the 99 % interval; what eager shows against itself is the noise. "
-    "`checkpoint` is transformers' own gradient checkpointing. Liger-Kernel's Triton kernels do not run on a CPU: here "
+    '`tiles` is `tiles=4` on short texts and `tiles="auto"` on long ones. `checkpoint` is transformers\' own gradient '
+    "checkpointing. Liger-Kernel's Triton kernels do not run on a CPU: here "
     "its modules and autograd functions do, and torch computes what the kernels would, so that they have no times."
 )
 GUIDE = {
     EAGER: "as it is",
     "auto": "`patch(model)`",
     "recompute": "`recompute=True`",
-    "tiles": "`tiles=True`",
+    "tiles": "`tiles=`",
     "checkpoint": "checkpointing",
     "liger": "Liger-Kernel",
     "liger_tiled": "Liger-Kernel, tiled",
