@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -231,7 +232,7 @@ def test_half_precision_learns_and_goes_on(precision: str, checkpoint: Path, dat
 # --------------------------------------------------------------------------------------------- killed, and going on
 
 
-@pytest.mark.parametrize("stop", [1, 3, 5, 9], ids="before step {}".format)
+@pytest.mark.parametrize("stop", [1, 5, 9], ids="before step {}".format)
 def test_a_run_that_died_ends_in_the_same_weights(
     stop: int, whole: tuple[Path, Data], checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -294,6 +295,50 @@ def test_killed_at_any_moment_it_ends_in_the_same_weights(
     one, two = weights(whole[0]), weights(tmp_path / "two")
     for name, weight in one.items():  # the same batches, and the same dropout in each
         torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-5, msg=name)
+
+
+# ------------------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_trains_an_encoder_with_a_new_head(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = tmp_path / "encoder"
+    shutil.copytree(checkpoint, encoder)
+    transformers.AutoModel.from_pretrained(checkpoint).save_pretrained(encoder)
+    texts = [(f"w{number} w{number % 7}", ("low", "middle", "high")[number % 3]) for number in range(24)]
+    rows = "text,label\n" + "".join(f"{text},{label}\n" for text, label in texts)
+    (tmp_path / "rows.csv").write_text(rows)
+    (tmp_path / "how.yaml").write_text(
+        "num_train_epochs: 1\nactivation: relu\nlearning_rate: 0.002\nrecompute: true\ntiles: 2\n"
+    )
+    words = [
+        *("finetune", "--model_name_or_path", encoder, "--task", "text-classification", "--config"),
+        *(tmp_path / "how.yaml", "--train-file", tmp_path / "rows.csv", "--validation_file", tmp_path / "rows.csv"),
+        *("--output_dir", tmp_path / "run", "--gradient_checkpointing", "--group_by_length"),
+    ]
+    assert main(list(map(str, words))) == 1
+    assert "which would be drawn at random" in capsys.readouterr().err
+    assert main([*map(str, words), "--new_head"]) == 0
+    printed = capsys.readouterr()
+    assert "patched, not trained" in printed.out
+    assert [line.rpartition(": ")[2] for line in printed.err.splitlines() if line.startswith("[1/1]")] == list(STAGES)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
+    assert model.config.id2label == {0: "high", 1: "low", 2: "middle"}
+    assert model.config.hidden_act == "relu"
+    assert main([*map(str, words), "--new_head", "--resume_from_checkpoint", "latest"]) == 0
+    said = refused(capsys, *words[1:], "--new_head", "--task", "causal-lm", "--output_dir", tmp_path / "other")
+    assert "causal-lm needs no new head" in said
+
+
+@pytest.mark.slow
+def test_the_script_is_the_command(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "scripts" / "finetune.py"
+    done = subprocess.run(
+        [sys.executable, script, "--train_file", "none.csv"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "name one with --model_name_or_path" in done.stderr
 
 
 # -------------------------------------------------------------------------------------------------------------- LoRA
