@@ -33,8 +33,10 @@ from hf_gelu_patch.evaluation.variants import Variant
 from hf_gelu_patch.finetuning.errors import FinetuningError
 from hf_gelu_patch.finetuning.order import Order
 from hf_gelu_patch.finetuning.run import STAGES, finetune
+from scripts.healing import curve, healing
 
 Data = dict[str, Any]
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +335,7 @@ def test_the_command_trains_an_encoder_with_a_new_head(
 
 @pytest.mark.slow
 def test_the_script_is_the_command(tmp_path: Path) -> None:
-    script = Path(__file__).parent.parent / "scripts" / "finetune.py"
+    script = ROOT / "scripts" / "finetune.py"
     done = subprocess.run(
         [sys.executable, script, "--train_file", "none.csv"], cwd=tmp_path, capture_output=True, text=True
     )
@@ -401,7 +403,7 @@ def test_what_is_missing_is_named(
     assert "--lora_alpha is for LoRA" in refused(capsys, *asked, "--lora_alpha", 8)
     assert "unknown activation 'sliu'" in refused(capsys, *asked, "--activation", "sliu")
     monkeypatch.setitem(sys.modules, "peft", None)
-    assert "pip install peft" in refused(capsys, *asked, "--lora_r", 4)
+    assert "pip install 'hf-gelu-patch[lora]'" in refused(capsys, *asked, "--lora_r", 4)
     assert not (tmp_path / "run").exists()
 
 
@@ -482,3 +484,25 @@ def test_trainer_works_on_a_patched_model(checkpoint: Path, data: Path, tmp_path
     assert saved[0].keys() == saved[1].keys()
     for name, weight in saved[0].items():
         torch.testing.assert_close(saved[1][name], weight, rtol=0, atol=1e-3, msg=name)
+
+
+# ---------------------------------------------------------------------------------------------------------- the guide
+
+
+def test_the_guide_shows_what_was_recorded() -> None:
+    record = json.loads((ROOT / "scripts" / "healing" / "healing.json").read_text(encoding="utf-8"))
+    guide = (ROOT / "hf_gelu_patch" / "guides" / "finetuning.md").read_text(encoding="utf-8")
+    flat = " ".join(guide.split())
+    assert healing(record) in guide
+    assert curve(record) in flat
+    runs = record["healing"]
+    assert float(runs["gelu"]["stages"]["trained"]["accuracy"]) >= 0.95
+    assert {one["run"]["activation"] for one in runs.values()} == {None, "silu", "relu"}
+    assert all(one["run"]["num_train_epochs"] == 1 for one in runs.values())
+    assert f"{runs['gelu']['run']['examples']:,} rows" in flat
+    assert f"and {runs['gelu']['changes']['trained']['examples']:,} others" in flat
+    assert all(
+        one["stages"]["before"] == runs["gelu"]["stages"]["trained"] for name, one in runs.items() if name != "gelu"
+    )
+    about = runs["gelu"]["environment"]
+    assert f"{about['cpu']}, one thread, torch {about['versions']['torch'].partition('+')[0]}" in flat

@@ -130,7 +130,7 @@ examples:
   hf-gelu-patch finetune … --output_dir silu --resume_from_checkpoint latest
       the same command once more, after a run that was killed
   hf-gelu-patch finetune … --lora_r 16 --learning_rate 2e-4
-      LoRA adapters in place of the weights (pip install peft)
+      LoRA adapters in place of the weights (pip install 'hf-gelu-patch[lora]')
   torchrun --standalone --nproc_per_node 2 -m hf_gelu_patch finetune … --num_processes 2
       two processes, on CPU too
 

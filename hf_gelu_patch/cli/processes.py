@@ -1,4 +1,4 @@
-"""The processes of an evaluation: how many were asked for, and how many there are."""
+"""The processes of a command: how many were asked for, and how many there are."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def _check(started: int, wanted: int) -> None:
     if started != wanted:
         raise EvaluationError(
             f"{started} {'process was' if started == 1 else 'processes were'} started, and {wanted} asked for. "
-            f"Start them with: torchrun --standalone --nproc_per_node {wanted} -m hf_gelu_patch evaluate "
-            f"--num_processes {wanted} …"
+            f"Start them with: torchrun --standalone --nproc_per_node {wanted} -m hf_gelu_patch "
+            f"{next(iter(sys.argv[1:]), 'evaluate')} --num_processes {wanted} …"
         )
 
 

@@ -33,7 +33,7 @@ def check_adapters(training: Training) -> None:
         if other := [name for name, value in given.items() if value is not None]:
             raise FinetuningError(f"--{other[0]} is for LoRA: say of which rank with --lora_r, or drop it.")
     elif importlib.util.find_spec("peft") is None:
-        raise FinetuningError("--lora_r needs peft, which is not installed: pip install peft")
+        raise FinetuningError("--lora_r needs peft, which is not installed: pip install 'hf-gelu-patch[lora]'")
 
 
 def add_adapters(model: PreTrainedModel, task: Task, training: Training) -> Any:

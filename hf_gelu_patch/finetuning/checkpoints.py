@@ -139,9 +139,15 @@ class RunFolder:
         target, made = self.path / f"checkpoint-{step}", self.path / f".checkpoint-{step}"
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
-        with (made / _STATE).open("wb") as file:
-            torch.save(state, file)
-            _to_disk(file.fileno())
+        try:
+            with (made / _STATE).open("wb") as file:
+                torch.save(state, file)
+                _to_disk(file.fileno())
+        except RuntimeError as error:  # torch's, where the disk is full
+            raise FinetuningError(
+                f"{target} cannot be written: {first_line(error)}. Make room, and go on with --resume_from_checkpoint "
+                f"{LATEST}."
+            ) from error
         replace_file(made / _RUN, (self.path / _RUN).read_bytes())
         if target.exists():  # of a run that went on from an earlier one: the same to the bit
             self._remove(target)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from hf_gelu_patch.evaluation.report.document import words
 from hf_gelu_patch.evaluation.report.plots import COLOURS, MARKERS, png
+from hf_gelu_patch.finetuning.results import STAGES
 
 __all__ = ["draw"]
 
@@ -41,8 +42,10 @@ def draw(history: Mapping[str, Sequence[Any]], stages: Mapping[str, Mapping[str,
 def _losses(axes: Axes, history: Mapping[str, Sequence[Any]]) -> None:
     losses = np.asarray(history["loss"], dtype=np.float64)
     steps = np.arange(1, len(losses) + 1)
-    axes.plot(steps, losses, color=COLOURS[0], alpha=0.35, linewidth=0.8, label="loss of each step")
     span = len(losses) // _SMOOTH
+    axes.plot(
+        steps, losses, color=COLOURS[0], alpha=0.35 if span > 1 else 1.0, linewidth=0.8, label="loss of each step"
+    )
     if span > 1:
         mean = np.convolve(losses, np.ones(span) / span, mode="valid")
         axes.plot(steps[span - 1 :], mean, color=COLOURS[0], linewidth=1.8, label=f"mean of the last {span}")
@@ -64,6 +67,6 @@ def _metric(
     line = [*filter(None, [began]), *between, *([points["trained"]] if "trained" in points else [])]
     axes.plot(*zip(*line, strict=True), color="#888888", linewidth=1.0)
     for number, (name, (step, value)) in enumerate(points.items()):
-        axes.plot([step], [value], color=COLOURS[number], marker=MARKERS[number], linestyle="", label=name)
+        axes.plot([step], [value], color=COLOURS[number], marker=MARKERS[number], linestyle="", label=STAGES[name])
     axes.set_ylabel(words(metric), fontsize=9)
     axes.legend(fontsize=8, loc="best", frameon=False)

@@ -37,7 +37,6 @@ State = dict[str, Any]
 
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _TOGETHER = 2**24  # numbers of gradients that are added up at once
-_WHOLE = ("NO", "MULTI_CPU", "MULTI_GPU")  # ways to share the work in which every process has the whole model
 
 
 class Learner:
@@ -90,7 +89,8 @@ class Learner:
         self._scaler = torch.amp.GradScaler(accelerator.device.type, enabled=self._half == torch.float16)
 
     def _check(self, accelerator: Accelerator) -> None:
-        if (how := accelerator.distributed_type.name) not in _WHOLE:
+        how = accelerator.distributed_type.name
+        if how != "NO" and not how.startswith("MULTI_"):
             raise FinetuningError(
                 f"the processes were started for {how}, where each holds a part of the model; here each holds all of "
                 "it. Start them with torchrun, or train the patched model with transformers' Trainer."

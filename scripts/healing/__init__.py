@@ -1,13 +1,12 @@
 """What swaps cost a real model and what an epoch gives back, and LoRA with and without a patch: a record
 
-``python -m scripts.healing`` makes it.
+``python -m scripts.healing`` makes it. ``tests/test_finetune.py`` holds the guide to it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from hf_gelu_patch.evaluation.report.document import signed
 from hf_gelu_patch.evaluation.report.markdown import table
 
 __all__ = ["curve", "healing"]
@@ -36,9 +35,7 @@ def share(value: float) -> str:
 def _change(found: dict[str, Any], stage: str) -> list[str]:
     change = found["changes"][stage]
     moved = change["differences"]["accuracy"]
-    value, low, high = (
-        signed(round(100 * float(moved[key]), 2)).replace("00", "", 1) for key in ("value", "low", "high")
-    )
+    value, low, high = (f"{100 * float(moved[key]):+.2f}".replace("-", "−") for key in ("value", "low", "high"))
     p = float(change["p"])
     return [
         f"{value} ({low} to {high})",

@@ -29,7 +29,7 @@ EPOCH = (
     *("--num_warmup_steps", "30", "--weight_decay", "0.01", "--group_by_length", "--checkpointing_steps", "50"),
 )
 LORA = (
-    *("--model_name_or_path", "llama", "--max_length", "128", "--limit", "32", "--lora_r", "8"),
+    *("--model_name_or_path", "llama", "--max_length", "128", "--limit", "12", "--lora_r", "8"),
     *("--per_device_train_batch_size", "1", "--max_train_steps", "24", "--learning_rate", "1e-3"),
     *("--checkpointing_steps", "8"),
 )
@@ -69,7 +69,7 @@ def main() -> None:
         made = trained(folder / f"lora-{name}", [*words], resume=options.resume)
         found["lora"][name] = {key: made[key] for key in _KEPT} | made["training"]
     for one in (*found["healing"].values(), *found["lora"].values()):
-        del one["environment"]["command"]
+        del one["environment"]["command"], one["environment"]["git"]  # of the folder it ran in
     RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
