@@ -15,7 +15,7 @@ from hf_gelu_patch.implementations.derivatives import gradients_of
 from hf_gelu_patch.implementations.registry import ALWAYS, Fused
 from hf_gelu_patch.implementations.tensors import needs_gradient, transformed
 
-__all__ = ["Kept", "again_from", "kept"]
+__all__ = ["Kept", "again_from", "can_be_asked", "kept"]
 
 Function = Callable[..., Tensor]
 
@@ -153,6 +153,11 @@ def _by_mark(node: Any) -> Callable[[], Tensor] | None:
 
 def _from_input(node: Any, function: Function, saved: str) -> Tensor:
     return function(getattr(node, saved).detach())
+
+
+def can_be_asked(node: Any) -> bool:
+    """Whether ``again_from`` may find something at nodes of a type."""
+    return _way(node) is not None
 
 
 def again_from(node: Any) -> Callable[[], Tensor] | None:

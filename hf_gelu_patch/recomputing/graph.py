@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_gelu_patch.recomputing.functions import again_from
+from hf_gelu_patch.recomputing.functions import again_from, can_be_asked
 
 __all__ = ["Dropped", "Found", "drop", "held", "tensors_in"]
 
@@ -104,6 +104,12 @@ _REPEATED: dict[str, Callable[[Any, Tensor], Tensor]] = {
 _VIEWS = frozenset(name for name, op in _REPEATED.items() if op is _reshaped and name != "CloneBackward0")
 
 _Step = tuple[Callable[[Any, Tensor], Tensor], Any]
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_use(node: Any) -> bool:
+    """Whether the results of nodes of a type may be computed again."""
+    return can_be_asked(node) or _repeated(node) is not None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -204,14 +210,14 @@ def drop(outputs: Iterable[Tensor], inputs: Iterable[Tensor]) -> tuple[int, bool
     while pending:
         node = pending.pop()
         for child, number in node.next_functions:
-            if child is None or (child in seen and _origin(child) is None):
-                continue
-            if (found := _origin(child)) is not None:
+            kind: Any = type(child)
+            if _of_use(kind) and (found := _origin(child)) is not None:
                 sources.add(found.source)
                 _take(node, child, number, found)
-            if child not in seen and child._sequence_nr() > floor:
+            if child is not None and child not in seen:
                 seen.add(child)
-                pending.append(child)
+                if child._sequence_nr() > floor:
+                    pending.append(child)
     return len(sources), is_output
 
 
