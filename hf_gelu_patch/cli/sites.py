@@ -23,7 +23,6 @@ class Sites:
         MISSING, "a reference model, a checkpoint folder, a hub id", metavar="MODEL", positional=True
     )
     diff: bool = option(False, "print each forward that a patch would rewrite, as a diff")
-    recompute: bool = option(False, "as patch(recompute=True), which trains with less memory: what is kept at each site")
 
 
 def _run(said: Said) -> int:
@@ -36,10 +35,10 @@ def _run(said: Said) -> int:
     from hf_gelu_patch.evaluation.loading.models import skeleton
 
     model = skeleton(place, trust_remote_code=bool(said.get("trust_remote_code")))
-    report = find_sites(model, **variant.options, recompute=options.recompute)
+    report = find_sites(model, **variant.options)
     print(report)
     if options.diff and (report.changed or report.in_tiles):
-        with patched(model, **variant.options, recompute=options.recompute):
+        with patched(model, **variant.options):
             print(explain(model))
     return 0
 

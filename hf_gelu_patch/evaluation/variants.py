@@ -31,7 +31,7 @@ class Variant:
 
     Attributes:
         name: what it is called in results.
-        implementation, activation, include, exclude, tiles: as for ``patch``.
+        implementation, activation, include, exclude, recompute, tiles: as for ``patch``.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Variant:
     exclude: tuple[str, ...] | None = option(
         None, "leave such sites alone; may be repeated", _PATCH, metavar="PATTERN", repeated=True
     )
-
+    recompute: bool = option(False, "train with less memory: keep an activation's inputs alone for backward", _PATCH)
     tiles: int | str | None = option(
         None,
         "run what treats each token by itself in tiles: a number, the most bytes of one (256MiB), or auto",
@@ -66,7 +66,8 @@ class Variant:
     @classmethod
     def parse(cls, text: str) -> Variant:
         """Read ``aten``, ``activation=silu`` or ``aten,activation=gelu_tanh,include=encoder.*;decoder.*``: an
-        implementation's name, and ``key=value`` for the rest, patterns separated by ``;``. The text is the name.
+        implementation's name, ``recompute``, and ``key=value`` for the rest, patterns separated by ``;``. The text is
+        the name.
 
         Raises:
             EvaluationError: it says nothing, says something twice, or has an unknown key.
@@ -75,11 +76,17 @@ class Variant:
         found: dict[str, str] = {}
         for part in text.split(","):
             key, equals, value = (word.strip() for word in part.partition("="))
-            key, value = (key, value) if equals else ("implementation", key)
+            if part.strip() in _SWITCHES:
+                value = "yes"
+            elif not equals:
+                key, value = "implementation", key
+            elif key in _SWITCHES:
+                raise EvaluationError(f"--variant {text!r}: {key} takes no value. Write {key} alone, or leave it out.")
             if key not in _KEYS:
+                known = ", ".join(one if one in _SWITCHES else f"{one}=…" for one in _KEYS)
                 raise EvaluationError(
-                    f"--variant {text!r}: there is no {key!r}. Write an implementation's name, or "
-                    f"{', '.join(f'{known}=…' for known in _KEYS)}, with commas between them."
+                    f"--variant {text!r}: there is no {key!r}. Write an implementation's name, or {known}, with commas "
+                    "between them."
                 )
             if not value:
                 raise EvaluationError(f"--variant {text!r}: {key} is empty. Write {key}=NAME, or leave it out.")
@@ -92,6 +99,7 @@ class Variant:
             activation=found.get("activation"),
             include=_patterns(found.get("include")),
             exclude=_patterns(found.get("exclude")),
+            recompute="recompute" in found,
             tiles=_amount(found["tiles"]) if "tiles" in found else None,
         )
 
@@ -102,6 +110,7 @@ class Variant:
         activation: str | None = None,
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
+        recompute: bool = False,
         tiles: int | str | None = None,
     ) -> Variant:
         """The variant that is patched so, called as ``parse`` would read it."""
@@ -112,6 +121,7 @@ class Variant:
             "tiles": tiles,
         }
         parts = [f"{key}={value}" for key, value in said.items() if value is not None]
+        parts += ["recompute"] if recompute else []
         if implementation != "auto" or not parts:
             parts.insert(0, implementation)
         return cls(
@@ -120,11 +130,13 @@ class Variant:
             activation,
             tuple(include) if include else None,
             tuple(exclude) if exclude else None,
+            recompute,
             tiles,
         )
 
 
 _KEYS = tuple(declared(Variant))
+_SWITCHES = frozenset(name for name, one in declared(Variant).items() if one.switch)
 
 
 def _patterns(text: str | None) -> tuple[str, ...] | None:

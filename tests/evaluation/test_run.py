@@ -76,6 +76,7 @@ def load(one: Subject, limit: int | None = None) -> tuple[PreTrainedModel, Task]
         ("aten,activation=silu", Variant("aten,activation=silu", "aten", "silu")),
         ("eager,tiles=4", Variant("eager,tiles=4", "eager", tiles=4)),
         ("tiles=64MiB", Variant("tiles=64MiB", tiles="64MiB")),
+        ("aten,recompute", Variant("aten,recompute", "aten", recompute=True)),
         (
             "activation=gelu_tanh, include=encoder.*; decoder.*,exclude=*.0.*",
             Variant(
@@ -98,7 +99,8 @@ def test_a_variant_is_read(text: str, expected: Variant) -> None:
         ("activation=", "activation is empty"),
         ("aten,", "implementation is empty"),
         ("aten,eager", "implementation twice"),
-        ("name=a", "no 'name'.*implementation=…, activation=…, include=…, exclude=…, tiles=…"),
+        ("recompute=1", "recompute takes no value"),
+        ("name=a", "no 'name'.*implementation=…, activation=…, include=…, exclude=…, recompute, tiles=…"),
     ],
 )
 def test_a_variant_that_says_nothing_or_too_much(text: str, said: str) -> None:
@@ -112,6 +114,7 @@ def test_a_variant_that_says_nothing_or_too_much(text: str, said: str) -> None:
         ({}, "auto"),
         ({"implementation": "aten"}, "aten"),
         ({"activation": "silu"}, "activation=silu"),
+        ({"recompute": True}, "recompute"),
         ({"implementation": "aten", "include": ["a", "b"]}, "aten,include=a;b"),
     ],
 )
