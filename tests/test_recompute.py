@@ -6,6 +6,7 @@ import copy
 import pickle
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,7 +27,12 @@ from hf_gelu_patch import (
     patched,
     unpatch,
 )
+from hf_gelu_patch.activations import ACTIVATIONS
+from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Least
 from hf_gelu_patch.recomputing import held
+from hf_gelu_patch.recomputing import kept as kept_of
+from hf_gelu_patch.recomputing.functions import several_ops
+from hf_gelu_patch.recomputing.graph import drop
 from hf_gelu_patch.recomputing.hooks import Recompute
 
 
@@ -553,3 +559,47 @@ def test_compiled_it_leaves_all_to_inductor(name: str) -> None:
         found = gradients(lambda: run(compiled), model)
     torch._dynamo.reset()
     assert off(found, [g.double() for g in own]) < 1e-5
+
+
+# --------------------------------------------------------------------------------------------------- the functions
+
+
+def test_what_autocast_does_inside_is_done_again() -> None:
+    weight = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+
+    def swish(x: Tensor) -> Tensor:
+        return x * F.linear(x, weight).sigmoid()
+
+    x, narrow = rows(), nn.Linear(8, 2)
+    found = []
+    for function in (swish, partial(several_ops, swish)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = function(x)
+            output = narrow(y)
+        if function is not swish:
+            drop([output], [x])
+        found.append(torch.autograd.grad(output.float().sum(), [x, narrow.weight]))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("training", [None, 16, 10_000])
+def test_where_few_numbers_are_computed_by_the_models_own_ops_no_more_is_kept(training: int | None) -> None:
+    record = ACTIVATIONS["quick_gelu"]
+    fused = IMPLEMENTATIONS["aten"].build(record, _own_quick_gelu, Least(0, training))
+    assert fused is not None
+    made = kept_of(fused).fused
+    x, linear = rows(), nn.Linear(8, 8)
+    few = training is None or x.numel() < training
+    assert made.gated is not None
+    assert made.linear is not None
+    for y, own in (
+        (made(x), _own_quick_gelu(x) if few else record.eager(x)),
+        (made.gated(x, x), (_own_quick_gelu(x) if few else record.eager(x)) * x),
+        (made.linear(linear, x), (_own_quick_gelu if few else record.eager)(linear(x))),
+    ):
+        assert torch.equal(y, own)
+        assert len({t.data_ptr() for t in held(y)} - {t.data_ptr() for t in (*linear.parameters(), x)}) <= 1
+
+
+def _own_quick_gelu(x: Tensor) -> Tensor:
+    return x / (1.0 + torch.exp(-1.702 * x))
