@@ -692,11 +692,11 @@ def test_another_number_of_threads_is_another_machine(net: Net, plan: Path) -> N
         ("[" * 100_000, "it is no JSON"),
         ("[]", "another program wrote it"),
         ('{"schema": 1}', "another program wrote it"),
-        ('{"written_by": "hf_gelu_patch", "schema": 99}', "has schema 99, and this version .* reads schema 1"),
-        ('{"written_by": "hf_gelu_patch", "schema": 1}', "the file has no 'sites'"),
-        ('{"written_by": "hf_gelu_patch", "schema": 1, "sites": 3}', "'sites' of the file is 3"),
-        ('{"written_by": "hf_gelu_patch", "schema": 1, "sites": [1]}', "site 0 is no object"),
-        ('{"written_by": "hf_gelu_patch", "schema": 1, "sites": [{}]}', "site 0 has no 'path'"),
+        ('{"written_by": "hf_gelu_patch", "schema": 99}', "has schema 99, and this version .* reads schema 2"),
+        ('{"written_by": "hf_gelu_patch", "schema": 2}', "the file has no 'sites'"),
+        ('{"written_by": "hf_gelu_patch", "schema": 2, "sites": 3}', "'sites' of the file is 3"),
+        ('{"written_by": "hf_gelu_patch", "schema": 2, "sites": [1]}', "site 0 is no object"),
+        ('{"written_by": "hf_gelu_patch", "schema": 2, "sites": [{}]}', "site 0 has no 'path'"),
     ],
 )
 def test_what_is_no_plan_is_refused(net: Net, tmp_path: Path, text: str, says: str) -> None:
