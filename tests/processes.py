@@ -116,9 +116,11 @@ def _serve(place: Path) -> None:
     listening.listen()
     if os.fork():
         os._exit(0)  # it can be connected to
+    for number in (1, 2):  # nobody who reads what pytest says is to wait for this process
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no child is waited for here
     clients: dict[socket.socket, IO[str]] = {}
-    while found := select.select([listening, *clients], [], [], None if clients else 60)[0]:
+    while found := select.select([listening, *clients], [], [], None if clients else 5)[0]:
         for one in found:
             if one is listening:
                 client, _ = listening.accept()
@@ -130,10 +132,8 @@ def _serve(place: Path) -> None:
             else:
                 clients.pop(one).close()
                 one.close()
-                if not clients:
-                    place.unlink()
-                    place.with_suffix(".lock").unlink(missing_ok=True)
-                    return
+    place.unlink()
+    place.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _answer(asked: dict[str, Any], client: IO[str], sockets: list[socket.socket]) -> None:
