@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,32 +122,25 @@ def test_piped_there_are_no_colours_and_no_bars(evaluated: tuple[Path, str, str]
 @pytest.mark.slow
 def test_on_a_terminal_there_is_a_bar(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     outer, inner = pty.openpty()
-    command = [
-        sys.executable,
-        *COMMAND,
-        "evaluate",
-        "--model_name_or_path",
-        checkpoint,
-        "--validation_file",
-        data,
-        *QUICK,
-    ]
-    process = subprocess.Popen(
-        [str(word) for word in command],
-        cwd=tmp_path,
-        env={**ENVIRONMENT, "TERM": "xterm"},
-        stdout=subprocess.DEVNULL,
-        stderr=inner,
-    )
-    os.close(inner)
+    command = (*COMMAND, "evaluate", "--model_name_or_path", checkpoint, "--validation_file", data, *QUICK)
     shown = b""
-    try:
-        while chunk := os.read(outer, 4096):
-            shown += chunk
-    except OSError:  # how a terminal says that the other side is gone
-        pass
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(
+            processes.call,
+            *command,
+            cwd=tmp_path,
+            env={**ENVIRONMENT, "TERM": "xterm"},
+            stdout=tmp_path / "stdout",
+            stderr=Path(os.ttyname(inner)),
+        )
+        done.add_done_callback(lambda _: os.close(inner))
+        try:
+            while chunk := os.read(outer, 4096):
+                shown += chunk
+        except OSError:  # how a terminal says that the other side is gone
+            pass
     os.close(outer)
-    assert process.wait(timeout=60) == 0
+    assert done.result() == 0
     assert "━" in shown.decode()
     assert b"tiny: speed" in shown
 
