@@ -216,18 +216,19 @@ def rows(*shape: int) -> Tensor:
     return torch.randn(*(shape or (3, 5)), 8, generator=torch.Generator().manual_seed(5)).requires_grad_()
 
 
-def dropped(model: nn.Module, x: Tensor) -> int:
+def dropped(model: nn.Module, x: Tensor, implementation: str = "eager") -> int:
     """How many bytes fewer are kept than by the model itself."""
     with torch.no_grad():
         model(x)
     before = kept(model(x), model)
-    with patched(model, implementation="eager", recompute=True):
+    with patched(model, implementation=implementation, recompute=True):
         return before - kept(model(x), model)
 
 
 def test_a_site_keeps_its_inputs_alone() -> None:
     size = 3 * 5 * 12 * 4
     assert dropped(Gated(), rows()) == 2 * size  # act(gate), the product
+    assert dropped(Gated(), rows(), "aten") == 2 * size  # which writes the product over act(gate)
     assert dropped(Across(), rows()) == size  # the result
     quick = Across(transformers.activations.QuickGELUActivation())
     assert dropped(quick, rows()) == 2 * size + 8  # σ(1.702·x), the result, and the number
