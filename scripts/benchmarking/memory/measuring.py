@@ -20,7 +20,7 @@ from scripts.benchmarking.gpu.models import AGAIN
 from scripts.benchmarking.gpu.schedule import Work
 from scripts.benchmarking.memory import liger
 from scripts.benchmarking.memory.found import Found
-from scripts.benchmarking.memory.subjects import LONG, MLP, SUBJECTS, Subject
+from scripts.benchmarking.memory.subjects import LLAMA, LONG, MLP, SUBJECTS, Subject
 from scripts.benchmarking.timing import OWN, figures, rounds_on_cpu
 
 CHECKPOINT = "checkpoint"
@@ -44,7 +44,7 @@ def measure_bytes(name: str, work: Work, known: Found) -> None:
     lacking = [
         variant
         for variant in options.variants
-        if (variant not in liger.NAMES or name == MLP)
+        if (variant not in liger.NAMES or name in LLAMA)
         and (variant not in had or (variant in PATCHES and had[variant]["sources"] != options.sources))
     ]
     if lacking and work.left <= 0:
@@ -108,9 +108,13 @@ def _made(variant: str, name: str, module: nn.Module) -> tuple[nn.Module, dict[s
     """
     if variant == EAGER:
         return module, {}
-    if variant in liger.NAMES:
+    if variant in liger.NAMES and name == MLP:
         return liger.layer_of(variant, module), {}
     made: Any = twin(module)
+    if variant in liger.NAMES:
+        for layer in made.layers:
+            layer.mlp = liger.layer_of(variant, layer.mlp)
+        return made.train(), {}
     if variant == CHECKPOINT:
         if not getattr(made, "supports_gradient_checkpointing", False):
             raise ImplementationUnavailableError("transformers has none for it")

@@ -13,6 +13,8 @@ from scripts.benchmarking.architectures import ARCHITECTURES, inputs_of
 
 MLP, LONG = "llama's MLP", "llama, long"
 """One gated layer on very many tokens, and a model on many."""
+LLAMA = ("llama", LONG, MLP)
+"""Those with what Liger-Kernel computes."""
 UNTIMED = (LONG,)
 """Of which there are bytes alone."""
 
