@@ -80,5 +80,10 @@ def test_what_it_tells(folder: Path, found: Found, tmp_path: Path) -> None:
         assert report.compact(found, "peak").count(f"\n| {name} |") == 1
     assert f"- {MLP}, checkpoint: transformers has none for it" in told
     assert "Went wrong" not in told
+    assert report.compact_times(found).count("\n| ") == 1 + 2
+    (folder / "memory.md").unlink()
+    done = processes.run("-m", "scripts.benchmarking", "report", str(folder), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == told == (folder / "memory.md").read_text(encoding="utf-8")
     with pytest.raises(RecordError, match=r"no memory.jsonl"):
         read(tmp_path)

@@ -76,6 +76,21 @@ def compact(found: Found, key: str) -> str:
     return markdown.table(["model", "batch", *(GUIDE[one] for one in names)], rows)
 
 
+def compact_times(found: Found) -> str:
+    """The guide's table of times: how many times as fast as eager, in bold what lies beyond the noise."""
+    subjects = {name: found.steps[name] for name in SUBJECTS if name in found.steps}
+    names = [one for one in GUIDE if one != EAGER and any(one in line["variants"] for line in subjects.values())]
+    rows = []
+    for name, line in subjects.items():
+        texts = []
+        for one in names:
+            row = line["variants"].get(one, {})
+            value = f"{row['ratio']['value']:.2f}" if "ratio" in row else ""
+            texts.append(value if row.get("verdict", "no ").startswith("no ") else f"**{value}**")
+        rows.append([name, f"{line['noise']:.1%}".replace("%", " %"), *texts])
+    return markdown.table(["model", "noise", *(GUIDE[one] for one in names)], rows)
+
+
 def summary(found: Found) -> str:
     """The Markdown."""
     told = versions_of(found.environment) if found.environment else "Where this was measured was not recorded"
