@@ -86,7 +86,7 @@ def test_every_variant_in_every_cell(found: Any) -> None:
 
 def test_every_cell_of_the_layers_and_products(found: Any) -> None:
     modes = ("forward", "training step")
-    cells = [(size, mode) for size in ("large", "small") for mode in modes]
+    cells = [(size, mode) for size in ("large", "medium", "small") for mode in modes]
     assert list(found.sites) == [
         (kind, "gelu_new", "float32", *cell) for kind in ("linear", "pointwise") for cell in cells
     ]
@@ -103,7 +103,7 @@ def test_what_it_tells(folder: Path, found: Any) -> None:
     told = (folder / "cpu.md").read_text(encoding="utf-8")
     assert told.count("\n| gpt2 | 2 × 16 | float32 | 1 |") == 3 + 3  # what auto, tuned and earlier took
     assert told.count("\n| gpt2 | 1 × 8 | float32 | 1 |") == 2 + 1
-    assert told.count("\n| linear | gelu_new | float32 |") == 4
+    assert told.count("\n| linear | gelu_new | float32 |") == 6
     assert "\n| 16 × 8 → 2 × 32 | float32 | 1 |" in told
     assert "Went wrong" not in told
     assert (folder / "cpu.png").read_bytes().startswith(b"\x89PNG")
