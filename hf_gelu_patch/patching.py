@@ -188,6 +188,7 @@ def patch(
     in_tiles = [one for one in tilings if one.tiles is not None]
     if not changing and not in_tiles:
         reasons = Counter(f"{site.activation}: {site.reason}" for site in report.sites)
+        reasons += Counter(f"{one.owner}, not in tiles: {one.reason}" for one in report.tiled)
         message = f"{report.summary}: " + "; ".join(f"{count} × {reason}" for reason, count in reasons.items())
         if strict:
             raise NothingPatchedError(message)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_gelu_patch.activations import Resolved
+from hf_gelu_patch.errors import first_line
 from hf_gelu_patch.formula_reader import is_of_numbers
 from hf_gelu_patch.forwards.carried import is_bound_otherwise
 from hf_gelu_patch.forwards.class_binding import is_patched, rewritings, written_attribute
@@ -36,6 +37,7 @@ from hf_gelu_patch.tiling.values import (
     NotTokenWiseError,
     Object,
     Sizes,
+    Steady,
     TensorMethod,
     Tokens,
     Weight,
@@ -59,8 +61,8 @@ def judge(module: nn.Module, method: str) -> Verdict:
         return reader.verdict(module, method)
     except NotTokenWiseError as error:
         return Verdict(str(error), tuple(reader.facts.values()))
-    except RecursionError:
-        return Verdict("it calls itself", tuple(reader.facts.values()))
+    except Exception as error:  # of code that does what nobody thought of: it is left alone
+        return Verdict(f"its source cannot be followed ({first_line(error)})", tuple(reader.facts.values()))
 
 
 _LINEAR, _DROPOUT, _SAME = nn.Linear, nn.Dropout, nn.Identity
@@ -280,6 +282,10 @@ class Reader:
             return self.applied(function.func, [*function.args, *given], {**function.keywords, **named})
         if isinstance(function, TensorMethod):
             return self.operations.tensor_function(function.name, None, [function.tensor, *given], named)
+        if function in (enumerate, zip, list, tuple, reversed):  # of containers, their modules
+            given = [self.children(one) if isinstance(one, Module) else one for one in given]
+            if not any(isinstance(one, (*TENSORS, Sizes, Object, Steady)) for one in given):
+                return list(tried(function, given, named))
         values = [
             part for one in (*given, *named.values()) for part in (one if isinstance(one, (list, tuple)) else [one])
         ]
