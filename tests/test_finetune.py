@@ -504,5 +504,14 @@ def test_the_guide_shows_what_was_recorded() -> None:
     assert all(
         one["stages"]["before"] == runs["gelu"]["stages"]["trained"] for name, one in runs.items() if name != "gelu"
     )
-    about = runs["gelu"]["environment"]
+    told = (
+        "SiLU costs nothing that can be told from chance, and more training at this rate gains nothing. ReLU costs much"
+    )
+    assert told in flat
+    silu, relu = (runs[name]["changes"] for name in ("silu", "relu"))
+    assert min(silu["patched"]["p"], silu["trained"]["p"]) > 0.05
+    assert relu["patched"]["p"] < 1e-4
+    lost, left = (-relu[stage]["differences"]["accuracy"]["value"] for stage in ("patched", "trained"))
+    assert 0 < left < lost / 2  # "the epoch gives most of it back"
+    about = runs["silu"]["environment"]
     assert f"{about['cpu']}, one thread, torch {about['versions']['torch'].partition('+')[0]}" in flat

