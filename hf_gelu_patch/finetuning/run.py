@@ -208,7 +208,7 @@ class _Run:
         self._stage("before", first)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingPatchedWarning)  # the report says so
-            report = patch(model, **self.request.variant.options, recompute=self.request.training.recompute)
+            report = patch(model, **self.request.variant.options)
         if any(site.equivalence == "different" for site in report.changed):
             self._stage("patched", lambda: self.measuring.again(model, self._telling("patched")))
         return report

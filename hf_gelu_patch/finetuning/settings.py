@@ -10,7 +10,7 @@ from hf_gelu_patch.evaluation.options.declaring import GROUPS, above_zero, finit
 
 __all__ = ["LATEST", "Training"]
 
-_DATA, _PATCH, _TRAINING, _ = GROUPS
+_DATA, _, _TRAINING, _ = GROUPS
 
 LATEST = "latest"
 """Stands for the newest checkpoint of a run."""
@@ -43,9 +43,6 @@ class Training:
     )
     new_head: bool = option(
         False, "give a classifier a new head, for the labels of the training data; an encoder becomes one", _DATA
-    )
-    recompute: bool = option(
-        False, "keep less for the backward pass: what activations give is computed again there", _PATCH
     )
     per_device_train_batch_size: int = option(
         8, "examples that a process takes at once (default: 8)", _TRAINING, metavar="N", read=positive
