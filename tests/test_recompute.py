@@ -604,3 +604,17 @@ def test_where_few_numbers_are_computed_by_the_models_own_ops_no_more_is_kept(tr
 
 def _own_quick_gelu(x: Tensor) -> Tensor:
     return x / (1.0 + torch.exp(-1.702 * x))
+
+
+def test_of_a_function_whose_backward_takes_the_result_nothing_is_dropped() -> None:
+    fused = IMPLEMENTATIONS["eager"].build(ACTIVATIONS["tanh"])
+    assert fused is not None
+    made = kept_of(fused)
+    assert made.of_activation == "result"
+    x, narrow = rows(), nn.Linear(8, 2)
+    own = torch.autograd.grad(narrow(x.tanh()).sum(), [x, narrow.weight])
+    output = narrow(made.fused(x))
+    before = kept(output, narrow)
+    drop([output], [x])
+    assert kept(output, narrow) == before
+    assert all(map(torch.equal, torch.autograd.grad(output.sum(), [x, narrow.weight]), own))
