@@ -232,6 +232,20 @@ def bert() -> transformers.BertForSequenceClassification:
     return FAMILIES["bert"].build()
 
 
+@pytest.fixture
+def one_process() -> Iterator[Any]:
+    """A process group of one process, as a mesh of its CPU."""
+    import torch.distributed as dist
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            yield dist.init_device_mesh("cpu", (1,))
+        finally:
+            dist.destroy_process_group()
+
+
 @pytest.fixture(autouse=True)
 def _quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()

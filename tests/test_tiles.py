@@ -401,6 +401,27 @@ def test_weights_that_are_not_plain_go_the_plain_way(rows: list[tuple[int, ...]]
     assert not rows
 
 
+@pytest.mark.parametrize("level", ["layer", "linear"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_fully_sharded(one_process: Any, when: str, level: str, llama: nn.Module, rows: list[tuple[int, ...]]) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    loss_of(llama).backward()
+    own = {name: weight.grad for name, weight in llama.named_parameters()}
+    llama.zero_grad()
+    if when == "before":
+        patch(llama, tiles=2)
+    for layer in llama.model.layers:
+        fully_shard(layer if level == "layer" else layer.mlp.up_proj, mesh=one_process)
+    fully_shard(llama, mesh=one_process)
+    if when == "after":
+        assert len(patch(llama, tiles=2, implementation="aten").in_tiles) == (2 if level == "layer" else 0)
+    loss_of(llama).backward()
+    assert len(rows) == (4 if level == "layer" else 0)  # what is put together for one layer has hooks of its own
+    for name, weight in llama.named_parameters():
+        torch.testing.assert_close(weight.grad.full_tensor(), own[name])
+
+
 def test_a_forward_that_was_put_over_it_runs() -> None:
     module = mlp()
     module.forward = lambda x: 3 * x

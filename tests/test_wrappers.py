@@ -780,19 +780,6 @@ SITE_KINDS = ("pointwise", "gated", "linear")
 SPELT = ("gelu", "gelu_new", "gelu_fast", "silu", "relu", "quick_gelu", "relu2", "gelu_10", "mish")
 
 
-@pytest.fixture
-def one_process() -> Iterator[Any]:
-    import torch.distributed as dist
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        try:
-            yield dist.init_device_mesh("cpu", (1,))
-        finally:
-            dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_tensor_parallel_linears_are_not_gone_around(one_process: Any, when: str, fused_calls: list[str]) -> None:
     from torch.distributed.tensor import DTensor

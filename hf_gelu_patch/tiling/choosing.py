@@ -12,7 +12,8 @@ from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.forwards.class_binding import written_attribute
 from hf_gelu_patch.forwards.rewriting import Rewriting, as_written
 from hf_gelu_patch.sources import all_names, faithful_source_of, undecorated
-from hf_gelu_patch.tiling.running import Amount, Tiles, verdict_on
+from hf_gelu_patch.tiling.judging import judge
+from hf_gelu_patch.tiling.running import Amount, Tiles
 from hf_gelu_patch.tiling.verdicts import Verdict
 
 __all__ = ["Tiled", "Tiling", "tilings"]
@@ -92,12 +93,13 @@ def tilings(model: nn.Module, owners: Mapping[str, str | None], amount: Amount) 
         PatchError: the amount is less than one token takes.
     """
     chosen: dict[tuple[str, str], Verdict] = {}
+    verdicts: _Verdicts = {}
     left: dict[str, str] = {}
     for path, spared in owners.items():
         if spared is not None:
             left[path] = spared
         elif not any(_covers(where, verdict, path) for (where, _), verdict in chosen.items()):
-            found, why = _outermost(model, path, owners)
+            found, why = _outermost(model, path, owners, verdicts)
             if found is None:
                 left[path] = why
             else:
@@ -113,12 +115,14 @@ def tilings(model: nn.Module, owners: Mapping[str, str | None], amount: Amount) 
 
 
 def _outermost(
-    model: nn.Module, path: str, owners: Mapping[str, str | None]
+    model: nn.Module, path: str, owners: Mapping[str, str | None], verdicts: _Verdicts
 ) -> tuple[tuple[str, str, Verdict] | None, str]:
     """(module, method, verdict) of what runs in tiles for the module ``path``; None, and why nothing does."""
     found, reasons = None, ["it has no method of its own"]
     for above in _upwards(path):
-        for method, verdict in _verdicts(model.get_submodule(above)):
+        if above not in verdicts:
+            verdicts[above] = tuple(_verdicts_on(model.get_submodule(above)))
+        for method, verdict in verdicts[above]:
             why = _why_not(verdict, above, path, owners)
             if why is None:
                 found = above, method, verdict
@@ -136,15 +140,19 @@ def _upwards(path: str) -> Iterator[str]:
         yield path
 
 
-def _verdicts(module: nn.Module) -> Iterator[tuple[str, Verdict]]:
+_Verdicts = dict[str, tuple[tuple[str, Verdict], ...]]
+"""By the names of modules, what ``_verdicts_on`` says of them."""
+
+
+def _verdicts_on(module: nn.Module) -> Iterator[tuple[str, Verdict]]:
     """(name, verdict) of a module's forward, and of the methods that it mentions."""
     forward = written_attribute(type(module), "forward")
     if not isinstance(forward, FunctionType):
         return
-    yield "forward", verdict_on(module, "forward")
+    yield "forward", judge(module, "forward", at_rest=True)
     for name in sorted(all_names(undecorated(forward, "forward")[0].__code__)):
         if isinstance(written_attribute(type(module), name), FunctionType):
-            yield name, verdict_on(module, name)
+            yield name, judge(module, name, at_rest=True)
 
 
 def _covers(where: str, verdict: Verdict, path: str) -> bool:

@@ -49,14 +49,15 @@ from hf_gelu_patch.tiling.verdicts import FUNCTIONS, PLAIN, Fact, Verdict, regis
 __all__ = ["Reader", "judge"]
 
 
-def judge(module: nn.Module, method: str) -> Verdict:
+def judge(module: nn.Module, method: str, *, at_rest: bool = False) -> Verdict:
     """What the source of a module's method says of how it treats tokens.
 
     Args:
         module: patched or not: a rewritten method computes what its class's own does.
         method: its name.
+        at_rest: between two calls, when FSDP2 has the weights in pieces that it puts together for a call.
     """
-    reader = Reader()
+    reader = Reader(at_rest=at_rest)
     try:
         return reader.verdict(module, method)
     except NotTokenWiseError as error:
@@ -75,7 +76,8 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 class Reader:
     """Follows one method and all that it calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_rest: bool) -> None:
+        self.at_rest = at_rest
         self.facts: dict[tuple[tuple[str, ...], str], Fact] = {}
         self.depth = 0
         self.operations = Operations()
@@ -192,8 +194,13 @@ class Reader:
                 self.note(at.path, key, value)
         return True
 
+    def is_plain(self, weight: Tensor) -> bool:
+        """Whether a weight is a plain tensor when the method is called."""
+        sharded = type(weight).__module__.startswith("torch.distributed.tensor")
+        return type(weight) in ORDINARY or (self.at_rest and sharded)
+
     def _plain(self, at: Module) -> None:
-        if not all(type(weight) in ORDINARY for weight in at.module._parameters.values() if weight is not None):
+        if not all(self.is_plain(weight) for weight in at.module._parameters.values() if weight is not None):
             raise NotTokenWiseError(f"the weights of {'.'.join(at.path)} are no plain tensors")
 
     def attribute(self, at: Module, name: str, default: Any = MISSING) -> Any:
@@ -225,7 +232,7 @@ class Reader:
                 return None
             if isinstance(value, nn.Module):
                 return Module(value, (*at.path, name))
-            if type(value) not in ORDINARY:
+            if not self.is_plain(value):
                 raise NotTokenWiseError(f"{'.'.join((*at.path, name))} is no plain tensor")
             self.note(at.path, name, value)
             return Weight(tuple(value.shape))
