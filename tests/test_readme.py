@@ -18,6 +18,9 @@ from hf_gelu_patch.evaluation.report.plots import draw
 from hf_gelu_patch.implementations.measured import FOLDER, tables
 from scripts.benchmarking.cpu import report as cpu_report
 from scripts.benchmarking.gpu import record, report
+from scripts.benchmarking.memory import found as found_of_memory
+from scripts.benchmarking.memory import report as memory_report
+from scripts.benchmarking.memory.subjects import LONG, MLP
 from scripts.readme import place, table
 
 ROOT = Path(__file__).parent.parent
@@ -223,3 +226,26 @@ def test_figures_of_a_gpu_would_be_wanted(tmp_path: Path, card: str, wanted: boo
         assert shown.count("\n") == 19
     else:
         assert not shown
+
+
+def test_the_memory_that_the_guide_shows_is_that_recorded() -> None:
+    folder = BENCHMARKING / "memory" / "amd-avx512"
+    found = found_of_memory.read(folder)
+    assert (folder / memory_report.NAME).read_text(encoding="utf-8") == memory_report.summary(found)
+    guide = (ROOT / "hf_gelu_patch" / "guides" / "memory.md").read_text(encoding="utf-8")
+    assert memory_report.compact(found, "saved") in guide
+    assert memory_report.compact(found, "peak") in guide
+    assert memory_report.compact_times(found) in guide
+    flat = " ".join(guide.split())
+    layer, long = (
+        {variant: one for variant, one in found.bytes[name].items() if "peak" in one} for name in (MLP, LONG)
+    )
+    of_layer = {variant: f"{one['peak'] / layer['eager']['peak']:.2f}" for variant, one in layer.items()}
+    assert f"takes {of_layer['tiles']} of its peak in tiles, and {of_layer['liger_tiled']} in Liger-Kernel's" in flat
+    assert f"lone MLP is {of_layer['recompute']} of what it was" in flat
+    assert f"8 × 2,048 tokens takes {long['tiles']['peak'] / long['eager']['peak']:.2f} of its peak in tiles" in flat
+    assert (
+        len({one["peak"] for variant, one in found.bytes["gpt2"].items() if variant != "eager"}) == 1
+    )  # the gradients
+    timed = [line["variants"]["recompute"] for line in found.steps.values() if "recompute" in line["variants"]]
+    assert {row["verdict"] for row in timed} == {"no difference detected"}
