@@ -10,6 +10,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+_IMPORTED = [
+    "finetuning_worker",
+    "hf_gelu_patch.finetuning.run",
+    "hf_gelu_patch.finetuning.curves",
+    "transformers.models.bert.modeling_bert",
+]
+
 
 def request(model: Path, data: Path, folder: Path, activation: str | None = None, **training: Any) -> Any:
     """What to train, and how: quickly, with everything in it that a run has to restore."""
@@ -63,7 +70,7 @@ def work(rank: int, world: int, port: int, arguments: Sequence[Any], training: d
 def start(world: int, *arguments: Any, **training: Any) -> list[BaseProcess]:
     """The processes of a run, started; arguments as for ``request``."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["finetuning_worker", "accelerate", "transformers.models.bert.modeling_bert"])
+    context.set_forkserver_preload(_IMPORTED)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

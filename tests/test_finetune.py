@@ -272,7 +272,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_weights(
 ) -> None:
     """Killed again and again, each time a little later; two processes share the two batches of a step."""
     options = {"gradient_accumulation_steps": 2 // world, "checkpointing_steps": 1, "resume_from_checkpoint": "latest"}
-    for number, reached in enumerate(("answers/before.json", "checkpoint-2", "checkpoint-6", "config.json")):
+    for number, reached in enumerate(("answers/before.json", "checkpoint-4", "config.json")):
         started = start(world, checkpoint, data, tmp_path / "run", "silu", **options)
         deadline = time.monotonic() + 120
         while not (tmp_path / "run" / reached).exists() and time.monotonic() < deadline:
