@@ -51,7 +51,7 @@ def test_a_model_of_plain_modules(name: str) -> None:
     model, result = loaded(name)
     x = models.inputs()
     with torch.no_grad():
-        assert torch.equal(model(x), result)
+        torch.testing.assert_close(model(x), result)  # another CPU may have computed it
         assert any(is_patched(module) for module in model.modules())
         explain(model)
         unpatch(model)
@@ -104,7 +104,7 @@ def test_every_function_by_every_implementation() -> None:
     assert len(swapped) > 30
     for name, parts in swapped.items():
         for part, result in zip(parts, results[name], strict=True):
-            assert torch.equal(part(models.inputs()), result), name
+            torch.testing.assert_close(part(models.inputs()), result, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_reports() -> None:
@@ -151,7 +151,7 @@ sys.path.insert(0, {str(HERE.parent)!r})
 import torch
 held = torch.load({str(HERE / "own_aten.pt")!r}, weights_only=False)
 from old_layout import models
-print(torch.equal(held["value"](models.inputs()), held["result"]))
+print(torch.allclose(held["value"](models.inputs()), held["result"], rtol=1e-5, atol=1e-6))
 import hf_gelu_patch
 hf_gelu_patch.unpatch(held["value"])
 print(len(hf_gelu_patch.find_sites(held["value"]).sites) > 5)
