@@ -319,7 +319,7 @@ def _plan_by(
     kind = "pointwise" if unfused else site.kind
     table = measured_on(device) if asked is None else None
     layer = use.linear if use is not None and kind == "linear" else None
-    taken, reason, least = choose(asked or "auto", kind, current, target, device, dtype, table, layer)
+    taken, reason, least = choose(asked or "auto", kind, current, target, (device, dtype), table, layer)
     least = decided if asked is not None else least
     if unfused:
         reason += f"; not fused: {unfused}"

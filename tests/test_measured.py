@@ -297,7 +297,7 @@ def chosen(
     current = resolve(ACTS[spelling])
     assert isinstance(current, Resolved)
     aim = ACTIVATIONS[target] if target else current.activation
-    taken = choose(name, kind, current, aim, torch.device("cuda"), dtype, table)
+    taken = choose(name, kind, current, aim, (torch.device("cuda"), dtype), table)
     return (None if taken.implementation is None else taken.implementation.name), taken.reason
 
 

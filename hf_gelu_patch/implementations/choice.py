@@ -47,8 +47,7 @@ def choose(
     kind: str,
     current: Resolved,
     target: Activation,
-    device: torch.device,
-    dtype: torch.dtype,
+    where: tuple[torch.device, torch.dtype],
     table: Table | None,
     layer: nn.Module | None = None,
 ) -> Chosen:
@@ -57,11 +56,11 @@ def choose(
     Args:
         asked: the implementation asked for, by name or itself, or ``"auto"``.
         kind: what can be fused there: ``pointwise``, ``gated`` or ``linear``.
-        device: where the site runs.
-        dtype: of what it is given.
+        where: the device that the site runs on, and the dtype of what it is given.
         table: what was measured on the GPU or CPU that the site runs on; None where it runs on neither.
         layer: the linear layer before a ``linear`` site, where it is known.
     """
+    device, dtype = where
     if asked != "auto" or table is None or (table.device == "cpu" and not table.choices):
         return _first(asked, kind, current, target, device)
     swapped = target != current.activation
