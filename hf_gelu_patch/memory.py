@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import gc
+import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -139,26 +141,44 @@ def _methods(model: nn.Module) -> tuple[_Method, ...]:
 
 
 @contextmanager
-def _marked(method: _Method, mark: str) -> Iterator[None]:
-    """A module with a method of its own around the one that it has: the profiler sees when that runs."""
-    module = method.module
-    own = vars(module)
-    inner = getattr(module, method.method)
-    bound = own.get(method.method)
+def _marked(methods: Sequence[_Method]) -> Iterator[None]:
+    """Marks for the profiler while methods run, by looking at the frames of this thread: the modules are left as they
+    are, since what computes them may look whether somebody has a hand in them."""
+    watched: dict[CodeType, dict[int, int]] = {}
+    for number, method in enumerate(methods):
+        function = getattr(type(method.module), method.method)
+        code = getattr(function, "__code__", None) or getattr(inspect.unwrap(function), "__code__", None)
+        if code is not None:
+            watched.setdefault(code, {})[id(method.module)] = number
+    running: list[tuple[FrameType, Any]] = []
 
-    @functools.wraps(inner)
-    def marking(*given: Any, **named: Any) -> Any:
-        with torch.profiler.record_function(mark):
-            return inner(*given, **named)
+    def look(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and (numbers := watched.get(frame.f_code)) is not None:
+            number = numbers.get(id(_first_argument(frame)))
+            if number is not None:
+                mark = torch.profiler.record_function(f"{_SITE}{number}")
+                mark.__enter__()  # type: ignore[no-untyped-call]
+                running.append((frame, mark))
+        elif event == "return" and running and running[-1][0] is frame:
+            running.pop()[1].__exit__(None, None, None)
 
-    own[method.method] = marking
+    kept = sys.getprofile()
+    if watched:
+        sys.setprofile(look)
     try:
         yield
     finally:
-        if bound is None:
-            own.pop(method.method, None)
-        else:
-            own[method.method] = bound
+        if watched:
+            sys.setprofile(kept)
+
+
+def _first_argument(frame: FrameType) -> object:
+    code, own = frame.f_code, frame.f_locals
+    if code.co_argcount:
+        return own.get(code.co_varnames[0])
+    if not code.co_flags & inspect.CO_VARARGS:
+        return None
+    return next(iter(own.get(code.co_varnames[code.co_kwonlyargcount], ())), None)
 
 
 # ---------------------------------------------------------------------------------------------------------- one step
@@ -174,8 +194,7 @@ def _measured(
         modes.enter_context(torch.enable_grad())
         with seeded():
             _loss(model, copied(batch), forward)  # what a first run makes, and the model keeps, is there then
-        for number, method in enumerate(methods):
-            modes.enter_context(_marked(method, f"{_SITE}{number}"))
+        modes.enter_context(_marked(methods))
         try:
             seen, address = _profiled(model, batch, forward, by_grad=False)
         except RuntimeError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import random
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +102,26 @@ def test_a_sites_bytes_are_those_of_arithmetic(name: str, before: int, after: in
     assert memory.after == measure(model, batch)
     unpatch(model)
     assert memory.before == measure(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "after"),
+    [
+        ("bert", {"recompute": True}, 1),  # the next module's layer keeps nothing of it
+        ("llama", {"recompute": True}, 2),  # gate and up
+        ("bert", {"tiles": 2}, 0),
+        ("llama", {"tiles": 2}, 0),
+    ],
+)
+def test_what_is_computed_again_is_not_kept(name: str, options: dict[str, Any], after: int) -> None:
+    family = FAMILIES[name]
+    model, batch = family.build(), family.inputs()
+    memory = patch(model, implementation="aten", memory=batch, **options).memory
+    assert memory is not None
+    layers = [one for one in memory.kept if "pooler" not in one.sites[0]]
+    assert [one.after for one in layers] == [after * batch["input_ids"].numel() * 48 * FLOAT] * 2
+    if "recompute" in options:  # tiles keep states of random numbers, which are more than so small a model's tensors
+        assert memory.after.saved < memory.before.saved
 
 
 def test_what_a_loss_keeps_counts_and_what_is_returned_beside_it_does_not() -> None:
@@ -200,7 +221,7 @@ def test_checkpoints(net: Net, reentrant: bool) -> None:
 
 
 def everything(net: Net) -> list[Any]:
-    states = torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
+    states = torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state()), sys.getprofile()
     tensors = {name: tensor.tolist() for name, tensor in net.state_dict().items()}
     modes = [(path, module.training, sorted(vars(module))) for path, module in net.named_modules()]
     return [tensors, states, modes, net.last, type(net)]
