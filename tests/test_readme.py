@@ -249,3 +249,7 @@ def test_the_memory_that_the_guide_shows_is_that_recorded() -> None:
     )  # the gradients
     timed = [line["variants"]["recompute"] for line in found.steps.values() if "recompute" in line["variants"]]
     assert {row["verdict"] for row in timed} == {"no difference detected"}
+    kept = {variant: f"{one['saved'] / 2**20:.0f}" for variant, one in found.bytes["gpt2"].items()}
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    told = f"Of GPT-2's {kept['eager']} MiB, the first keeps {kept['recompute']} and the second {kept['tiles']}."
+    assert told in readme
