@@ -62,9 +62,9 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of the tiles of which gradients are wanted, as they are computed."""
     seen: list[tuple[int, ...]] = []
 
-    def noted(function: Callable[..., Tensor], module: nn.Module, x: Tensor, *more: Any, **how: Any) -> Any:
+    def noted(function: Callable[..., Tensor], x: Tensor, *more: Any, **how: Any) -> Any:
         seen.append(tuple(x.shape))
-        return checkpoint(function, module, x, *more, **how)
+        return checkpoint(function, x, *more, **how)
 
     monkeypatch.setattr(running, "checkpoint", noted)
     return seen
@@ -196,6 +196,79 @@ def test_a_kept_graph_and_a_second_derivative() -> None:
     with patched(module, implementation="eager", tiles=3):
         for found, expected in zip(derived(), own, strict=True):
             torch.testing.assert_close(found, expected)
+
+
+def _functional(module: nn.Module, x: Tensor) -> Tensor:
+    twice = {name: 2 * weight for name, weight in module.named_parameters()}
+    return torch.func.functional_call(module, twice, (x,))
+
+
+def _replaced(module: nn.Module, x: Tensor) -> Tensor:
+    y = module(x)
+    for linear in (module.gate_proj, module.up_proj, module.down_proj):  # as hooks of offloading do
+        linear.weight = nn.Parameter(linear.weight.to("meta"))
+    return y
+
+
+def _undone(module: nn.Module, x: Tensor) -> Tensor:
+    y = module(x)
+    unpatch(module)
+    return y
+
+
+@pytest.mark.parametrize("run", [_functional, _replaced, _undone], ids=lambda run: run.__name__)
+@pytest.mark.parametrize("implementation", ["eager", "aten"])
+def test_backward_takes_what_forward_took(run: Callable[..., Tensor], implementation: str) -> None:
+    found = []
+    for tiles in (None, 3):
+        module, x = mlp(), torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        weights = list(module.parameters())
+        patch(module, activation="gelu_tanh", implementation=implementation, tiles=tiles)
+        y = run(module, x)
+        held = [(type(m), m.training, *m._parameters.values()) for m in module.modules()]
+        found.append(torch.autograd.grad(y.square().sum(), (x, *weights)))
+        assert held == [(type(m), m.training, *m._parameters.values()) for m in module.modules()]
+    torch.testing.assert_close(*found)
+
+
+def test_what_is_written_to_before_backward_is_refused() -> None:
+    module = mlp()
+    for frozen in (False, True):
+        module.requires_grad_(not frozen)
+        given = torch.randn(2, 6, 32, requires_grad=True)
+        for written in ("weight", "input"):
+            x = given * 2.0
+            with patched(module, tiles=2):
+                y = module(x)
+                with torch.no_grad():
+                    (module.gate_proj.weight if written == "weight" else x).mul_(2.0)
+                with pytest.raises(RuntimeError, match="modified"):
+                    y.sum().backward()
+
+
+def test_the_training_mode_may_change_before_backward() -> None:
+    module = FAMILIES["gpt2"].build().transformer.h[0].mlp
+    module.dropout.p = 0.5
+    x = torch.randn(2, 6, 32, requires_grad=True)
+    found = []
+    with patched(module, tiles=2):
+        for mode in (True, False):
+            torch.manual_seed(3)
+            y = module.train()(x)
+            module.train(mode)
+            found.append(torch.autograd.grad(y.square().sum(), (x, *module.parameters())))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # transformers' own
+def test_an_adapter_that_is_switched_before_backward_is_refused(llama: nn.Module) -> None:
+    lora = get_peft_model(llama, LoraConfig(target_modules=["up_proj"], init_lora_weights=False))
+    lora.get_input_embeddings().weight.requires_grad_()
+    with patched(lora, tiles=2):
+        with lora.disable_adapter():
+            y = FAMILIES["llama"].run(lora)
+        with pytest.raises(RuntimeError, match="an adapter was switched"):
+            y.sum().backward()
 
 
 def test_frozen_weights_have_no_gradients_and_the_others_have(llama: nn.Module, rows: list[tuple[int, ...]]) -> None:

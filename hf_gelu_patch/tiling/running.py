@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hf_gelu_patch.errors import PatchError
+from hf_gelu_patch.forwards.names import MISSING
 from hf_gelu_patch.forwards.replacements import recorded
 from hf_gelu_patch.implementations.tensors import nothing_but_memory, watched
 from hf_gelu_patch.tiling.judging import judge
-from hf_gelu_patch.tiling.verdicts import Verdict
+from hf_gelu_patch.tiling.verdicts import Verdict, registers
 
 __all__ = ["Amount", "Tiles", "verdict_on"]
 
@@ -144,12 +146,75 @@ class Tiles:
         if not needed:
             result = _written_into_one(whole, module, parts, rest, tokens)
         else:
+            run = _Again(whole, module, verdict)
             tiles = [
-                checkpoint(whole, module, *part, *rest, use_reentrant=False, preserve_rng_state=verdict.draws)
+                checkpoint(run, *part, *rest, use_reentrant=False, preserve_rng_state=verdict.draws)
                 for part in zip(*parts, strict=True)
             ]
             result = torch.cat(tiles, dim=-2)
         return result.reshape(*first.shape[:-1], result.shape[-1])
+
+
+class _Again:
+    """A method on a module as it is now, whatever becomes of the module until backward computes a tile again.
+
+    Of an ordinary call autograd keeps the weights that it took, and how it was computed. So what the module holds, its
+    classes and the training mode are put back for as long as a tile takes: ``torch.func.functional_call``, hooks of
+    offloading, ``unpatch`` or ``eval()`` may have exchanged them since.
+    """
+
+    def __init__(self, whole: Callable[..., Any], module: nn.Module, verdict: Verdict) -> None:
+        self.whole, self.module, self.verdict = whole, module, verdict
+        self.modes = [(part, type(part), part.training) for part in verdict.modules(module)]
+        self.held = [
+            (register, name, one, _version(one))
+            for part, _, _ in self.modes
+            for register in registers(part)
+            for name, one in register.items()
+        ]
+
+    def __call__(self, *given: Any) -> Any:
+        """What the method gives.
+
+        Raises:
+            RuntimeError: a weight was written to since, or the module computes something else now.
+        """
+        with self._as_it_was():
+            if any(_version(one) != version for _, _, one, version in self.held):
+                raise RuntimeError(
+                    f"A weight of {type(self.module).__name__} has been modified by an inplace operation between "
+                    "forward and backward, which computes the tiles again. Run backward before the optimizer's step."
+                )
+            if not self.verdict.holds(self.module):
+                raise RuntimeError(
+                    f"{type(self.module).__name__} was changed between forward and backward, which computes the tiles "
+                    "again: an adapter was switched, a hook or another layer was put into it. Run backward before that."
+                )
+            return self.whole(self.module, *given)
+
+    @contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        held = [(*one[:3], one[0].get(one[1], MISSING)) for one in self.held if one[0].get(one[1]) is not one[2]]
+        modes = [(*one, type(one[0]), one[0].training) for one in self.modes]
+        modes = [one for one in modes if one[1:3] != one[3:]]
+        try:
+            for register, name, then, _ in held:
+                register[name] = then
+            for part, cls, training, *_ in modes:
+                part.__class__, part.training = cls, training
+            yield
+        finally:
+            for part, *_, cls, training in modes:
+                part.__class__, part.training = cls, training
+            for register, name, _, now in held:
+                if now is MISSING:
+                    del register[name]
+                else:
+                    register[name] = now
+
+
+def _version(one: object) -> int:
+    return one._version if isinstance(one, Tensor) and not one.is_inference() else 0
 
 
 def _written_into_one(

@@ -62,6 +62,14 @@ class Verdict:
         """The modules that it runs, by their names below the judged one; "" for that itself."""
         return frozenset(".".join(fact.path) for fact in self.facts)
 
+    def modules(self, module: nn.Module) -> list[nn.Module]:
+        """The modules that it runs, below one on which it holds, and that itself."""
+        found: dict[tuple[str, ...], nn.Module] = {(): module}
+        for fact in self.facts:
+            if fact.path not in found and (child := found[fact.path[:-1]]._modules[fact.path[-1]]) is not None:
+                found[fact.path] = child
+        return list(found.values())
+
     def holds(self, module: nn.Module) -> bool:
         """Whether a module is still what the verdict was made of."""
         modules: dict[tuple[str, ...], nn.Module] = {(): module}
