@@ -517,7 +517,9 @@ def test_undone_it_is_what_it_was(tiled_family: Family) -> None:
     assert torch.equal(tiled_family.run(model), own)
 
 
-@pytest.mark.parametrize("through", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "through", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
+)
 def test_copies_run_in_tiles_and_are_undone_alone(
     through: Callable[[nn.Module], nn.Module], rows: list[tuple[int, ...]], llama: nn.Module
 ) -> None:
