@@ -427,6 +427,19 @@ def test_what_stands_between_is_repeated(between: str) -> None:
     assert all(map(torch.equal, found, own))
 
 
+@pytest.mark.parametrize("between", [nn.Dropout(0.3), Fast(), Scaled()], ids=BETWEEN)
+@pytest.mark.parametrize("implementation", [of_implementation(one) for one in ("eager", "aten", "cpp", "triton")])
+@pytest.mark.parametrize("activation", [nn.GELU, Quick, nn.SiLU])
+def test_a_result_that_was_written_over_before_it_was_copied_stays(
+    between: nn.Module, implementation: str, activation: type[nn.Module]
+) -> None:
+    model, x = Across(activation()), rows()
+    model.between = nn.Sequential(Written(), between)
+    own = gradients(lambda: model(x), model)
+    with patched(model, implementation=implementation, recompute=True):
+        assert off(gradients(lambda: model(x), model), [g.double() for g in own]) < 1e-5
+
+
 def test_an_operation_with_an_input_of_its_own_is_not_repeated() -> None:
     class Shifted(nn.Module):
         def forward(self, y: Tensor) -> Tensor:

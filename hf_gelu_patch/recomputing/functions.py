@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from hf_gelu_patch.implementations.derivatives import gradients_of
 from hf_gelu_patch.implementations.registry import ALWAYS, Fused
-from hf_gelu_patch.implementations.tensors import needs_gradient, transformed
+from hf_gelu_patch.implementations.tensors import ORDINARY, needs_gradient, transformed
 
-__all__ = ["Kept", "again_from", "can_be_asked", "kept"]
+__all__ = ["Kept", "again_from", "can_be_asked", "kept", "writes"]
 
 Function = Callable[..., Tensor]
 
@@ -31,9 +31,7 @@ class Again(torch.autograd.Function):
     def forward(ctx: Any, function: Function, *inputs: Tensor) -> Tensor:
         ctx.save_for_backward(*inputs)
         ctx.function, ctx.autocast, ctx.made = function, _Autocast.of(inputs[0].device.type), None
-        y = function(*inputs)
-        ctx.version = y._version
-        return y
+        return function(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
@@ -133,6 +131,31 @@ def _kept_by(function: Function) -> str | None:
     return "_saved_result" if data == y.data_ptr() else None
 
 
+# ---------------------------------------------------------------------------------------- what is written to a result
+
+_WRITES = "hf_gelu_patch: writes"  # in the metadata of a node: (what counts the writes to its result, and the first)
+
+
+def counted(function: Function, *inputs: Any) -> Tensor:
+    """``function``, with a note at its node of how often its result is written to. What counts it has no memory, and
+    does not keep the result's."""
+    y = function(*inputs)
+    if torch.compiler.is_compiling() or transformed() or type(y) not in ORDINARY:
+        return y
+    node: Any = y.grad_fn
+    if node is not None:
+        counter = y.detach()  # one count for both
+        counter.data = y.new_empty(0)
+        node.metadata[_WRITES] = counter, counter._version
+    return y
+
+
+def writes(node: Any) -> tuple[int | None, int]:
+    """How often a node's result has been written to until now, None where that is not known; and when it was made."""
+    counter, first = node.metadata.get(_WRITES, (None, 0))
+    return None if counter is None else counter._version, first
+
+
 # ------------------------------------------------------------------------------------------------------------- nodes
 
 
@@ -190,7 +213,7 @@ def kept(fused: Fused) -> Kept:
     if fused.least is not ALWAYS:
         return _kept_by_size(fused)
     if fused.keeps_inputs:
-        return Kept(fused, "input")
+        return Kept(_counted(fused), "input")
     name = _kept_by(fused.pointwise)
     pointwise: Callable[[Tensor], Tensor]
     if name == "_saved_result":
@@ -204,7 +227,12 @@ def kept(fused: Fused) -> Kept:
     made = replace(
         fused, pointwise=pointwise, gated=functools.partial(several_ops, product), linear=linear, keeps_inputs=True
     )
-    return Kept(made, "result" if name == "_saved_result" else "input")
+    return Kept(_counted(made), "result" if name == "_saved_result" else "input")
+
+
+def _counted(fused: Fused) -> Fused:
+    gated, linear = (one and functools.partial(counted, one) for one in (fused.gated, fused.linear))
+    return replace(fused, pointwise=functools.partial(counted, fused.pointwise), gated=gated, linear=linear)
 
 
 def _kept_by_size(fused: Fused) -> Kept:

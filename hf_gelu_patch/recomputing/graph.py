@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_gelu_patch.recomputing.functions import again_from, can_be_asked
+from hf_gelu_patch.recomputing.functions import again_from, can_be_asked, writes
 
 __all__ = ["Dropped", "Found", "drop", "held", "tensors_in"]
 
@@ -137,11 +137,13 @@ class Found:
         nodes = (self.source, *(node for _, node in self.steps))
         return all(raw.unpack_hook is None for node in nodes for raw in _kept_by(node))
 
-    @property
-    def version(self) -> int:
-        """How often the tensor was written to, where nobody but the activation did."""
-        views = all(type(node).__name__ in _VIEWS for _, node in self.steps)
-        return getattr(self.source, "version", 0) if views else 0
+    def still(self, kept: Tensor) -> bool:
+        """Whether what is kept is what the activation made, and the steps of it. Autograd takes it as it is once
+        somebody has written to it, or to what it was copied from. Between two copies that cannot be known."""
+        now, first = writes(self.source)
+        if all(type(node).__name__ in _VIEWS for _, node in self.steps):
+            return kept._version == first
+        return now == first and kept._version == 0
 
 
 def _origin(node: Any) -> Found | None:
@@ -231,7 +233,7 @@ def _take(node: Any, child: Any, number: int, found: Found) -> None:
             isinstance(kept, Tensor)
             and kept.grad_fn is child
             and kept.output_nr == number
-            and kept._version == found.version  # else somebody has written over it, as backward may say
+            and found.still(kept)
             and found.in_memory
         ):
             raw.register_hooks(functools.partial(_packed, found), _unpacked)
