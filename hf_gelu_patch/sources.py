@@ -15,7 +15,7 @@ import tokenize
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from torch import nn
@@ -395,13 +395,19 @@ def _like(function: FunctionType, code: CodeType, closure: tuple[Any, ...]) -> F
 
 
 def _redecorated(method: FunctionType, name: str, inner: FunctionType) -> FunctionType:
-    """The method's decorators around another function: each one's own code, over a closure that holds the new one."""
+    """The method's decorators around another function: each one's own code, over a closure that holds the new one. One
+    that looks whether it is itself the class's method, as transformers' gradient checkpointing does, finds that it is.
+    """
     cell = _decorated_cell(method, name)
     if cell is None:
         return inner
     below = _redecorated(cell.cell_contents, name, inner)
-    closure = tuple(_cell(below) if one is cell else one for one in method.__closure__ or ())
-    made = _like(method, method.__code__, closure)
+    itself = CellType()
+    closure = tuple(
+        _cell(below) if one is cell else itself if not is_empty(one) and one.cell_contents is method else one
+        for one in method.__closure__ or ()
+    )
+    made = itself.cell_contents = _like(method, method.__code__, closure)
     if "__wrapped__" in made.__dict__:
         made.__dict__["__wrapped__"] = below
     return made

@@ -29,6 +29,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.utils import parametrizations, parametrize
 
 from hf_gelu_patch import PatchError, explain, find_sites, patch, patched, unpatch
+from hf_gelu_patch.recomputing import held
 
 
 @pytest.fixture(params=["bert", "gpt2", "t5-v1.1", "llama", "opt"])
@@ -771,3 +772,20 @@ def test_the_config_follows_a_swap_through_wrappers_of_layers(wrap: Callable[[nn
     assert model.config.hidden_act == "gelu"
     unpatch(model)
     assert model.config.hidden_act == "silu"
+
+
+# Gradient checkpointing
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+def test_a_layer_whose_own_forward_is_rewritten_is_still_checkpointed() -> None:
+    family = FAMILIES["opt"]  # its layers apply the activation themselves
+    kept = {}
+    for what in ("plain", "checkpointed", "both"):
+        model = family.build().train()
+        if what != "plain":
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if what == "both":
+            assert patch(model, implementation="aten").changed
+        kept[what] = sum(x.numel() for x in held(family.run(model)))
+    assert kept["both"] == kept["checkpointed"] < kept["plain"] / 2

@@ -84,7 +84,7 @@ def written_attribute(cls: type, name: str) -> Any:
     """What a class has under a name in the model's own code, as if it had never been patched; ``MISSING`` where it has
     nothing, or torch's."""
     for base in cls.__mro__:
-        if name in vars(base) and _CHANGE not in vars(base):
+        if name in vars(base) and _CHANGE not in vars(base) and not (_made_by_torch(base) and name in _wrapped(base)):
             return vars(base)[name] if is_model_code(base.__module__) else MISSING
     return MISSING
 
@@ -231,7 +231,23 @@ def _rebuilt(cls: type, replaced: dict[type, type], original: str | None = None)
     if bases == cls.__bases__:
         return cls
     members = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
-    return type(cls)(cls.__name__, bases, {**members, **({original: cls} if original else {})})
+    wrapped = {name: members.pop(name) for name in _wrapped(cls)}
+    made = type(cls)(cls.__name__, bases, {**members, **({original: cls} if original else {})})
+    for name, value in wrapped.items():
+        if name not in vars(made):
+            setattr(made, name, value)
+    return made
+
+
+def _wrapped(cls: type) -> list[str]:
+    """The methods of a class that are nothing but its base's in a wrapper. Where an ``__init_subclass__`` has put that
+    there, as transformers' layers do for gradient checkpointing, it does so again for a class that is made anew."""
+    found = []
+    for name, value in vars(cls).items():
+        below = getattr(value, "__wrapped__", None)
+        if below is not None and any(vars(base).get(name) is below for base in cls.__mro__[1:]):
+            found.append(name)
+    return found
 
 
 def class_without(module: nn.Module) -> type:
