@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import distributed_worker
 import processes
 import pytest
 from distributed_worker import BF16, EXACT, LAYERS, MICRO_STEPS, RANKS, STEPS, Case, cases
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 def by_both(kind: str, folder: Path) -> list[dict[str, Any]]:
     """What each process says of each training."""
-    done = processes.run(distributed_worker.__file__, kind, folder)
+    done = processes.run("-m", "tests.distributed_worker", kind, folder, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
     found = [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(RANKS)]
     raised = {name: one["raised"] for told in found for name, one in told.items() if "raised" in one}
