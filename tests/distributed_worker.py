@@ -28,7 +28,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from hf_gelu_patch import patch, unpatch
 from hf_gelu_patch.recomputing import held
 
-RANKS, ROWS, MICRO_STEPS, STEPS = 2, 2, 2, 3
+RANKS, ROWS, MICRO_STEPS, STEPS = 2, 2, 2, 2
 """Processes; rows of each in a micro-step; micro-steps in a step; steps."""
 LAYERS = {"llama": "LlamaDecoderLayer", "gpt2": "GPT2Block", "bert": "BertLayer", "opt": "OPTDecoderLayer"}
 """The models, and what is sharded of each. Of OPT this applies the activation itself."""
