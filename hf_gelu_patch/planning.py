@@ -430,6 +430,9 @@ def _why_left(place: Place, current: Resolved, wanted: Wanted) -> str | None:
         return "it works in place, and what stands behind it may count on that"
     if place.use is not None and place.use.overruled:
         return f"another {place.use.method} is bound on this {type(place.owner).__name__}"
+    module = None if place.edge is None else place.edge.owner._modules[place.edge.key]
+    if module is not None and "ds_id" in vars(module) and hooked(module):
+        return "DeepSpeed's ZeRO-3 keeps count on it: patch before deepspeed.initialize, or accelerate's prepare"
     return None
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, parametrize
 
-from hf_gelu_patch import PatchError, explain, find_sites, patch, patched, unpatch
+from hf_gelu_patch import NothingPatchedWarning, PatchError, explain, find_sites, patch, patched, unpatch
 from hf_gelu_patch.recomputing import held
 
 
@@ -789,3 +789,13 @@ def test_a_layer_whose_own_forward_is_rewritten_is_still_checkpointed() -> None:
             assert patch(model, implementation="aten").changed
         kept[what] = sum(x.numel() for x in held(family.run(model)))
     assert kept["both"] == kept["checkpointed"] < kept["plain"] / 2
+
+
+def test_what_zero_3_keeps_count_on_is_left_alone() -> None:
+    model = FAMILIES["llama"].build()
+    for module in model.modules():  # as deepspeed.initialize leaves them
+        module.ds_id = 1
+        module.register_forward_pre_hook(lambda module, _: setattr(module, "ds_grads_remaining", 0))
+    for asked in ({}, {"recompute": True}, {"tiles": 2}):
+        with pytest.warns(NothingPatchedWarning, match="ZeRO-3 keeps count on it: patch before"):
+            assert not patch(model, **asked).changed  # type: ignore[arg-type]
