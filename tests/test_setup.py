@@ -331,7 +331,7 @@ def on_the_oldest(tree: Tree, settings: str, *arguments: str, path: str = "") ->
     path = f"path={tree.root}/.venv/oldest{path}"
     names = (
         *("cli", "readme", "docs", "house", "setup", "kernels", "ops", "gpu", "cpp"),
-        *("cpp_build", "weights", "benchmark", "cpu_command", "gpu_command", "launch", "planted", "tools"),
+        *("cpp_build", "weights", "benchmark", "cpu_command", "gpu_command", "finetune", "launch", "planted", "tools"),
         *("epilogue", "measured", "writes"),
     )
     ignored = "tests/covering", "tests/evaluation", *(f"tests/test_{name}.py" for name in names)

@@ -53,7 +53,7 @@ def choices(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             name: {cell: rows[cell]["variants"][name] for cell in measured.CELLS if cell in every}
             for name in sorted(named)
         }
-        numbers = {cell: numbers_of(kind, cell.partition(", ")[0], row["rows"]) for cell, row in rows.items()}
+        numbers = _numbers(kind, rows)
         least = {name: _least(own, numbers) for name, own in cells_of.items()}
         able = {name: _mean(name, own, least[name], numbers) for name, own in cells_of.items() if least[name]}
         most = {name: max(row["ratio"]["value"] for row in own.values()) for name, own in cells_of.items()}
@@ -74,6 +74,14 @@ def choices(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             entry["fastest"] = told[max(most, key=most.__getitem__)]
         entries.append(entry)
     return entries
+
+
+def _numbers(kind: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """How many numbers a site is given in each cell, where three sizes tell from how many on something is taken; else
+    none."""
+    if not any(cell.startswith(MEDIUM) for cell in rows):
+        return dict.fromkeys(rows, 0)
+    return {cell: numbers_of(kind, cell.partition(", ")[0], row["rows"]) for cell, row in rows.items()}
 
 
 def _least(cells: Mapping[str, Mapping[str, Any]], numbers: Mapping[str, int]) -> dict[str, int | None] | None:
