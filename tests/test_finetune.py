@@ -454,12 +454,14 @@ def test_trainer_works_on_a_patched_model(checkpoint: Path, data: Path, tmp_path
         for text, label in zip(rows["text"], rows["label"], strict=True)
     ]
     losses = {}
-    for patches in (False, True):
+    patches: dict[str, dict[str, Any]] = {"plain": {}, "recompute": {"recompute": True}, "tiles": {"tiles": 2}}
+    for name in ("never", *patches):
         model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint)
-        if patches:
-            assert patch(model).changed
+        if name != "never":
+            report = patch(model, **patches[name])
+            assert report.in_tiles if name == "tiles" else report.changed
         options = transformers.TrainingArguments(
-            output_dir=str(tmp_path / str(patches)),
+            output_dir=str(tmp_path / name),
             max_steps=6,
             per_device_train_batch_size=4,
             logging_steps=1,
@@ -476,14 +478,16 @@ def test_trainer_works_on_a_patched_model(checkpoint: Path, data: Path, tmp_path
             data_collator=transformers.DataCollatorWithPadding(tokenizer),
         )
         trainer.train()
-        losses[patches] = [one["loss"] for one in trainer.state.log_history if "loss" in one]
-        trainer.save_model(str(tmp_path / f"saved {patches}"))
-    assert len(losses[True]) == 6
-    assert losses[True] == pytest.approx(losses[False], rel=1e-3)
-    saved = [weights(tmp_path / f"saved {patches}") for patches in (False, True)]
-    assert saved[0].keys() == saved[1].keys()
-    for name, weight in saved[0].items():
-        torch.testing.assert_close(saved[1][name], weight, rtol=0, atol=1e-3, msg=name)
+        losses[name] = [one["loss"] for one in trainer.state.log_history if "loss" in one]
+        trainer.save_model(str(tmp_path / f"saved {name}"))
+    assert len(losses["never"]) == 6
+    own = weights(tmp_path / "saved never")
+    for name in patches:
+        assert losses[name] == pytest.approx(losses["never"], rel=1e-3)
+        saved = weights(tmp_path / f"saved {name}")
+        assert saved.keys() == own.keys()
+        for key, weight in own.items():
+            torch.testing.assert_close(saved[key], weight, rtol=0, atol=1e-3, msg=f"{name}: {key}")
 
 
 # ---------------------------------------------------------------------------------------------------------- the guide
