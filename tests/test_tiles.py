@@ -242,7 +242,20 @@ def _undone(module: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
-@pytest.mark.parametrize("run", [_functional, _replaced, _undone], ids=lambda run: run.__name__)
+def _frozen(module: nn.Module, x: Tensor) -> Tensor:
+    y = module(x)
+    module.requires_grad_(False)
+    return y
+
+
+def _thawed(module: nn.Module, x: Tensor) -> Tensor:
+    module.requires_grad_(False)
+    y = module(x)
+    module.requires_grad_()
+    return y
+
+
+@pytest.mark.parametrize("run", [_functional, _replaced, _undone, _frozen, _thawed], ids=lambda run: run.__name__)
 @pytest.mark.parametrize("implementation", ["eager", "aten"])
 def test_backward_takes_what_forward_took(run: Callable[..., Tensor], implementation: str) -> None:
     found = []
@@ -251,9 +264,12 @@ def test_backward_takes_what_forward_took(run: Callable[..., Tensor], implementa
         weights = list(module.parameters())
         patch(module, activation="gelu_tanh", implementation=implementation, tiles=tiles)
         y = run(module, x)
-        held = [(type(m), m.training, *m._parameters.values()) for m in module.modules()]
-        found.append(torch.autograd.grad(y.square().sum(), (x, *weights)))
-        assert held == [(type(m), m.training, *m._parameters.values()) for m in module.modules()]
+        held = [(type(m), id(w), w.requires_grad) for m in module.modules() for w in m.parameters(recurse=False)]
+        y.square().sum().backward()
+        assert held == [
+            (type(m), id(w), w.requires_grad) for m in module.modules() for w in m.parameters(recurse=False)
+        ]
+        found.append([torch.zeros(()) if one.grad is None else one.grad for one in (x, *weights)])
     torch.testing.assert_close(*found)
 
 

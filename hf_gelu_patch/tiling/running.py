@@ -159,19 +159,20 @@ class _Again:
     """A method on a module as it is now, whatever becomes of the module until backward computes a tile again.
 
     Of an ordinary call autograd keeps the weights that it took, and how it was computed. So what the module holds, its
-    classes and the training mode are put back for as long as a tile takes: ``torch.func.functional_call``, hooks of
-    offloading, ``unpatch`` or ``eval()`` may have exchanged them since.
+    classes, the training mode and what is frozen are put back for as long as a tile takes:
+    ``torch.func.functional_call``, hooks of offloading, ``unpatch`` or ``eval()`` may have exchanged them since.
     """
 
     def __init__(self, whole: Callable[..., Any], module: nn.Module, verdict: Verdict) -> None:
         self.whole, self.module, self.verdict = whole, module, verdict
         self.modes = [(part, type(part), part.training) for part in verdict.modules(module)]
         self.held = [
-            (register, name, one, _version(one))
+            (register, name, one)
             for part, _, _ in self.modes
             for register in registers(part)
             for name, one in register.items()
         ]
+        self.weights = [(one, _version(one), one.requires_grad) for _, _, one in self.held if isinstance(one, Tensor)]
 
     def __call__(self, *given: Any) -> Any:
         """What the method gives.
@@ -180,7 +181,7 @@ class _Again:
             RuntimeError: a weight was written to since, or the module computes something else now.
         """
         with self._as_it_was():
-            if any(_version(one) != version for _, _, one, version in self.held):
+            if any(_version(weight) != version for weight, version, _ in self.weights):
                 raise RuntimeError(
                     f"A weight of {type(self.module).__name__} has been modified by an inplace operation between "
                     "forward and backward, which computes the tiles again. Run backward before the optimizer's step."
@@ -194,7 +195,8 @@ class _Again:
 
     @contextmanager
     def _as_it_was(self) -> Iterator[None]:
-        held = [(*one[:3], one[0].get(one[1], MISSING)) for one in self.held if one[0].get(one[1]) is not one[2]]
+        held = [(*one, one[0].get(one[1], MISSING)) for one in self.held if one[0].get(one[1]) is not one[2]]
+        leaves = [(one, then) for one, _, then in self.weights if one.is_leaf and one.requires_grad is not then]
         modes = [(*one, type(one[0]), one[0].training) for one in self.modes]
         modes = [one for one in modes if one[1:3] != one[3:]]
         try:
@@ -202,8 +204,12 @@ class _Again:
                 register[name] = then
             for part, cls, training, *_ in modes:
                 part.__class__, part.training = cls, training
+            for weight, wanted in leaves:
+                weight.requires_grad_(wanted)
             yield
         finally:
+            for weight, wanted in leaves:
+                weight.requires_grad_(not wanted)
             for part, *_, cls, training in modes:
                 part.__class__, part.training = cls, training
             for register, name, _, now in held:
@@ -213,8 +219,8 @@ class _Again:
                     register[name] = now
 
 
-def _version(one: object) -> int:
-    return one._version if isinstance(one, Tensor) and not one.is_inference() else 0
+def _version(weight: Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version
 
 
 def _written_into_one(
