@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import warnings
 from collections.abc import Callable
@@ -344,6 +345,28 @@ def test_who_puts_saved_tensors_away_gets_them_all(small: nn.Module) -> None:
         found = gradients(lambda: small(x), small)
     assert len(seen) > count
     assert all(map(torch.equal, found, own))
+
+
+@pytest.mark.parametrize("tiles", [None, 2])
+@pytest.mark.parametrize("backward", [False, True])
+def test_nothing_refers_to_itself(small: nn.Module, tiles: int | None, backward: bool) -> None:
+    with patched(small, implementation="eager", recompute=True, tiles=tiles):
+        small(rows()).sum().backward()
+        gc.collect()
+        gc.disable()
+        try:
+            before, x = _tensors_there(), rows()
+            output = small(x)
+            if backward:
+                output.sum().backward()
+            del output
+            assert _tensors_there() - before == {id(x)}
+        finally:
+            gc.enable()
+
+
+def _tensors_there() -> set[int]:
+    return {id(one) for one in gc.get_objects() if isinstance(one, Tensor)}
 
 
 # ------------------------------------------------------------------------------------------- what is written over

@@ -789,6 +789,10 @@ def _over_all(self: Any, x: Tensor) -> Tensor:
     return self.down(self.act(self.up(x / x.abs().max())))
 
 
+def _over_all_by_norm(self: Any, x: Tensor) -> Tensor:
+    return self.down(self.act(self.up(x / x.norm(-1, keepdim=True))))  # p, and no dimension
+
+
 def _by_values(self: Any, x: Tensor) -> Tensor:
     return self.down(self.act(self.up(x))) if x.sum() > 0 else x
 
@@ -849,6 +853,7 @@ def _other(self: Any, x: Tensor) -> Tensor:
         (_unpacked, {}, "what is unpacked is not known"),
         (_over_tokens, {}, "mean is not along the last dimension"),
         (_over_all, {}, "what max does"),
+        (_over_all_by_norm, {}, "norm is not along the last dimension"),
         (_by_values, {}, "sum"),
         (_first, {}, r"takes some of the tokens.*x\[:, :1\]"),
         (_in_place, {}, "writes over a tensor"),

@@ -120,7 +120,7 @@ class Operations:
 
     def along_last(self, name: str, function: Any, x: Any, rest: list[Any], named: dict[str, Any]) -> Any:
         """What a function gives that works along a dimension, which has to be the last."""
-        place = {"chunk": 1, "split": 1, "cat": 0, "concat": 0, "normalize": 1}.get(name, 0)
+        place = {"chunk": 1, "split": 1, "norm": 1, "normalize": 1}.get(name, 0)
         dim = named.get("dim", rest[place] if len(rest) > place else (-1 if function is F.glu else None))
         if isinstance(dim, (tuple, list)) and len(dim) == 1:
             (dim,) = dim
