@@ -201,6 +201,10 @@ def test_the_models_on_a_cpu_are_those_recorded() -> None:
             faster.add(size)
         if size == "large":
             assert cpu_report.share_of(own["auto"]) != "slower than the bound"
+            if "share_of_gain" in own["auto"]:
+                assert (model, dtype) == ("gpt2", "bfloat16")
+                share = f"{own['auto']['share_of_gain']:.0%}".replace("%", " %")
+                assert f"`auto` has {share} of that gain." in told
     assert "small" in faster
     merged = {cell["rows"]: cell["variants"]["merged"] for cell in found.merged.values()}
     values = {rows: own["ratio"]["value"] for rows, own in merged.items()}
