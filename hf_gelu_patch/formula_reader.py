@@ -9,7 +9,7 @@ module in it: then it is no formula.
 from __future__ import annotations
 
 import ast
-import builtins
+import contextlib
 import functools
 import inspect
 import math
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_gelu_patch.activations import Activation, of_records
-from hf_gelu_patch.sources import faithful_source_of, is_empty, is_model_code
+from hf_gelu_patch.sources import Outer, faithful_source_of, is_model_code
 
 __all__ = [
     "INPUT",
@@ -301,8 +301,7 @@ class _Frame:
         self.function = function
         self.names = names
         code = function.__code__
-        cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
-        self.cells = {name: cell.cell_contents for name, cell in cells if not is_empty(cell)}
+        self.outer = Outer(function)
         self.locals = {*code.co_varnames, *code.co_cellvars}
 
     def run(self, body: list[ast.stmt]) -> Any:
@@ -379,7 +378,7 @@ class _Frame:
         if any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords):
             raise _no_step(node)
         if isinstance(node.func, ast.Name) and node.func.id == "super" and not node.args:
-            return _Above(self.cells.get("__class__"))
+            return _Above(self.outer.cells.get("__class__"))
         function = self.evaluated(node.func)
         given = [self.evaluated(argument) for argument in node.args]
         named = {str(keyword.arg): self.evaluated(keyword.value) for keyword in node.keywords}
@@ -389,9 +388,8 @@ class _Frame:
         if name in self.names:
             return self.names[name]
         if name not in self.locals:
-            for scope in (self.cells, self.function.__globals__, vars(builtins)):
-                if name in scope:
-                    return scope[name]
+            with contextlib.suppress(KeyError):
+                return self.outer[name]
         raise NotAFormulaError(f"what {name} is cannot be told")
 
     def attribute(self, base: Any, name: str) -> Any:

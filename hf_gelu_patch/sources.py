@@ -4,6 +4,7 @@ from __future__ import annotations
 import __future__
 
 import ast
+import builtins
 import copy
 import dis
 import functools
@@ -22,6 +23,7 @@ from torch import nn
 
 __all__ = [
     "OUT_OF_REACH",
+    "Outer",
     "Source",
     "all_names",
     "class_attribute",
@@ -169,6 +171,25 @@ def is_empty(cell: Any) -> bool:
     except ValueError:
         return True
     return False
+
+
+class Outer:
+    """What the names of a function mean that it gives no value itself: in its closure, its module, and of Python's own.
+
+    Attributes:
+        cells: the closure's names that have a value.
+    """
+
+    def __init__(self, function: FunctionType) -> None:
+        closure = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        self.cells = {name: cell.cell_contents for name, cell in closure if not is_empty(cell)}
+        self._scopes = (self.cells, function.__globals__, vars(builtins))
+
+    def __getitem__(self, name: str) -> Any:
+        for scope in self._scopes:
+            if name in scope:
+                return scope[name]
+        raise KeyError(name)
 
 
 # ---- The functions of a class

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import builtins
+import contextlib
 import functools
 import inspect
 import sys
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_gelu_patch.sources import Source, is_empty, local_names
+from hf_gelu_patch.sources import Outer, Source, is_empty, local_names
 
 __all__ = ["MISSING", "Names", "attribute", "dotted", "outer_name", "reach"]
 
@@ -62,9 +62,7 @@ class Names:
         }
         once = imported.keys() - (stored | parameters | defined)
         self._imported = {name: imported[name] for name in once}
-        closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-        cells = {name: cell.cell_contents for name, cell in closure.items() if not is_empty(cell)}
-        self._outer = (cells, function.__globals__, vars(builtins))
+        self._outer = Outer(function)
 
     def is_of_owner(self, node: ast.AST) -> bool:
         """Whether it is ``self.a.b``: an attribute of the module, however deep."""
@@ -78,9 +76,8 @@ class Names:
                 return found
             if node.id in self.locals or node.id == self.owner:
                 return MISSING
-            for scope in self._outer:
-                if node.id in scope:
-                    return scope[node.id]
+            with contextlib.suppress(KeyError):
+                return self._outer[node.id]
         elif isinstance(node, ast.Attribute):
             base = self.static(node.value)
             if isinstance(base, ModuleType):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import builtins
+import contextlib
 import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from hf_gelu_patch.forwards.names import MISSING
-from hf_gelu_patch.sources import is_empty, is_model_code
+from hf_gelu_patch.sources import Outer, is_model_code
 from hf_gelu_patch.tiling.values import (
     STEADY,
     TENSORS,
@@ -75,8 +75,7 @@ class Frame:
         self.first = next(iter(names.values()), None)
         self.returned: list[Any] = []
         code = function.__code__
-        cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
-        self.cells = {name: cell.cell_contents for name, cell in cells if not is_empty(cell)}
+        self.outer = Outer(function)
         self.locals = {*code.co_varnames, *code.co_cellvars}
 
     def result(self, body: list[ast.stmt]) -> Any:
@@ -264,9 +263,8 @@ class Frame:
         if name in self.names:
             return self.names[name]
         if name not in self.locals:
-            for scope in (self.cells, self.function.__globals__, vars(builtins)):
-                if name in scope:
-                    return scope[name]
+            with contextlib.suppress(KeyError):
+                return self.outer[name]
         raise self.failure(f"what {name} is cannot be told")
 
     def attribute(self, base: Any, name: str) -> Any:
@@ -301,7 +299,7 @@ class Frame:
 
     def called(self, node: ast.Call) -> Any:
         if isinstance(node.func, ast.Name) and node.func.id == "super" and not node.args:
-            cls = self.cells.get("__class__")
+            cls = self.outer.cells.get("__class__")
             if not isinstance(self.first, Module) or not isinstance(cls, type):
                 raise self.failure("what super() is cannot be told")
             return Above(self.first, cls)
