@@ -23,6 +23,7 @@ import processes
 import pytest
 import torch
 import transformers
+from tiny_classifier import write_checkpoint, write_data
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -215,6 +216,18 @@ def printed_by_fork(code: str) -> str:
     done = processes.run("-c", code, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny classifier's folder."""
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows for the tiny classifier."""
+    return write_data(tmp_path_factory.mktemp("data") / "data.csv")
 
 
 @pytest.fixture(params=FAMILIES.values(), ids=FAMILIES.keys())

@@ -17,7 +17,6 @@ from typing import Any
 
 import processes
 import pytest
-from tiny_classifier import write_checkpoint, write_data
 
 from hf_gelu_patch.cli import main
 from hf_gelu_patch.evaluation import reference
@@ -59,16 +58,6 @@ def start(*words: object, cwd: Path, **environment: str) -> subprocess.Completed
 def quality(folder: Path) -> list[dict[str, Any]]:
     found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     return [variant["quality"] for model in found["models"] for variant in model["variants"]]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data") / "data.csv")
 
 
 @pytest.fixture(scope="module")

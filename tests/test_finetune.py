@@ -18,7 +18,6 @@ import transformers
 from accelerate import Accelerator
 from finetuning_worker import request, start
 from safetensors.torch import load_file
-from tiny_classifier import write_checkpoint, write_data
 from torch import Tensor
 
 from hf_gelu_patch import patch
@@ -37,16 +36,6 @@ from scripts.healing import curve, healing
 
 Data = dict[str, Any]
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data") / "data.csv")
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ import torch
 import transformers
 from hub_stand_in import serve
 from PIL import Image
-from tiny_classifier import write_checkpoint, write_data
+from tiny_classifier import write_data
 
 from hf_gelu_patch import PatchError, find_sites
 from hf_gelu_patch.evaluation.data.paths import data_file
@@ -39,11 +39,6 @@ from hf_gelu_patch.evaluation.reference import REFERENCES
 from hf_gelu_patch.evaluation.tasks.registry import task_info
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
 def test_a_reference_brings_everything() -> None:

@@ -18,7 +18,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from evaluation_worker import finish, kill_when, start, untimed, write_rows, written
-from tiny_classifier import WORDS, write_checkpoint
+from tiny_classifier import WORDS
 from tokenizers import normalizers
 
 from hf_gelu_patch.evaluation.digests import content_digest, rows_digest
@@ -171,11 +171,6 @@ finally:  # there is room for what the test itself says
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 from evaluation_worker import finish, start, untimed
-from tiny_classifier import write_checkpoint, write_data
 
 from hf_gelu_patch import patch
 from hf_gelu_patch.evaluation.errors import EvaluationError
@@ -35,16 +34,6 @@ QUICK = Settings(
     batch_size=2,
     memory=True,
 )
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data") / "data.csv")
 
 
 def test_it_is_in_every_report(checkpoint: Path, data: Path) -> None:
