@@ -18,6 +18,8 @@ def _run(said: Said) -> int:
         print(f"{name}: {task.summary}")
         print(f"  models: {task.auto_class}; columns: {', '.join(task.columns)}")
         print(f"  metrics: {', '.join(task.metrics) or 'none, only drift and speed'}")
+        if task.missing:
+            print(f"  not here: {', '.join(task.missing)} missing (pip install 'hf-gelu-patch[{task.extra}]')")
     print("path/to/file.py: a task of your own; see hf_gelu_patch.evaluation.tasks.user_file.own_task")
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         print(f"\nnot available here: {', '.join(missing)} missing (pip install 'hf-gelu-patch[evaluation]')")

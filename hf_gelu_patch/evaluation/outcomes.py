@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hf_gelu_patch.evaluation.json_values import as_json
@@ -23,6 +23,8 @@ class Outcome:
         tokens: how many terms the loss sums.
         score: the answer, where it is a number: a similarity, or what a regression head gives.
         top5: for each answer, whether the target is among the five likeliest; () where that was not asked.
+        details: what metrics are computed of where answers and score do not say it, by name: plain data, as JSON has
+            it, and finite. Such are the boxes that a detector found, or the scores of the documents that were ranked.
     """
 
     answers: tuple[Answer, ...]
@@ -31,10 +33,13 @@ class Outcome:
     tokens: int
     score: float | None = None
     top5: tuple[bool, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that ``json.dumps`` writes as valid JSON and ``from_json`` reads back to the bit."""
         plain: dict[str, Any] = as_json(vars(self))
+        if not self.details:
+            del plain["details"]
         return plain
 
     @classmethod
@@ -52,4 +57,5 @@ class Outcome:
             tokens=int(data["tokens"]),
             score=None if score is None else float(score),
             top5=tuple(data["top5"]),
+            details=dict(data.get("details", {})),
         )

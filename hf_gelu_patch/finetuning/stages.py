@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,7 +82,8 @@ class Measuring:
         """The same rows at two stages."""
         both = (self.metrics(before), self.metrics(after))
         settings = self.settings
-        return compare(before, after, self.task.columns, seed=settings.seed, margin=settings.margin, metrics=both)
+        columns = partial(self.task.columns, examples=self.task.examples)
+        return compare(before, after, columns, seed=settings.seed, margin=settings.margin, metrics=both)
 
 
 def written(outcomes: list[Outcome]) -> bytes:

@@ -141,7 +141,7 @@ def test_text_classification(classifier: Path, tmp_path: Path) -> None:
         assert (outcome.answers, outcome.targets, outcome.tokens) == ((int(logits.argmax()),), (target,), 1)
         assert outcome.loss == pytest.approx(-float(logits.log_softmax(-1)[target]), abs=1e-5)
         assert outcome.top5 == ()
-    assert task.metrics(outcomes) == pytest.approx(measured(rows_of(task.columns(outcomes))))
+    assert task.metrics(outcomes) == pytest.approx(measured(rows_of(task.columns(outcomes, task.examples))))
     assert task.describe(3) == rows()[3][0]
     assert len(task.describe(0)) <= 100
     assert len(load(subject(str(classifier), validation_file=str(tmp_path / "a.csv")), limit=4)[2].examples) == 4
@@ -478,7 +478,7 @@ def test_feature_drift_needs_no_right_answers(masked: Path, vit: Path, tmp_path:
     model, tokenizer, task = load(subject(str(masked), task="feature-drift", validation_file=data))
     assert not task.answered
     outcomes = run(model, task, 5)
-    assert (task.metrics(outcomes), task.columns(outcomes)) == ({}, {})
+    assert (task.metrics(outcomes), task.columns(outcomes, task.examples)) == ({}, {})
     [batch] = task.batches(5)
     states = task.forward(model, batch)
     for number, row, targets in zip(batch.ids, states, batch.targets, strict=True):

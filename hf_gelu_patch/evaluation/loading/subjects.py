@@ -49,6 +49,7 @@ def subject(model: str, **asked: Any) -> Subject:
         found = _named(model, asked)
         if found.target_column is None and not own_file(found.task):
             asked.pop("target_column", None)  # the input is its own answer, or there is none
+    task_info(found.task).check_libraries()
     check_options(found.task, asked)
     if asked.get("labels", READINGS[0]) not in READINGS:
         raise EvaluationError(f"labels are read as {', '.join(READINGS)}; got {asked['labels']!r}.")
@@ -75,7 +76,7 @@ def look_up(asked: Mapping[str, Any]) -> dict[str, Any]:
     if "validation_file" in found:
         found["data"] = data_file(found.pop("validation_file"), allow_download=download)
     if "task" in found:
-        task_info(found["task"])
+        task_info(found["task"]).check_libraries()
     if "metric" in found:
         find_metric(found["metric"], allow_download=download)
     return found

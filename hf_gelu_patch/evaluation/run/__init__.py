@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -226,7 +227,7 @@ def _quality(comparison: Comparison, answers: Answers, name: str, drift: LogitDr
     return compare(
         before,
         after,
-        task.columns,
+        partial(task.columns, examples=task.examples),
         seed=settings.seed,
         margin=settings.margin,
         metrics=None if task.extra is None else (task.metrics(before), task.metrics(after)),

@@ -135,15 +135,20 @@ class Task(ABC):
     @abstractmethod
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch: ...
 
-    def columns(self, outcomes: Sequence[Outcome]) -> Columns:
-        """What the metrics take, by the kind of answer: an entry for each example, of all examples in their order. The
-        kinds are among the ``answers`` of the task's ``TaskInfo``."""
-        del outcomes
+    def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
+        """What the metrics take, by the kind of answer: an entry for each example. The kinds are among the ``answers``
+        of the task's ``TaskInfo``.
+
+        Args:
+            outcomes: of some examples.
+            examples: these examples, in the same order, as ``encode`` made them.
+        """
+        del outcomes, examples
         return {}
 
-    def pairs(self, outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
+    def pairs(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
         """The predictions, and the references they are held to, as any other metric takes them."""
-        [columns, *_] = self.columns(outcomes).values()
+        [columns, *_] = self.columns(outcomes, examples).values()
         return columns["predictions"].tolist(), columns["references"].tolist()
 
     def metrics(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -152,10 +157,10 @@ class Task(ABC):
         Raises:
             EvaluationError: the other metric does not take what this task predicts.
         """
-        found = measured(rows_of(self.columns(outcomes)))
+        found = measured(rows_of(self.columns(outcomes, self.examples)))
         if self.extra is None:
             return found
-        predictions, references = self.pairs(outcomes)
+        predictions, references = self.pairs(outcomes, self.examples)
         try:
             others = self.extra.compute(predictions=predictions, references=references) or {}
         except Exception as error:  # it is someone else's code

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -93,8 +93,8 @@ class CausalLM(LanguageModel):
         ends = [0, *(place for _, place in encoded["offset_mapping"][before : end - 1]), len(text)]
         return ids[:before], ids[before:end], np.diff(reached[np.maximum.accumulate(ends)])
 
-    def columns(self, outcomes: Sequence[Outcome]) -> Columns:
-        sizes = np.array([example["bytes"] for example in self.examples])
+    def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
+        sizes = np.array([example["bytes"] for example in examples])
         return {"text": {**token_columns(outcomes), "bytes": sizes}}
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:

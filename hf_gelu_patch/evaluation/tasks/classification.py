@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
@@ -68,11 +68,11 @@ class Classification(Task):
         """The head's own, summed over examples."""
         return self.head.loss(self.forward(model, batch)[:, 0], self._right(batch.ids)), len(batch.ids)
 
-    def columns(self, outcomes: Sequence[Outcome]) -> Columns:
-        return self.head.columns(outcomes, self._right(range(len(outcomes))))
+    def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
+        return self.head.columns(outcomes, [example["label"] for example in examples])
 
-    def pairs(self, outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
-        return self.head.pairs(self.columns(outcomes))
+    def pairs(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
+        return self.head.pairs(self.columns(outcomes, examples))
 
     def named(self, answer: str) -> str:
         return self.head.named(answer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,10 +26,12 @@ class LanguageModel(Task):
     def logits_per_example(self) -> int:
         return max(map(self.size, self.examples)) * int(self.config.get_text_config().vocab_size)
 
-    def columns(self, outcomes: Sequence[Outcome]) -> Columns:
+    def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
+        del examples
         return {"tokens": token_columns(outcomes)}
 
-    def pairs(self, outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
+    def pairs(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
+        del examples
         return token_pairs(outcomes)
 
     def describe(self, example: int) -> str:

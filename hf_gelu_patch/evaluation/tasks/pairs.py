@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -106,9 +106,9 @@ class SentenceSimilarity(Task):
             "that they lie between −1 and 1."
         )
 
-    def columns(self, outcomes: Sequence[Outcome]) -> Columns:
+    def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
         scores = {
             "predictions": np.array([outcome.score for outcome in outcomes], dtype=np.float64),
-            "references": np.array([example["score"] for example in self.examples], dtype=np.float64),
+            "references": np.array([example["score"] for example in examples], dtype=np.float64),
         }
         return {"score": scores}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class TaskInfo:
         processors: the classes in transformers that load what it reads data with; the first that a checkpoint has.
         architectures: what the classes of its models end in, by which a checkpoint's config names it.
         aliases: what transformers' pipelines and the hub call the same task.
+        libraries: modules that its metrics or its data take, beside those of ``evaluation``.
+        extra: the extra of this package that installs them.
     """
 
     name: str
@@ -56,6 +59,8 @@ class TaskInfo:
     processors: tuple[str, ...] = TOKENIZER
     architectures: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+    extra: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -66,6 +71,23 @@ class TaskInfo:
     def metrics(self) -> tuple[str, ...]:
         """What is measured, besides drift; of a classifier, those for its kind of head."""
         return metric_names(self.answers)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Those of its libraries that are not installed."""
+        return tuple(name for name in self.libraries if importlib.util.find_spec(name) is None)
+
+    def check_libraries(self) -> None:
+        """See that its libraries are installed.
+
+        Raises:
+            EvaluationError: one is not; the message says how to install it.
+        """
+        if self.missing:
+            raise EvaluationError(
+                f"{self.name} needs {' and '.join(self.missing)}, not installed here: pip install "
+                f"'hf-gelu-patch[{self.extra}]'."
+            )
 
     def load(self) -> type[Task]:
         """The task's class."""

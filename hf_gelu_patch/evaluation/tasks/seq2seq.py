@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -92,7 +92,8 @@ class Seq2Seq(Task):
         inputs = {key: value for key, value in batch.inputs.items() if key != "labels"}
         return generate_greedily(model, new_tokens or self.decode_tokens, **inputs)
 
-    def columns(self, outcomes: Sequence[Outcome]) -> Columns:
+    def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
+        del examples
         sequences = {
             "predictions": np.array([outcome.answers[0] for outcome in outcomes], dtype=object),
             "references": np.array([outcome.targets[0] for outcome in outcomes], dtype=object),

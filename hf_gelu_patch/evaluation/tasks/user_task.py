@@ -107,10 +107,12 @@ class OwnTask(Task):
             return super().predict(model, batch)
         return Prediction(self.forward(model, batch), (Outcome((), (), 0.0, 0),) * len(batch.ids))
 
-    def columns(self, outcomes: Sequence[Outcome]) -> Columns:
+    def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
+        del examples
         if self._kind == "none":
             return {}
         return {"tokens": token_columns(outcomes)} if self._kind == "many" else label_columns(outcomes)
 
-    def pairs(self, outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
+    def pairs(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
+        del examples
         return token_pairs(outcomes)  # an answer for each row, or for each position
