@@ -11,7 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 
-from hf_gelu_patch.cli import evaluate, finetune, implementations, report, sites, tasks
+from hf_gelu_patch.cli import compare, evaluate, finetune, implementations, report, sites, tasks
 from hf_gelu_patch.cli.command import parser_of
 from hf_gelu_patch.cli.config_file import with_config
 from hf_gelu_patch.errors import PatchError
@@ -20,7 +20,15 @@ from hf_gelu_patch.evaluation.reference import ReferenceUnavailableError
 
 __all__ = ["main"]
 
-_COMMANDS = (evaluate.COMMAND, finetune.COMMAND, report.COMMAND, tasks.COMMAND, implementations.COMMAND, sites.COMMAND)
+_COMMANDS = (
+    evaluate.COMMAND,
+    compare.COMMAND,
+    finetune.COMMAND,
+    report.COMMAND,
+    tasks.COMMAND,
+    implementations.COMMAND,
+    sites.COMMAND,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -70,7 +70,13 @@ def paired_p(gains: Array, lost: int, gained: int) -> float:
 
 
 def intervals(
-    statistics: Callable[[Array, T], dict[str, Array]], before: T, after: T, size: int, *, seed: int
+    statistics: Callable[[Array, T], dict[str, Array]],
+    before: T,
+    after: T,
+    size: int,
+    *,
+    seed: int,
+    resamples: int = _RESAMPLES,
 ) -> dict[str, Interval]:
     """after − before of each figure.
 
@@ -80,8 +86,9 @@ def intervals(
         before, after: what there is to count about each example.
         size: how many examples there are.
         seed: for the samples.
+        resamples: how many samples to draw, where a figure takes long.
     """
-    resampled = _bootstrap(statistics, before, after, size, seed=seed) if size > 1 else {}
+    resampled = _bootstrap(statistics, before, after, size, seed=seed, resamples=resamples) if size > 1 else {}
     whole = np.ones((1, size))
     values = statistics(whole, before), statistics(whole, after)
     student = math.sqrt(size / (size - 1)) * float(stdtrit(size - 1, (1 + _CONFIDENCE) / 2)) if size > 1 else math.inf
@@ -100,12 +107,12 @@ def intervals(
 
 
 def _bootstrap(
-    statistics: Callable[[Array, T], dict[str, Array]], before: T, after: T, size: int, *, seed: int
+    statistics: Callable[[Array, T], dict[str, Array]], before: T, after: T, size: int, *, seed: int, resamples: int
 ) -> dict[str, Array]:
-    """after − before of each figure, for 2,000 resamples of the examples."""
+    """after − before of each figure, for some resamples of the examples."""
     generator = np.random.default_rng(seed)
     found: dict[str, list[Array]] = {}
-    for draws in _chunks(_RESAMPLES, size):
+    for draws in _chunks(resamples, size):
         drawn = generator.integers(0, size, (draws, size))
         cells = (drawn + np.arange(draws)[:, None] * size).ravel()
         weights = np.bincount(cells, minlength=draws * size).reshape(draws, size).astype(np.float64)
