@@ -16,7 +16,8 @@ def _run(said: Said) -> int:
     del said
     for name, task in TASKS.items():
         print(f"{name}: {task.summary}")
-        print(f"  models: {task.auto_class}; columns: {', '.join(task.columns)}")
+        classes = " or ".join([task.auto_class, *(name for _, name in task.other_classes)])
+        print(f"  models: {classes}; columns: {', '.join(task.columns)}")
         print(f"  metrics: {', '.join(task.metrics) or 'none, only drift and speed'}")
         if task.missing:
             print(f"  not here: {', '.join(task.missing)} missing (pip install 'hf-gelu-patch[{task.extra}]')")

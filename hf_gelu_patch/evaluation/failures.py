@@ -90,6 +90,12 @@ def batch_remedy(task: Task) -> str:
     """What can be done where rows do not go together, by what the tokenizer and the config say."""
     tokenizer, config = task.processor, task.config
     causes = []
+    extractor = getattr(task, "extractor", tokenizer)
+    if getattr(extractor, "return_attention_mask", False):
+        return (
+            "Set return_attention_mask to false in its preprocessor_config.json: then sounds of one length alone go "
+            "into one batch. Or evaluate with --per_device_eval_batch_size 1."
+        )
     given, own = getattr(tokenizer, "pad_token_id", None), getattr(config.get_text_config(), "pad_token_id", None)
     if given is not None:
         if given != own:

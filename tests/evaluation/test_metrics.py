@@ -154,6 +154,8 @@ SETS = {"predictions": ["110", "000", "011", "100"], "references": ["100", "010"
 
 SIDES = {"predictions": [0, 1, 0, 1], "references": [0, 0, 0, 1]}
 
+TRANSCRIPTS = {"predictions": ["a b", "", "c d", "d e f"], "references": ["a b", "b", "a c", "d f"]}
+
 COLUMNS: list[dict[str, dict[str, list[Any]]]] = [
     {"ranked label": RANKED},
     {"label": {name: RANKED[name] for name in ("predictions", "references")}},
@@ -163,6 +165,7 @@ COLUMNS: list[dict[str, dict[str, list[Any]]]] = [
     {"sequence": SEQUENCES},
     {"score": NUMBERS},
     {"number": NUMBERS, "label": SIDES},
+    {"transcript": TRANSCRIPTS},
 ]
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_GIVEN = {"input_ids": "texts", "pixel_values": "images", "input_values": "sounds", "input_features": "sounds"}
+"""What a model is given, by the names of arguments."""
+
+
 def quieten() -> None:
     """transformers' advice and progress bars have no place beside our own."""
     import transformers
@@ -38,19 +42,21 @@ def load_model(
 
     Raises:
         EvaluationError: the checkpoint is corrupt, or is not for this task: weights of its head are missing, or it
-            takes neither texts nor images.
+            takes none of what the task has to give.
     """
     import torch
     import transformers
 
     quieten()
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    name = task_info(task).auto_class
+    info = task_info(task)
+    [architecture, *_] = [*map(str, read_config(place).get("architectures") or []), ""]
+    name = info.class_for(architecture)
     if not name.startswith("AutoModel") or not hasattr(transformers, name):
         raise EvaluationError(f"{task}: AUTO_CLASS = {name!r} is no AutoModel… class in transformers.")
-    loader = _loader(name, place)
+    loader = _loader(name, architecture)
     try:
-        model, info = loader.from_pretrained(
+        model, loaded = loader.from_pretrained(
             place,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
@@ -61,17 +67,18 @@ def load_model(
         )
     except Exception as error:  # safetensors, pickle, json and transformers each raise their own kinds
         raise EvaluationError(f"{place} cannot be loaded for {task}: {reason_of(error, name)}") from error
-    if trouble := _lacking(info, pooler=name != "AutoModel"):
+    if trouble := _lacking(loaded, pooler=name != "AutoModel"):
         named = ", ".join(map(str, model.config.architectures or ["no architecture"]))
         raise EvaluationError(
             f"{place} {trouble}, which would be drawn at random. It is a model for another task (--task; its config "
             f"names {named}), or is incomplete: fetch the checkpoint again."
         )
     takes = inspect.signature(model.forward).parameters
-    if not own_file(task) and model.main_input_name in takes and not {"input_ids", "pixel_values"} & set(takes):
+    if not own_file(task) and model.main_input_name in takes and not info.inputs & set(takes):
+        given = " or ".join(dict.fromkeys(_GIVEN[name] for name in sorted(info.inputs)))
         raise EvaluationError(
-            f"{place} takes {model.main_input_name}, and {task} has texts or images to give: a Python file of your "
-            "own, --task FILE.py, can ask it."
+            f"{place} takes {model.main_input_name}, and {task} has {given} to give: name another --task, or a Python "
+            "file of your own, --task FILE.py, which can ask anything."
         )
     try:
         return model.to(device).eval()  # type: ignore[no-any-return]
@@ -96,12 +103,11 @@ def _lacking(info: Mapping[str, Any], *, pooler: bool) -> str:
     return ""
 
 
-def _loader(auto_class: str, place: str) -> Any:
+def _loader(auto_class: str, architecture: str) -> Any:
     """The class in transformers that loads a checkpoint: an encoder that was saved without its decoder has one of its
     own (T5EncoderModel), which AutoModel does not know."""
     import transformers
 
-    [architecture, *_] = [*map(str, read_config(place).get("architectures") or []), ""]
     if auto_class == "AutoModel" and architecture.endswith("EncoderModel"):
         return getattr(transformers, architecture, transformers.AutoModel)
     return getattr(transformers, auto_class)

@@ -1,4 +1,4 @@
-"""Tokenizers and image processors loaded."""
+"""Tokenizers, image processors and feature extractors loaded."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from hf_gelu_patch.evaluation.loading.models import quieten
 from hf_gelu_patch.evaluation.tasks.registry import task_info
 from hf_gelu_patch.evaluation.tasks.vocabulary import check_vocabulary
 
+_CALLED = {
+    "AutoTokenizer": "tokenizer",
+    "AutoImageProcessor": "image processor",
+    "AutoFeatureExtractor": "feature extractor",
+}
+
 
 def load_processor(place: str, task: str, *, trust_remote_code: bool = False, allow_download: bool = False) -> Any:
-    """The checkpoint's tokenizer, or image processor; whichever it has, where the task could do with either.
+    """The checkpoint's tokenizer, image processor, feature extractor of sounds, or a processor that has two of them;
+    whichever it has, where the task could do with several.
 
     Raises:
         EvaluationError: it has none that can be loaded.
@@ -35,8 +42,7 @@ def load_processor(place: str, task: str, *, trust_remote_code: bool = False, al
     remedy = f"Save the model's own there: {kinds[-1]}.from_pretrained(original).save_pretrained({place!r})."
     if "trust_remote_code" in str(failed[0]):
         remedy = "It comes with Python code of its own: read that code, and add --trust_remote_code to run it."
-    what = {"AutoTokenizer": "tokenizer", "AutoImageProcessor": "image processor"}
-    names = " or ".join(what[kind] for kind in kinds if kind in what)
+    names = " or ".join(what for kind in kinds if (what := _CALLED.get(kind)) is not None) or "processor"
     raise EvaluationError(f"{place} has no {names} that can be loaded: {first_line(failed[0])}\n{remedy}") from failed[
         0
     ]

@@ -126,9 +126,9 @@ def _task_of(model: str, place: str) -> str:
     config = read_config(place)
     architectures = list(map(str, config.get("architectures") or []))
     for architecture in architectures:
-        for task, info in TASKS.items():
-            if architecture.endswith(info.architectures):
-                return task
+        ends = [(end, task) for task, info in TASKS.items() for end in info.architectures if architecture.endswith(end)]
+        if ends:
+            return max(ends, key=lambda one: len(one[0]))[1]  # "WhisperForConditionalGeneration" says more than its end
     # Code that comes with a model says which of transformers' classes its own stand for.
     own = set(config.get("auto_map") or {}) - {"AutoModel"}
     mapped = [name for name, info in TASKS.items() if info.architectures and info.auto_class in own]

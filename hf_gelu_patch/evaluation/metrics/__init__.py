@@ -1,7 +1,7 @@
 """How good answers are.
 
-``registry`` has the records of metrics, and of the kinds of answers that they are computed of; ``labels``, ``numbers``
-and ``language`` register those that come along. ``plugged`` loads a metric of the user's own, or the hub's. A metric is
+``registry`` has the records of metrics, and of the kinds of answers that they are computed of; the other modules
+register those that come along. ``plugged`` loads a metric of the user's own, or the hub's. A metric is
 added in one place::
 
     from hf_gelu_patch.evaluation.metrics import Metric, mean_of, register_metric
@@ -15,7 +15,7 @@ From then on every task whose answers are labels is measured by it, with its int
 have it.
 """
 
-from hf_gelu_patch.evaluation.metrics import labels, language, numbers
+from hf_gelu_patch.evaluation.metrics import labels, language, numbers, transcripts
 from hf_gelu_patch.evaluation.metrics.registry import (
     ANSWERS,
     METRICS,
@@ -38,4 +38,4 @@ __all__ = [
     "sums",
 ]
 
-del labels, language, numbers  # they are imported for what they register
+del labels, language, numbers, transcripts  # they are imported for what they register

@@ -1,4 +1,4 @@
-"""Classification of texts and of images."""
+"""Classification of texts, of images and of sounds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_r
 from hf_gelu_patch.evaluation.tasks.heads import head_of
 from hf_gelu_patch.evaluation.tasks.images import pixel_sizes, pixels_of, stacked_pixels
 from hf_gelu_patch.evaluation.tasks.labels import BadLabelError, LabelsError
+from hf_gelu_patch.evaluation.tasks.sounds import sound_sizes, sounds_of, stacked_sounds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -122,3 +123,27 @@ class ImageClassification(Classification):
 
     def shape(self, example: dict[str, Any]) -> tuple[Any, ...]:
         return pixel_sizes(example)
+
+
+class AudioClassification(Classification):
+    """A sound and what is right of it; where there are more than five labels, the five likeliest are looked at too."""
+
+    _likeliest = 5
+
+    names_files = True
+
+    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+        first = first_rows(data, limit)
+        labels = self.answers(data, self.rows(first))
+        sounds = sounds_of(self, first, labels, self.processor)
+        return [{**sound, "label": labels[row]} for row, sound in sounds.items()]
+
+    def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
+        targets = self.head.targets([example["label"] for example in examples])
+        return Batch(ids, stacked_sounds(self, self.processor, examples), targets, len(ids))
+
+    def shape(self, example: dict[str, Any]) -> tuple[Any, ...]:
+        return sound_sizes(self.processor, example)
+
+    def size(self, example: dict[str, Any]) -> int:
+        return int(example["size"])

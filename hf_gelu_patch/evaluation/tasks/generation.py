@@ -15,7 +15,8 @@ MOST_DECODED = 32  # tokens, at most, in a timed generation from running text
 
 def generate_greedily(model: PreTrainedModel, new_tokens: int, **inputs: Tensor) -> Tensor:
     """So many tokens, the likeliest each time, past any end."""
-    inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+    if "input_ids" in inputs:
+        inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
     options: dict[str, Any] = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
     if model.generation_config.pad_token_id is None:
         options["pad_token_id"] = 0  # never comes up: all go on to the end

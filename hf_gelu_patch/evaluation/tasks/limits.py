@@ -15,6 +15,8 @@ from torch import nn
 
 __all__ = ["Limits"]
 
+_INPUTS = {"input_ids", "pixel_values", "input_values", "input_features"}
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -87,4 +89,4 @@ def _positions(tables: Mapping[str, nn.Embedding]) -> int | None:
 def _arguments(model: nn.Module) -> frozenset[str] | None:
     """None for a wrapper, which hands on whatever it is given."""
     named: Any = inspect.signature(model.forward).parameters
-    return frozenset(named) if {"input_ids", "pixel_values"} & set(named) else None
+    return frozenset(named) if _INPUTS & set(named) else None

@@ -22,6 +22,9 @@ __all__ = ["TASKS", "TaskInfo", "check_options", "register_task", "task_info", "
 
 TOKENIZER = ("AutoTokenizer",)
 IMAGE_PROCESSOR = ("AutoImageProcessor",)
+SOUND_READER = ("AutoFeatureExtractor",)
+WITH_TOKENIZER = ("AutoProcessor",)
+SOUNDS = frozenset({"input_values", "input_features"})
 EITHER = ("AutoProcessor", "AutoImageProcessor", "AutoTokenizer")
 
 
@@ -34,6 +37,8 @@ class TaskInfo:
         summary: what it is, in one line.
         task: its class, a ``Task``; or where that is, as "module:Class", to import it only when it is used.
         auto_class: the class in transformers that loads its models.
+        other_classes: the class that loads those whose architecture ends in another way, by that ending.
+        inputs: what its models may be given first, by the names of their arguments.
         answers: the kinds of answers that it may have (keys of ``metrics.ANSWERS``), which its metrics follow from: of
             a classifier, one for each kind of head; none where there are no right answers.
         input_column: the column that holds what the model is given, unless another is named.
@@ -61,6 +66,12 @@ class TaskInfo:
     aliases: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
     extra: str | None = None
+    other_classes: tuple[tuple[str, str], ...] = ()
+    inputs: frozenset[str] = frozenset({"input_ids", "pixel_values"})
+
+    def class_for(self, architecture: str) -> str:
+        """The class in transformers that loads a checkpoint whose config names this architecture."""
+        return next((name for end, name in self.other_classes if architecture.endswith(end)), self.auto_class)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -262,6 +273,43 @@ for _info in (
         f"{_HERE}.features:FeatureDrift",
         processors=EITHER,
         aliases=("feature-extraction",),
+    ),
+    TaskInfo(
+        "automatic-speech-recognition",
+        "the text that is said in a sound: generated greedily, or read off the frames of a CTC model",
+        f"{_HERE}.speech:SpeechRecognition",
+        "AutoModelForSpeechSeq2Seq",
+        ("transcript",),
+        input_column="audio",
+        target_column="text",
+        processors=WITH_TOKENIZER,
+        architectures=(
+            "ForCTC",
+            "ForSpeechToText",
+            "WhisperForConditionalGeneration",
+            "Speech2TextForConditionalGeneration",
+            "MoonshineForConditionalGeneration",
+        ),
+        aliases=("speech-recognition", "asr"),
+        libraries=("jiwer", "soundfile"),
+        extra="speech",
+        other_classes=(("ForCTC", "AutoModelForCTC"),),
+        inputs=SOUNDS,
+    ),
+    TaskInfo(
+        "audio-classification",
+        "a label for a sound; or several, or a number, as the head has it",
+        f"{_HERE}.classification:AudioClassification",
+        "AutoModelForAudioClassification",
+        ("ranked label", *_OF_HEADS),
+        input_column="audio",
+        target_column="label",
+        options=frozenset({"labels", "threshold"}),
+        processors=SOUND_READER,
+        architectures=("ForAudioClassification",),
+        libraries=("soundfile",),
+        extra="speech",
+        inputs=SOUNDS,
     ),
 ):
     register_task(_info)
