@@ -37,6 +37,16 @@ def text_digest(value: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def list_digest(values: Iterable[Any]) -> str:
+    """``text_digest`` of a list, of which it holds one value at a time."""
+    found = hashlib.blake2b(b"[", digest_size=8)
+    for number, value in enumerate(values):
+        text = json.dumps(value, sort_keys=True, default=str)
+        found.update(f"{', ' if number else ''}{text}".encode())
+    found.update(b"]")
+    return found.hexdigest()
+
+
 def rows_digest(rows: datasets.Dataset, columns: Sequence[str], find: Callable[[str], Path | None]) -> str:
     """A hash of what stands in some columns, row by row: texts and numbers as they are, labels with their names, images
     and sounds by the bytes that they are stored in.

@@ -8,9 +8,9 @@ last token that is not the config's padding token, even if the tokenizer pads wi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from hf_gelu_patch.evaluation.drift.logits import batch_drift
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.failures import batch_remedy, failing
 from hf_gelu_patch.evaluation.tasks.base import Batch, Task
+from hf_gelu_patch.evaluation.tasks.batches import Batches
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 from hf_gelu_patch.verification import exact_copy, in_double
 
@@ -30,7 +31,7 @@ _TRIED = 3  # batches, should rows in the first ones fail by themselves
 _COARSE = 1e-4  # ε of half precision is more, of float32 less
 
 
-def check_padding(task: Task, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+def check_padding(task: Task, model: PreTrainedModel, batches: Batches) -> None:
     """Run the batch in which lengths differ most, and the row of it that is filled up most by itself. Its logits may
     differ by √ε of their dtype, relative to their scale, as ``VariantResult.wrong`` has it; those of half precision are
     looked at in a float64 copy too, where there is memory for one: its rounding would hide what padding does. Nothing
@@ -42,8 +43,7 @@ def check_padding(task: Task, model: PreTrainedModel, batches: Sequence[Batch]) 
     Raises:
         EvaluationError: they differ by more, or the model cannot run the batch at all; the message names the remedy.
     """
-    several = [batch for batch in batches if len(batch.ids) > 1]
-    for batch in sorted(several, key=lambda one: _spread(task, one), reverse=True)[:_TRIED]:
+    for batch in map(batches.__getitem__, _most_padded(task, batches)):
         place, alone = min(enumerate(map(task.alone, batch.ids)), key=lambda pair: _elements(pair[1]))
         together, alone = batch.to(model.device), alone.to(model.device)
         try:
@@ -64,10 +64,16 @@ def check_padding(task: Task, model: PreTrainedModel, batches: Sequence[Batch]) 
         return
 
 
-def _spread(task: Task, batch: Batch) -> tuple[int, float]:
-    """How far lengths differ in a batch; where they are not known, how long it is."""
-    sizes = [task.size(task.examples[example]) for example in batch.ids]
-    return max(sizes) - min(sizes), _elements(batch) / len(batch.ids)
+def _most_padded(task: Task, batches: Batches) -> list[int]:
+    """The batches in which lengths differ most, by their numbers; where lengths are not known, the longest."""
+    sizes, shapes = task.examples.sizes, task.examples.shapes
+    spreads: dict[int, list[tuple[int, int]]] = {}
+    for number, ids in enumerate(batches.all_ids()):
+        if len(ids) > 1:
+            spreads.setdefault(int(shapes[ids[0]]), []).append((-int(np.ptp(sizes[[*ids]])), number))
+    best = [one for some in spreads.values() for one in sorted(some)[:_TRIED]]
+    long = {number: _elements(task.alone(batches.ids(number)[0])) for _, number in best}
+    return [number for _, number in sorted(best, key=lambda one: (one[0], -long[one[1]], one[1]))[:_TRIED]]
 
 
 def _elements(batch: Batch) -> int:

@@ -118,7 +118,7 @@ class Learner:
         self._model.train()
         for place in own:
             self._draw(place)
-            examples = [self._task.examples[one] for one in batches[place]]
+            examples = self._task.examples.some(batches[place])
             batch = self._task.collate(batches[place], examples).to(device)
             with torch.autocast(device.type, dtype=self._half, enabled=self._half is not None):
                 summed, counted = self._task.loss(self._model, batch)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from dataclasses import dataclass
+
+import numpy as np
 
 from hf_gelu_patch.evaluation.tasks.base import Task
 
@@ -42,10 +43,10 @@ class Order:
         if self.by_length:
             window = _WINDOW * self.size * self.batches
             cut = (order[start : start + window] for start in range(0, len(order), window))
-            order = [one for part in cut for one in sorted(part, key=lambda i: -self.task.size(examples[i]))]
-        alike: dict[object, list[int]] = {}
+            order = [one for part in cut for one in sorted(part, key=lambda i: -int(examples.sizes[i]))]
+        alike: dict[int, list[int]] = {}
         for one in order:
-            alike.setdefault(self.task.shape(examples[one]), []).append(one)
+            alike.setdefault(int(examples.shapes[one]), []).append(one)
         found = [
             tuple(some[start : start + self.size])
             for some in alike.values()
@@ -58,6 +59,6 @@ class Order:
     @property
     def steps_in_epoch(self) -> int:
         """The same in every epoch."""
-        shapes = sorted(map(self.task.shape, self.task.examples))
-        batches = sum(-(-len(list(some)) // self.size) for _, some in itertools.groupby(shapes))
+        alike = np.bincount(self.task.examples.shapes)
+        batches = sum(-(-int(many) // self.size) for many in alike)
         return -(-batches // self.batches)

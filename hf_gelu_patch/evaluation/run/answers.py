@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 
@@ -47,9 +48,9 @@ def all_answers(comparison: Comparison, recording: Recording) -> tuple[Compariso
     everyone = (BEFORE, *comparison.names)
     found = dict(recording.known)
     left = [
-        batch
-        for batch in comparison.batches
-        if any((example, name) not in found for example in batch.ids for name in everyone)
+        number
+        for number, ids in enumerate(comparison.batches.all_ids())
+        if any((example, name) not in found for example in ids for name in everyone)
     ]
     own, own_failures = _run_own(comparison, recording, left)
     gathered: list[Row] = gather_object(own)
@@ -57,21 +58,20 @@ def all_answers(comparison: Comparison, recording: Recording) -> tuple[Compariso
     found.update({(row.example, row.variant): row for row in gathered})
     task = comparison.task
     wanted = {(example, name) for example in range(len(task.examples)) if example not in failures for name in everyone}
-    due = (sum(len(batch.ids) for batch in left) - len(failures)) * len(everyone)
+    due = (sum(len(comparison.batches.ids(number)) for number in left) - len(failures)) * len(everyone)
     if found.keys() != wanted or due != len(gathered):
         raise EvaluationError(
             f"{len(found)} results came back where {len(wanted)} were due: a process was lost. Run it again."
         )
     usable = comparison.on(task.without(failures) if failures else task)
-    there = set(map(id, usable.task.examples))
-    kept = [example for example, one in enumerate(task.examples) if id(one) in there]
+    kept = np.flatnonzero(np.isin(task.examples.numbers, usable.task.examples.numbers)).tolist()
     return usable, {
         name: [replace(found[example, name], example=number) for number, example in enumerate(kept)]
         for name in everyone
     }
 
 
-def _run_own(comparison: Comparison, recording: Recording, left: Sequence[Batch]) -> tuple[list[Row], Failures]:
+def _run_own(comparison: Comparison, recording: Recording, left: Sequence[int]) -> tuple[list[Row], Failures]:
     """What this process finds out, each batch recorded as soon as it is done."""
     accelerator = comparison.accelerator
     total = len(comparison.batches)
@@ -79,16 +79,16 @@ def _run_own(comparison: Comparison, recording: Recording, left: Sequence[Batch]
     failures: Failures = {}
     comparison.tell("quality", 1 - len(left) / total)
     with recording.writer or nullcontext():
-        for number, batch in enumerate(left):
-            if number % accelerator.num_processes == accelerator.process_index:
-                said, failed = _said(comparison, batch.to(comparison.model.device))
+        for turn, number in enumerate(left):
+            if turn % accelerator.num_processes == accelerator.process_index:
+                said, failed = _said(comparison, comparison.batches[number].to(comparison.model.device))
                 if failed:
                     comparison.task.without(failed)  # which refuses at once, unless such rows are to be skipped
                 rows += said
                 failures |= failed
                 if recording.writer is not None:
                     recording.writer.append(said)
-            comparison.tell("quality", 1 - (len(left) - number - 1) / total)
+            comparison.tell("quality", 1 - (len(left) - turn - 1) / total)
     return rows, failures
 
 
@@ -107,7 +107,7 @@ def _said(comparison: Comparison, batch: Batch) -> tuple[list[Row], Failures]:
     if failed:
         if not (ids := tuple(example for example in batch.ids if example not in failed)):
             return [], failed
-        rest = task.collate(ids, [task.examples[example] for example in ids])
+        rest = task.collate(ids, task.examples.some(ids))
         rows, more = _said(comparison, rest.to(model.device))
         return rows, {**failed, **more}
     rows = [Row(example, BEFORE, outcome, None) for example, outcome in zip(batch.ids, old.outcomes, strict=True)]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from hf_gelu_patch import NothingPatchedWarning, Report, patch
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.options.settings import Settings
-from hf_gelu_patch.evaluation.tasks.base import Batch, Task
+from hf_gelu_patch.evaluation.tasks.base import Task
+from hf_gelu_patch.evaluation.tasks.batches import Batches
 from hf_gelu_patch.evaluation.twins import twin
 from hf_gelu_patch.evaluation.variants import Variant, check_variants
 
@@ -35,7 +36,7 @@ class Comparison:
         task: its data.
         settings: what to compare, and how to measure.
         accelerator: the processes.
-        batches: of all examples.
+        batches: of all examples, each made when it is asked for.
         batch_size: examples in each, but for the last.
         patches: what each variant's patch did, by the variant's name.
         running: the patched twins that are run, by the variant's name. A variant in which nothing was patched says what
@@ -47,7 +48,7 @@ class Comparison:
     task: Task
     settings: Settings
     accelerator: Accelerator
-    batches: Sequence[Batch]
+    batches: Batches
     batch_size: int
     patches: Mapping[str, Report] = field(default_factory=dict)
     running: Mapping[str, PreTrainedModel] = field(default_factory=dict)

@@ -58,7 +58,7 @@ def fingerprint(comparison: Comparison) -> Fingerprint:
         "data": digests.content_digest(
             (name, tensor) for batch in batches for name, tensor in {**batch.inputs, "targets": batch.targets}.items()
         ),
-        "order": digests.text_digest([batch.ids for batch in batches]),
+        "order": digests.list_digest(batches.all_ids()),
         "variants": [vars(variant) for variant in comparison.settings.variants],
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn_implementation": getattr(model.config, "_attn_implementation", None),

@@ -126,7 +126,7 @@ class _Timer:
         encoding = copy.copy(self.task)  # encoding notes down what it finds
 
         def batch_of(number: int) -> Batch:
-            examples = encoding.encode(sources[number], None)
+            examples = list(encoding.encode(sources[number], None))
             return encoding.collate(tuple(range(len(examples))), examples)
 
         def run(model: PreTrainedModel) -> Callable[[int], object]:
@@ -201,9 +201,7 @@ def _sources(task: Task, batches: Sequence[Batch], rows: datasets.Dataset) -> li
     """The rows that each batch is made of. Of running text, whose blocks are no rows, the batch's own text is a row;
     None where there is no such text."""
     if task.unit != "tokens":
-        bad = {row - 1 for row, _ in task.skipped}
-        good = [row for row in range(len(rows)) if row not in bad]
-        return [rows.select([good[example] for example in batch.ids]) for batch in batches]
+        return [rows.select([int(task.examples.rows[example]) for example in batch.ids]) for batch in batches]
     column = task.subject.input_column
     if column is None or not hasattr(task.processor, "decode"):
         return None

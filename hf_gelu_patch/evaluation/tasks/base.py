@@ -1,13 +1,12 @@
 """What a task is: rows of data to batches, a batch to logits, logits to an outcome for each example.
 
-Batches are formed once from all the examples. Their order and size do not depend on the number of processes, so that
+Batches are planned once from all the examples. Their order and size do not depend on the number of processes, so that
 each batch gives the same bits whichever process runs it. What is drawn at random depends on the row's number alone.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,8 @@ from hf_gelu_patch.evaluation.metrics.registry import Columns, measured, rows_of
 from hf_gelu_patch.evaluation.metrics.user_metric import load_metric
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
+from hf_gelu_patch.evaluation.tasks.batches import Batches
+from hf_gelu_patch.evaluation.tasks.examples import Examples
 from hf_gelu_patch.evaluation.tasks.limits import Limits
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED, MAX_LOGITS, read_logits, widened
 
@@ -79,7 +80,7 @@ class Task(ABC):
             does not.
         output: what ``forward`` gives, in a word.
         limits: what the model takes.
-        examples: encoded, in the order of the data, without the rows that were left out.
+        examples: encoded, in the order of the data, without the rows that were left out; on disk.
         skipped: each row that was left out, counted from 1, and why.
         asked: a hash of the rows that count, as they stand in the data.
         extra: another metric to measure predictions and references by.
@@ -113,7 +114,7 @@ class Task(ABC):
         self.extra = None
         self._skip_bad_rows = skip_bad_rows
         self._bad: dict[int, str] = {}
-        self.examples: list[dict[str, Any]] = self.encode(data, limit)
+        self.examples = Examples(self.encode(data, limit), self.shape, self.size)
         self.asked = self.digest(first_rows(data, limit) if self.limits_rows else data)
         self.skipped = tuple((row + 1, reason) for row, reason in sorted(self._bad.items()))
         if not self.examples:
@@ -125,8 +126,10 @@ class Task(ABC):
             self.extra = load_metric(subject.metric, allow_download=subject.allow_download)
 
     @abstractmethod
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
-        """The examples in the first ``limit`` rows (or the first ``limit`` blocks of running text).
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterable[dict[str, Any]]:
+        """The examples in the first ``limit`` rows (or the first ``limit`` blocks of running text), in their order:
+        a list, or a generator, which need not hold more of them than one. They are written to disk as
+        they come, and have to be what pickle takes.
 
         Raises:
             EvaluationError: a row holds what the task cannot take, and is not to be skipped; the message names it.
@@ -209,14 +212,10 @@ class Task(ABC):
         """One example, with nothing beside it."""
         return self.collate((example,), [self.examples[example]])
 
-    def batches(self, size: int) -> list[Batch]:
+    def batches(self, size: int) -> Batches:
         """All examples in batches of ``size`` or less, of one shape each, the longest first: the same for any number of
-        processes."""
-        shapes = [self.shape(example) for example in self.examples]
-        order = sorted(range(len(self.examples)), key=lambda i: (shapes[i], -self.size(self.examples[i]), i))
-        alike = (tuple(group) for _, group in itertools.groupby(order, shapes.__getitem__))
-        cut = (ids[start : start + size] for ids in alike for start in range(0, len(ids), size))
-        return [self.collate(ids, [self.examples[i] for i in ids]) for ids in cut]
+        processes. Each is made when it is asked for."""
+        return Batches(self, size)
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """Logits [examples, positions, classes]. What is timed."""
@@ -275,7 +274,7 @@ class Task(ABC):
                     f"{self.place(example)} {reason}. Mend the text there, or take a smaller --max_length."
                 )
             kept.leave_out(row, reason)
-        kept.examples = [example for example in self.examples if example.get("row") not in kept._bad]
+        kept.examples = self.examples.without(kept._bad)
         kept.skipped = tuple((row + 1, reason) for row, reason in sorted(kept._bad.items()))
         if not kept.examples:
             raise kept._nothing_left()
@@ -287,13 +286,16 @@ class Task(ABC):
 
     def _check_known(self) -> None:
         """See that there is some word in the data that the tokenizer knows."""
-        texts = [example.get("shown_ids", example["input_ids"]) for example in self.examples if "input_ids" in example]
-        if not texts:
+        if "input_ids" not in self.examples[0]:
             return
         special, unknown = set(self.processor.all_special_ids), getattr(self.processor, "unk_token_id", None)
-        if not all(token in special for ids in texts for token in ids):
-            return
-        if not any(unknown in ids for ids in texts):
+        some_unknown = False
+        for example in self.examples:
+            ids = example["shown_ids"] if "shown_ids" in example else example["input_ids"]
+            if not all(token in special for token in ids):
+                return
+            some_unknown = some_unknown or unknown in ids
+        if not some_unknown:
             raise EvaluationError(
                 f"{self.subject.name}: {self.subject.data}: no row has a word in the column "
                 f"{self.subject.input_column!r}: name the right one with --input_column."

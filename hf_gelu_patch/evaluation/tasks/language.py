@@ -24,7 +24,7 @@ class LanguageModel(Task):
     limits_rows = False
 
     def logits_per_example(self) -> int:
-        return max(map(self.size, self.examples)) * int(self.config.get_text_config().vocab_size)
+        return int(self.examples.sizes.max()) * int(self.config.get_text_config().vocab_size)
 
     def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
         del examples

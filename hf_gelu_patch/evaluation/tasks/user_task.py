@@ -40,12 +40,12 @@ class OwnTask(Task):
         self._function: Callable[..., Any] = own_task(self.subject.task)
         self.softmax = task_info(self.subject.task).auto_class != "AutoModel"
         self.output = "logits" if self.softmax else "features"
-        data = first_rows(data, limit)
+        self._data = data = first_rows(data, limit)
         examples: list[dict[str, Any]] = []
         for row in self.rows(data):
-            values = {name: value for name, value in data[row].items() if name != PROBLEM}
+            values = self._values(row)
             shown = str(values.get(self.subject.input_column or "", next(iter(values.values()), "")))
-            example = {"row": row, "values": values, "shown": shown}
+            example = {"row": row, "shown": shown}
             # Each for itself where bad ones are to be found; else the first, for what is wrong with the function.
             trouble = self._trouble(example) if self._skip_bad_rows or not examples else None
             if trouble is not None:
@@ -58,8 +58,11 @@ class OwnTask(Task):
             self.answered = self._kind != "none"
         return examples
 
+    def _values(self, row: int) -> dict[str, Any]:
+        return {name: value for name, value in self._data[row].items() if name != PROBLEM}
+
     def _made(self, examples: Sequence[dict[str, Any]]) -> tuple[dict[str, Tensor], Tensor | None]:
-        made = self._function([example["values"] for example in examples], self.processor, self.config)
+        made = self._function([self._values(example["row"]) for example in examples], self.processor, self.config)
         if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], Mapping):
             raise TypeError("batch has to give two things: a dict of tensors, and the right classes")
         inputs = dict(made[0])
