@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hf_gelu_patch.implementations.registry import IMPLEMENTATIONS, Implementation, register_implementation
     from hf_gelu_patch.patching import explain, patch, patched, unpatch
     from hf_gelu_patch.planning import find_sites
+    from hf_gelu_patch.profiling import profile
     from hf_gelu_patch.report import Report
     from hf_gelu_patch.sites import Site
 
@@ -50,6 +51,7 @@ __all__ = [
     "find_sites",
     "patch",
     "patched",
+    "profile",
     "register_activation",
     "register_implementation",
     "unpatch",
@@ -57,7 +59,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_HOMES = ("errors", "activations", "implementations", "sites", "report", "planning", "patching")  # as they import
+_HOMES = ("errors", "activations", "implementations", "sites", "report", "planning", "patching", "profiling")
 
 
 def __getattr__(name: str) -> object:

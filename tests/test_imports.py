@@ -35,6 +35,7 @@ LAYERS = [
     "applying",
     "tuning",
     "patching",
+    "profiling",
     "",  # the package itself: the public names
     "evaluation",
     "finetuning",

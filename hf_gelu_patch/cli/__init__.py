@@ -11,7 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 
-from hf_gelu_patch.cli import compare, evaluate, finetune, implementations, report, sites, tasks
+from hf_gelu_patch.cli import compare, evaluate, finetune, implementations, profile, report, sites, tasks
 from hf_gelu_patch.cli.command import parser_of
 from hf_gelu_patch.cli.config_file import with_config
 from hf_gelu_patch.errors import PatchError
@@ -24,6 +24,7 @@ _COMMANDS = (
     evaluate.COMMAND,
     compare.COMMAND,
     finetune.COMMAND,
+    profile.COMMAND,
     report.COMMAND,
     tasks.COMMAND,
     implementations.COMMAND,

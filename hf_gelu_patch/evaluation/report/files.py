@@ -12,7 +12,7 @@ from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.report import formats
 from hf_gelu_patch.evaluation.report.results import JSON_NAME, Data, merge, read
 
-__all__ = ["rebuild", "save", "writable"]
+__all__ = ["rebuild", "save", "writable", "write"]
 
 _ROOM = 2**22  # bytes: more than the reports take
 
@@ -59,7 +59,7 @@ def save(data: Data, folder: Path) -> list[Path]:
     written |= {f"{name}.png": picture for name, picture in pictures.items()}
     _keep(folder / JSON_NAME, written[JSON_NAME])
     for name, content in written.items():
-        _replace(folder / name, content)
+        write(folder / name, content)
     return [folder / name for name in written]
 
 
@@ -75,7 +75,12 @@ def _keep(path: Path, content: bytes) -> None:
         raise EvaluationError(f"{path} cannot be moved to {aside}: {error.strerror or error}.") from error
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
+    """Write a file at once: whoever reads sees the old one or the whole new one.
+
+    Raises:
+        EvaluationError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)
