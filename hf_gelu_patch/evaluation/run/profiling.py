@@ -57,11 +57,9 @@ def profiled(
     comparison = Comparison.unpatched(model, task, settings, accelerator)
     total = len(comparison.batches)
     with torch.inference_mode(), watching(model, include, exclude, activations) as watched:
-        for number, batch in enumerate(comparison.batches):
+        for number in range(accelerator.process_index, total, accelerator.num_processes):
             tell("profile", number / total)
-            if number % accelerator.num_processes != accelerator.process_index:
-                continue
-            there = batch.to(model.device)
+            there = comparison.batches[number].to(model.device)
             watched.batch(there.inputs)
             try:
                 task.forward(model, there)
