@@ -15,7 +15,7 @@ from hf_gelu_patch.cli.patching import check_names, named_variants, prepare_libr
 from hf_gelu_patch.cli.processes import Processes
 from hf_gelu_patch.cli.progress import as_a_line, progress
 from hf_gelu_patch.cli.report import written
-from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.errors import EvaluationError, LeftOutWarning
 from hf_gelu_patch.evaluation.loading.subjects import look_up, subject
 from hf_gelu_patch.evaluation.options.declaring import declared, made, option
 from hf_gelu_patch.evaluation.options.settings import Settings
@@ -123,7 +123,10 @@ def _evaluated(subjects: Sequence[Subject], settings: Settings, accelerator: Acc
     from hf_gelu_patch.evaluation.records import RestartedWarning
     from hf_gelu_patch.evaluation.run import STAGES, evaluate_subject
 
-    with as_a_line(RestartedWarning), progress(accelerator.is_main_process, len(subjects), STAGES) as tell:
+    with (
+        as_a_line(LeftOutWarning, RestartedWarning),
+        progress(accelerator.is_main_process, len(subjects), STAGES) as tell,
+    ):
         return [evaluate_subject(one, settings, accelerator, tell(one.name), folder=folder) for one in subjects]
 
 

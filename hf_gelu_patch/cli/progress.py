@@ -19,12 +19,12 @@ __all__ = ["as_a_line", "progress"]
 
 
 @contextmanager
-def as_a_line(category: type[Warning]) -> Iterator[None]:
-    """Show warnings of one kind as all else that is said here, without the line of code that gave them."""
+def as_a_line(*categories: type[Warning]) -> Iterator[None]:
+    """Show warnings of some kinds as all else that is said here, without the line of code that gave them."""
     usual = warnings.showwarning
 
     def show(message: Warning | str, kind: type[Warning], *where: Any) -> None:
-        if issubclass(kind, category):
+        if issubclass(kind, categories):
             print(f"hf-gelu-patch: {message}", file=sys.stderr, flush=True)
         else:
             usual(message, kind, *where)

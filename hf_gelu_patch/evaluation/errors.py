@@ -9,6 +9,10 @@ class EvaluationError(ValueError):
     """Something that was named for evaluation cannot be used; the message names the remedy. No model was changed."""
 
 
+class LeftOutWarning(UserWarning):
+    """A part of the data is not asked for, and the evaluation goes on; the message says which part, and the remedy."""
+
+
 _ADDRESS = r" ?<[\w.]+ object at 0x[0-9a-f]+>"  # says nothing, and something else in each run
 
 

@@ -133,7 +133,7 @@ def test_the_command_line_knows_them(capsys: pytest.CaptureFixture[str], model: 
         main(["evaluate", "--help"])
     told = re.sub(r"-?\n\s+", lambda cut: cut[0].strip() or " ", capsys.readouterr().out)
     assert "last-word, or a Python file" in told
-    assert "feature-drift, last-word; text1 for" in told
+    assert "feature-drift, last-word; " in told
     assert main(["tasks"]) == 0
     listed = capsys.readouterr().out
     assert "last-word: the last word of each text\n  models: AutoModelForCausalLM; columns: text\n" in listed

@@ -104,7 +104,7 @@ def test_no_task_can_be_told(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(broken)
         with pytest.raises(EvaluationError, match=r"config\.json of .* cannot be read.*fetch the checkpoint again"):
             subject(str(tmp_path))
-    for named in ('["BertForTokenClassification"]', '["MusicgenModel"]', "null", '["A", "B"]'):
+    for named in ('["BertForMultipleChoice"]', '["MusicgenModel"]', "null", '["A", "B"]'):
         (tmp_path / "config.json").write_text(f'{{"architectures": {named}, "auto_map": null}}')
         with pytest.raises(EvaluationError, match=r"belongs to no task here: text-classification, .*--task FILE\.py"):
             subject(str(tmp_path))
@@ -140,7 +140,7 @@ def test_code_of_its_own_says_what_a_model_is_for(auto_map: dict[str, str], task
         ("fill-mask", "It is called 'masked-lm' here"),
         ("text-generation", "It is called 'causal-lm' here"),
         ("summarization", "It is called 'seq2seq' here"),
-        ("token-classification", None),
+        ("table-classification", None),
         ("video-classification", None),
         ("image-segmentation", None),
         ("text-to-speech", None),

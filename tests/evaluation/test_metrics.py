@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, ndcg_score
+from torchmetrics.functional.retrieval import retrieval_reciprocal_rank
 
 from hf_gelu_patch.evaluation.metrics import ANSWERS, METRICS
 from hf_gelu_patch.evaluation.metrics.language import edit_distance
 from hf_gelu_patch.evaluation.metrics.registry import measured, rows_of, statistics_of
+from hf_gelu_patch.evaluation.tasks.lists import array_of
 
 
 def measure(kind: str, **columns: Any) -> dict[str, float]:
@@ -152,6 +155,18 @@ SEQUENCES = {
 
 SETS = {"predictions": ["110", "000", "011", "100"], "references": ["100", "010", "011", "010"]}
 
+TAGS = {
+    "predictions": [["B-A", "I-A", "O"], ["O"], ["B-B"], ["B-A", "B-A"]],
+    "references": [["B-A", "I-A", "O"], ["B-A"], ["B-A"], ["B-A", "O"]],
+}
+
+SPANS = {"predictions": ["The cat", "a dog!", "", "two words"], "references": [["cat", "dogs"], ["big dog"], [], ["x"]]}
+
+RANKINGS = {
+    "scores": [[0.1, 0.3], [1.0, 1.0, 0.5], [3.0, 2.0], [0.0, 1.0, 2.0]],
+    "relevance": [[1, 0], [0, 1, 0], [2, 1], [1, 0, 3]],
+}
+
 SIDES = {"predictions": [0, 1, 0, 1], "references": [0, 0, 0, 1]}
 
 TRANSCRIPTS = {"predictions": ["a b", "", "c d", "d e f"], "references": ["a b", "b", "a c", "d f"]}
@@ -166,6 +181,10 @@ COLUMNS: list[dict[str, dict[str, list[Any]]]] = [
     {"score": NUMBERS},
     {"number": NUMBERS, "label": SIDES},
     {"transcript": TRANSCRIPTS},
+    {"tags": TAGS},
+    {"entities": TAGS},
+    {"span": SPANS},
+    {"ranking": RANKINGS},
 ]
 
 
@@ -180,7 +199,7 @@ def test_a_weighted_sample_measures_as_if_each_example_stood_in_it_so_often(
 ) -> None:
     arrays = {
         kind: {
-            name: np.array(values, dtype=object if isinstance(values[0], str) else None)
+            name: array_of(values) if isinstance(values[0], list | str) else np.array(values)
             for name, values in some.items()
         }
         for kind, some in columns.items()
@@ -195,6 +214,23 @@ def test_a_weighted_sample_measures_as_if_each_example_stood_in_it_so_often(
     empty = measured(rows_of({k: {name: values[:0] for name, values in some.items()} for k, some in arrays.items()}))
     assert empty.keys() == found.keys()
     assert all(math.isnan(value) for name, value in empty.items() if name != "edit_error_rate")
+
+
+def test_equals_stand_in_every_order() -> None:
+    """nDCG is scikit-learn's. The reciprocal rank is torchmetrics', averaged over all orders of equal scores."""
+    generator = np.random.default_rng(1)
+    for size in (2, 5, 7, 14):
+        scores = generator.integers(1, 5, size).astype(float)
+        relevance = generator.integers(0, 2, size)
+        relevance[generator.integers(size)] = 1
+        found = measure("ranking", scores=array_of([scores.tolist()]), relevance=array_of([relevance.tolist()]))
+        assert found["ndcg_at_10"] == pytest.approx(ndcg_score([relevance], [scores], k=10), abs=1e-12)
+        ranks = []
+        for _ in range(1000):
+            shuffled = generator.permutation(size)
+            right = torch.from_numpy(relevance[shuffled]) > 0
+            ranks.append(float(retrieval_reciprocal_rank(torch.from_numpy(scores[shuffled]), right, top_k=10)))
+        assert found["mrr_at_10"] == pytest.approx(np.mean(ranks), abs=0.06)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_gelu_patch.evaluation.data.columns import Wanted
 from hf_gelu_patch.evaluation.data.csv_and_json import csv_rows, json_lines, json_rows
 from hf_gelu_patch.evaluation.data.paths import FORMATS, folder_kind, image_classes, images_in, subfolders
 from hf_gelu_patch.evaluation.data.tables import (
@@ -30,7 +31,7 @@ TRAINING = ("train", "training")
 
 def load_data(
     data: Path | str,
-    columns: Sequence[str],
+    columns: Sequence[str] | Wanted,
     *,
     split: str | None = None,
     config_name: str | None = None,
@@ -47,7 +48,7 @@ def load_data(
         data: from ``data_file``: a csv, json (an array of objects, or an object a line), jsonl, parquet, arrow or txt
             file; a folder that ``save_to_disk`` wrote, or one with a folder of images for each class (and maybe one
             for each split above these); or an id on the hub.
-        columns: those that have to be there.
+        columns: those that have to be there; their names, or also what else they may be called.
         split: None for the only one, else the first of the usual ones.
         config_name: which of several datasets under one id on the hub.
         allow_download: whether an id on the hub may be fetched; otherwise it has to be in the cache.
@@ -60,6 +61,7 @@ def load_data(
     """
     import datasets
 
+    wanted = columns if isinstance(columns, Wanted) else Wanted(tuple(columns))
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     if config_name is not None and isinstance(data, Path):
@@ -71,8 +73,9 @@ def load_data(
     elif split is not None:
         raise EvaluationError(f"{data} is one file, without splits: drop --split.")
     else:
-        found = _file(data, columns, skip_bad_rows=skip_bad_rows)
-    missing = [column for column in columns if column not in found.column_names]
+        found = _file(data, wanted.spellings, skip_bad_rows=skip_bad_rows)
+    found = wanted.of(found)
+    missing = [column for column in wanted.names if column not in found.column_names]
     if len(found) == 0 and not (missing and found.column_names):
         raise EvaluationError(f"{data} has no rows: there is nothing to evaluate on.")
     if missing:
@@ -82,7 +85,7 @@ def load_data(
             f"{_column_remedy(missing, there)}"
         )
     if isinstance(data, str) or FORMATS.get(data.suffix.lower()) in (None, "parquet", "arrow"):
-        found = without_undecodable(found, data, columns, skip_bad_rows=skip_bad_rows)
+        found = without_undecodable(found, data, wanted.names, skip_bad_rows=skip_bad_rows)
     return found
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_gelu_patch.evaluation.data.columns import Wanted
 from hf_gelu_patch.evaluation.data.paths import data_file
 from hf_gelu_patch.evaluation.data.reading import TRAINING, load_data
 from hf_gelu_patch.evaluation.errors import EvaluationError
@@ -111,9 +112,10 @@ def load_rows(subject: Subject, *, skip_bad_rows: bool = False, training: bool =
     Args:
         training: of several splits, take the one to train on.
     """
+    info = task_info(subject.task)
     return load_data(
         subject.data,
-        subject.columns,
+        Wanted(subject.columns, info.also, info.optional),
         split=subject.split,
         config_name=subject.config_name,
         allow_download=subject.allow_download,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -24,6 +24,21 @@ def tower(model: PreTrainedModel, kind: str) -> Callable[..., Any]:
     """What has hidden states of a "text" or an "image": the model, or one of its two towers."""
     features: Callable[..., Any] = getattr(model, f"get_{kind}_features", model)
     return features
+
+
+def embedded(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """[texts, hidden size]: the mean of each text's last hidden state over all tokens but padding (Reimers & Gurevych
+    2019). A model with an encoder and a decoder is asked for its encoder's (Ni et al. 2021); one with a tower for
+    images and one for texts for that of the texts.
+
+    Args:
+        inputs: what the tokenizer made of the texts, by name.
+    """
+    embed = model.get_encoder() if model.config.is_encoder_decoder else tower(model, "text")
+    states: Tensor = embed(**inputs).last_hidden_state
+    mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).to(states.dtype)
+    weights = mask / mask.sum(1, keepdim=True)
+    return (weights[:, None, :] @ states)[:, 0]
 
 
 class FeatureDrift(Task):

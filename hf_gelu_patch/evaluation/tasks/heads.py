@@ -22,7 +22,7 @@ from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.labels import BadLabelError, Labels, LabelsError, as_number, class_names, shown
 from hf_gelu_patch.evaluation.tasks.logits import read_logits, widened
 
-__all__ = ["Head", "MultiLabel", "Regression", "SingleLabel", "head_of", "label_columns"]
+__all__ = ["Head", "MultiLabel", "Regression", "SingleLabel", "head_of", "label_columns", "label_names"]
 
 
 class Head(ABC):
@@ -288,7 +288,7 @@ def head_of(config: Any, subject: Subject, *, likeliest: int | None = None) -> H
             f"{subject.name} gives one label an example: --labels is names or ids, or set problem_type to "
             "multi_label_classification in its config.json."
         )
-    labels = Labels(_names(config, subject.name, outputs), subject.labels)
+    labels = Labels(label_names(config, subject.name, outputs), subject.labels)
     if several:
         return MultiLabel(labels, subject.threshold or 0.0)
     if subject.threshold is not None:
@@ -296,8 +296,17 @@ def head_of(config: Any, subject: Subject, *, likeliest: int | None = None) -> H
     return SingleLabel(labels, likeliest)
 
 
-def _names(config: Any, model: str, outputs: int) -> list[str]:
-    """The labels' names by their ids, which ``id2label`` and ``label2id`` have to agree on."""
+def label_names(config: Any, model: str, outputs: int) -> list[str]:
+    """The labels' names by their ids, which ``id2label`` and ``label2id`` have to agree on.
+
+    Args:
+        config: the model's.
+        model: its name, for messages.
+        outputs: how many labels there are.
+
+    Raises:
+        EvaluationError: they contradict each other, or are not so many.
+    """
     names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
     if sorted(names) != list(range(outputs)):
         raise EvaluationError(

@@ -104,17 +104,21 @@ class Labels:
     Args:
         names: in the order of the ids.
         asked: one of ``READINGS``; None to tell it from the data.
+
+    Attributes:
+        names: in the order of the ids.
+        generic: whether they are mere numbers of positions: LABEL_0, LABEL_1, …
     """
 
     def __init__(self, names: Sequence[str], asked: str | None = None) -> None:
         self.names = tuple(names)
         self._asked = asked
-        self._generic = all(map(_GENERIC.fullmatch, self.names))
+        self.generic = all(map(_GENERIC.fullmatch, self.names))
         alike = len({_loose(name) for name in self.names}) < len(self.names)
         self._key: Callable[[str], str] = _spelled if alike else _loose
         many = Counter(map(self._key, self.names))
         self._known = {key: i for i, name in enumerate(self.names) if many[key := self._key(name)] == 1}
-        self._numbers = {} if self._generic else _numbers_within(self.names)
+        self._numbers = {} if self.generic else _numbers_within(self.names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -213,7 +217,7 @@ class Labels:
             by_position = False
         else:
             numbered = len(classes) <= len(self) and list(classes) == [str(index) for index in range(len(classes))]
-            by_position = numbered or (self._generic and not by_name and len(classes) == len(self))
+            by_position = numbered or (self.generic and not by_name and len(classes) == len(self))
         if by_position:
             return {name: index for index, name in enumerate(classes)}
         if not by_name or self._asked == "ids":

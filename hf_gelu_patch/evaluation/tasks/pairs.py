@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows, shortened
-from hf_gelu_patch.evaluation.tasks.features import tower
+from hf_gelu_patch.evaluation.tasks.features import embedded
 from hf_gelu_patch.evaluation.tasks.labels import as_number
 from hf_gelu_patch.evaluation.tasks.logits import widened
 
@@ -26,9 +26,7 @@ _SIDES = ("first.", "second.")  # what the inputs of each text of a pair begin w
 class SentenceSimilarity(Task):
     """Two texts, and a score that says how alike they are.
 
-    The model's answer is the cosine of the two embeddings. An embedding is the mean of the last hidden state over all
-    tokens but padding (Reimers & Gurevych 2019). A model with an encoder and a decoder is asked for its encoder's (Ni
-    et al. 2021). A model with a tower for images and one for texts is asked for that of the texts.
+    The model's answer is the cosine of the two embeddings, which ``features.embedded`` makes.
 
     ``forward`` gives the embeddings where other tasks give logits: [examples, 2, hidden size].
     """
@@ -74,13 +72,9 @@ class SentenceSimilarity(Task):
 
     def forward(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         embeddings = []
-        embed = model.get_encoder() if self.config.is_encoder_decoder else tower(model, "text")
         for side in _SIDES:  # one after the other: the texts of a pair are not to be filled up to each other's length
             inputs = {name.removeprefix(side): value for name, value in batch.inputs.items() if name.startswith(side)}
-            states: Tensor = embed(**inputs).last_hidden_state
-            mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).to(states.dtype)
-            weights = mask / mask.sum(1, keepdim=True)
-            embeddings.append((weights[:, None, :] @ states)[:, 0])
+            embeddings.append(embedded(model, inputs))
         return torch.stack(embeddings, dim=1)
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:

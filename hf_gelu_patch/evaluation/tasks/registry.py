@@ -6,8 +6,8 @@ import difflib
 import importlib
 import importlib.util
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,8 @@ class TaskInfo:
         input_column: the column that holds what the model is given, unless another is named.
         second_column: the one that holds a second text; None where there is none by default.
         target_column: the one that holds the right answer; None where the input is its own, or there is none.
+        also: other names that a column may have in the data, by the name it has here.
+        optional: those of its columns that data may do without.
         options: those of ``OPTIONS`` that it has a use for.
         processors: the classes in transformers that load what it reads data with; the first that a checkpoint has.
         architectures: what the classes of its models end in, by which a checkpoint's config names it.
@@ -60,6 +62,8 @@ class TaskInfo:
     input_column: str | None = "text"
     second_column: str | None = None
     target_column: str | None = None
+    also: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
     options: frozenset[str] = frozenset()
     processors: tuple[str, ...] = TOKENIZER
     architectures: tuple[str, ...] = ()
@@ -215,6 +219,35 @@ for _info in (
         aliases=("sentiment-analysis", "sequence-classification", "natural-language-inference"),
     ),
     TaskInfo(
+        "token-classification",
+        "a label for each word of a text: entities (tags as B-PER), or other tags",
+        f"{_HERE}.token_classification:TokenClassification",
+        "AutoModelForTokenClassification",
+        ("entities", "tags"),
+        input_column="tokens",
+        target_column="tags",
+        also={"tokens": ("words",), "tags": ("ner_tags", "pos_tags", "labels")},
+        options=frozenset({"labels"}),
+        architectures=("ForTokenClassification",),
+        aliases=("ner", "named-entity-recognition", "pos-tagging"),
+        libraries=("seqeval",),
+        extra="text",
+    ),
+    TaskInfo(
+        "question-answering",
+        "the part of a text that answers a question, or none; long texts in windows (--stride)",
+        f"{_HERE}.question_answering:QuestionAnswering",
+        "AutoModelForQuestionAnswering",
+        ("span",),
+        input_column="question",
+        second_column="context",
+        target_column="answers",
+        also={"answers": ("answer",)},
+        options=frozenset({"second_column", "stride"}),
+        architectures=("ForQuestionAnswering",),
+        aliases=("extractive-question-answering", "squad"),
+    ),
+    TaskInfo(
         "sentence-similarity",
         "cosine of the mean-pooled last hidden states of two texts, against a score",
         f"{_HERE}.pairs:SentenceSimilarity",
@@ -224,6 +257,32 @@ for _info in (
         target_column="score",
         options=frozenset({"second_column"}),
         aliases=("semantic-textual-similarity",),
+    ),
+    TaskInfo(
+        "reranking",
+        "documents put in order by a model that reads each together with the query",
+        f"{_HERE}.ranking:Reranking",
+        "AutoModelForSequenceClassification",
+        ("ranking",),
+        input_column="query",
+        second_column="documents",
+        target_column="relevance",
+        also={"documents": ("positive",), "relevance": ("negative",)},
+        options=frozenset({"second_column"}),
+        aliases=("text-ranking", "cross-encoder"),
+    ),
+    TaskInfo(
+        "retrieval",
+        "documents put in order by the cosine of their embedding and the query's; a row's own, or those of all rows",
+        f"{_HERE}.ranking:Retrieval",
+        answers=("ranking",),
+        input_column="query",
+        second_column="documents",
+        target_column="relevance",
+        also={"documents": ("positive", "document"), "relevance": ("negative",)},
+        optional=frozenset({"relevance"}),
+        options=frozenset({"second_column"}),
+        aliases=("information-retrieval", "semantic-search"),
     ),
     TaskInfo(
         "masked-lm",
