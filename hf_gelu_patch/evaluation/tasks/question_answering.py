@@ -75,7 +75,7 @@ class QuestionAnswering(Task):
 
     softmax = False
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         if not getattr(self.processor, "is_fast", False):
             raise EvaluationError(
                 f"the tokenizer of {self.subject.name} does not say where its tokens stand, as fast ones do: save "
@@ -87,23 +87,20 @@ class QuestionAnswering(Task):
         data = first_rows(data, limit)
         questions = self.texts(data, self.subject.input_column, self.rows(data))
         contexts = self.texts(data, self.subject.second_column, questions)
-        found = []
+        self._most = 1  # windows of a row
         for row, answers in self._answers(every, contexts).items():
             windows = self._windows(row, questions[row].lstrip(), contexts[row])
             if windows:
-                references = [text for text, _ in answers]
-                found.append(
-                    {
-                        "row": row,
-                        "windows": windows,
-                        "input_ids": max((window.tokens["input_ids"] for window in windows), key=len),
-                        "context": contexts[row],
-                        "references": references,
-                        "learned": _place(answers, contexts[row]),
-                        "shown": f"{shortened(questions[row])} | {shortened(contexts[row])}",
-                    }
-                )
-        return found
+                self._most = max(self._most, len(windows))
+                yield {
+                    "row": row,
+                    "windows": windows,
+                    "input_ids": max((window.tokens["input_ids"] for window in windows), key=len),
+                    "context": contexts[row],
+                    "references": [text for text, _ in answers],
+                    "learned": _place(answers, contexts[row]),
+                    "shown": f"{shortened(questions[row])} | {shortened(contexts[row])}",
+                }
 
     def _answers(self, values: Sequence[Any], rows: Iterable[int]) -> dict[int, list[tuple[str, int | None]]]:
         """The right answers by row, each with the character at which it begins, where the data say so."""
@@ -165,11 +162,11 @@ class QuestionAnswering(Task):
         return sum(map(len, example["windows"]))
 
     def logits_per_example(self) -> int:
-        return 2 * max(map(self.size, self.examples))
+        return 2 * int(self.examples.sizes.max())
 
     def batch_size(self) -> int:
         """32 windows, or fewer where their logits would take more than 128 MB."""
-        return max(1, super().batch_size() // max(len(example["windows"]) for example in self.examples))
+        return max(1, super().batch_size() // self._most)
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
         windows = [window for example in examples for window in example["windows"]]

@@ -7,7 +7,8 @@ import reprlib
 import weakref
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -40,16 +41,22 @@ class Ranking(Task):
     A row has the query, a list of documents, and a list of as many numbers, which are 0 where a document is not
     relevant. Or it has two lists of texts: the relevant documents, and others. The answer is the order of the first ten
     documents, counted from 1. No order is the right one, so that what changed counts neither as gained nor as lost.
+
+    Attributes:
+        most: documents of a query.
     """
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+    most: int
+
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         every, data = data, first_rows(data, limit)
         queries = self.texts(data, self.subject.input_column, self.rows(data))
-        return [
-            {"row": row, **example, "shown": queries[row]}
-            for row, documents in self.candidates(every, queries).items()
-            if (example := self.encoded(row, queries[row], *documents)) is not None
-        ]
+        self.most = 1
+        for row, (documents, relevance) in self.candidates(every, queries).items():
+            example = self.encoded(row, queries[row], documents, relevance)
+            if example is not None:
+                self.most = max(self.most, len(documents))
+                yield {"row": row, **example, "shown": queries[row]}
 
     @abstractmethod
     def encoded(self, row: int, query: str, documents: list[str], relevance: list[float]) -> dict[str, Any] | None:
@@ -97,7 +104,7 @@ class Ranking(Task):
 
     def batch_size(self) -> int:
         """So many queries that they have 64 documents, or 1."""
-        return max(1, min(super().batch_size(), 64 // max(len(one["relevance"]) for one in self.examples)))
+        return max(1, min(super().batch_size(), 64 // self.most))
 
     def outcome(self, scores: Sequence[float], example: Mapping[str, Any]) -> Outcome:
         """The order of the documents of an example."""
@@ -144,7 +151,7 @@ class Reranking(Ranking):
         return {"texts": tokens, "input_ids": longest, "relevance": relevance}
 
     def logits_per_example(self) -> int:
-        return self.outputs * max(len(one["relevance"]) for one in self.examples)
+        return self.outputs * self.most
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
         inputs = self.padded([{"tokens": tokens} for example in examples for tokens in example["texts"]])
@@ -172,6 +179,15 @@ class Reranking(Ranking):
         )
 
 
+@dataclass(frozen=True)
+class _Document:
+    """One document of a corpus: its place there, the row in which it first stands, counted from 1, and its tokens."""
+
+    place: int
+    row: int
+    tokens: Tokens
+
+
 class Retrieval(Ranking):
     """A query and documents, each embedded by itself as for ``sentence-similarity``; a document's score is the cosine
     of the two (Karpukhin et al. 2020).
@@ -188,7 +204,8 @@ class Retrieval(Ranking):
     output = "embeddings"
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._corpus: dict[str, tuple[int, Tokens]] | None = None
+        self._corpus: dict[str, _Document] | None = None
+        self._answers: dict[str, set[int]] = {}
         self._embedded: weakref.WeakKeyDictionary[Any, Tensor] = weakref.WeakKeyDictionary()
         super().__init__(*arguments, **options)
         if self._corpus is not None and len(self._corpus) == 1:
@@ -196,29 +213,27 @@ class Retrieval(Ranking):
                 f"{self.subject.name}: {self.subject.data}: all rows have the same document: there is nothing to find."
             )
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         documents, relevance = data[self.subject.second_column][:], data[self.subject.target_column][:]
         corpus = all(value is None for value in relevance) and not any(map(listed, documents))
-        held: dict[str, tuple[int, Tokens]] | None = {} if corpus else None
-        self._corpus = held
-        if held is None:
-            return super().encode(data, limit)
+        self._corpus = {} if corpus else None
+        yield from self._pairs(data, limit, self._corpus) if self._corpus is not None else super().encode(data, limit)
+
+    def _pairs(
+        self, data: datasets.Dataset, limit: int | None, corpus: dict[str, _Document]
+    ) -> Iterator[dict[str, Any]]:
+        """The rows, each with a document of its own, which goes into the corpus."""
         data = first_rows(data, limit)
         queries = self.texts(data, self.subject.input_column, self.rows(data))
         texts = self.texts(data, self.subject.second_column, queries)
-        answers: dict[str, set[str]] = defaultdict(set)
-        found = []
+        self.most, self._answers = 1, defaultdict(set)
         for row, text in texts.items():
             if not text.strip():
                 self.leave_out(row, "has an empty document")
             elif (example := self.encoded(row, queries[row], [text], [1.0])) is not None:
-                held.setdefault(text, (row + 1, example["documents"][0]))
-                answers[queries[row]].add(text)
-                found.append({"row": row, **example, "shown": queries[row]})
-        places = {text: place for place, text in enumerate(held)}
-        for example in found:
-            example["relevant"] = sorted(places[text] for text in answers[example["shown"]])
-        return found
+                document = corpus.setdefault(text, _Document(len(corpus), row + 1, example["documents"][0]))
+                self._answers[queries[row]].add(document.place)
+                yield {"row": row, **example, "shown": queries[row]}
 
     def encoded(self, row: int, query: str, documents: list[str], relevance: list[float]) -> dict[str, Any] | None:
         own, texts = self.read(row, [query]), self.read(row, documents)
@@ -229,7 +244,7 @@ class Retrieval(Ranking):
 
     def logits_per_example(self) -> int:
         size = int(self.config.get_text_config().hidden_size)
-        return size * (1 + max(len(one["relevance"]) for one in self.examples))
+        return size * (1 + self.most)
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
         sides = {
@@ -263,11 +278,11 @@ class Retrieval(Ranking):
     def _found(self, model: PreTrainedModel, batch: Batch, queries: Tensor) -> tuple[Outcome, ...]:
         """What each query finds in the corpus: the best ten documents, and where the relevant ones are."""
         assert self._corpus is not None
-        rows = [row for row, _ in self._corpus.values()]
+        rows = [document.row for document in self._corpus.values()]
         cosines = normalize(widened(queries), dim=-1) @ self._embedded_corpus(model).T
         outcomes = []
         for number, own in zip(batch.ids, cosines.cpu(), strict=True):
-            relevant = set(self.examples[number]["relevant"])
+            relevant = self._answers[self.examples[number]["shown"]]
             best = own.topk(min(_SHOWN, len(own))).indices.tolist()
             kept = sorted({*best, *relevant})
             scores = own[kept].tolist()
@@ -278,7 +293,7 @@ class Retrieval(Ranking):
         """[documents, hidden size], of length 1; made once for each model."""
         assert self._corpus is not None
         if model not in self._embedded:
-            texts = [{"tokens": tokens} for _, tokens in self._corpus.values()]
+            texts = [{"tokens": document.tokens} for document in self._corpus.values()]
             parts = []
             for start in range(0, len(texts), _TOGETHER):
                 inputs = self.padded(texts[start : start + _TOGETHER])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import reprlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import datasets
 
@@ -20,9 +20,7 @@ from hf_gelu_patch.evaluation.tasks.labels import BadLabelError, Labels, LabelsE
 from hf_gelu_patch.evaluation.tasks.lists import array_of, listed
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+_AT_ONCE = 256  # rows that the tokenizer is given together
 _ENTITY = re.compile(r"O|[BIES]|[BIES]-.+")  # tags of which seqeval makes entities
 
 
@@ -54,7 +52,7 @@ class TokenClassification(Task):
                 stacklevel=2,
             )
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         if not getattr(self.processor, "is_fast", False):
             raise EvaluationError(
                 f"the tokenizer of {self.subject.name} does not say which word a token is of, as fast ones do: save "
@@ -63,18 +61,14 @@ class TokenClassification(Task):
         every, data = data, first_rows(data, limit)
         words = self._words(data, self.rows(data))
         tags = self._tags(every, words)
-        found = []
-        for row, (tokens, places) in self._tokens({row: words[row] for row in tags}).items():
+        for row, tokens, places in self._tokens({row: words[row] for row in tags}):
             targets = [IGNORED if word is None else tags[row][word] for word in places]
             self._unasked[row] = len(words[row]) - sum(target != IGNORED for target in targets)
             if self._unasked[row] == len(words[row]):
                 self.leave_out(row, "has no word of which the tokenizer makes a token")
                 continue
             shown = " ".join(words[row])
-            found.append(
-                {"row": row, "tokens": tokens, "input_ids": tokens["input_ids"], "targets": targets, "shown": shown}
-            )
-        return found
+            yield {"row": row, "tokens": tokens, "input_ids": tokens["input_ids"], "targets": targets, "shown": shown}
 
     def _words(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, list[str]]:
         """The words by row: of a list, or of a text that has spaces between them."""
@@ -121,36 +115,33 @@ class TokenClassification(Task):
             raise EvaluationError(f"{place}: {error}") from None
         return read
 
-    def _tokens(self, words: Mapping[int, list[str]]) -> dict[int, tuple[dict[str, Any], list[int | None]]]:
-        """What the tokenizer makes of the words, by row; and for each token the word whose first one it is."""
-        if not words:
-            return {}
-        try:
-            encoded = self.processor(
-                list(words.values()), is_split_into_words=True, truncation=True, max_length=self.length()
-            )
-        except (AssertionError, ValueError) as error:  # byte-level BPE wants to know what stands between words
-            raise EvaluationError(
-                f"the tokenizer of {self.subject.name} does not take words: {first_line(error)}. Save it again with "
-                "AutoTokenizer.from_pretrained(original, add_prefix_space=True)."
-            ) from error
-        found = {}
-        for number, row in enumerate(words):
-            tokens = {key: encoded[key][number] for key in encoded if self.limits.takes(key)}
-            trouble = self.limits.trouble(tokens)
-            if trouble is not None:
-                self.leave_out(row, trouble)
-                continue
-            of, seen = encoded.word_ids(number), set()
-            places: list[int | None] = []
-            for word in of:
-                places.append(None if word in seen else word)
-                seen.add(word)
-            found[row] = tokens, places
-        return found
+    def _tokens(self, words: Mapping[int, list[str]]) -> Iterator[tuple[int, dict[str, Any], list[int | None]]]:
+        """Of each row, what the tokenizer makes of its words; and for each token the word whose first one it is."""
+        rows = list(words)
+        for start in range(0, len(rows), _AT_ONCE):
+            some = rows[start : start + _AT_ONCE]
+            try:
+                encoded = self.processor(
+                    [words[row] for row in some],
+                    is_split_into_words=True,
+                    truncation=True,
+                    max_length=self.length(),
+                )
+            except (AssertionError, ValueError) as error:  # byte-level BPE wants to know what stands between words
+                raise EvaluationError(
+                    f"the tokenizer of {self.subject.name} does not take words: {first_line(error)}. Save it with "
+                    "AutoTokenizer.from_pretrained(original, add_prefix_space=True)."
+                ) from error
+            for number, row in enumerate(some):
+                tokens = {key: encoded[key][number] for key in encoded if self.limits.takes(key)}
+                trouble = self.limits.trouble(tokens)
+                if trouble is None:
+                    yield row, tokens, _first_of_each(encoded.word_ids(number))
+                else:
+                    self.leave_out(row, trouble)
 
     def logits_per_example(self) -> int:
-        return max(map(self.size, self.examples)) * len(self.labels)
+        return int(self.examples.sizes.max()) * len(self.labels)
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
         targets = self.stacked([example["targets"] for example in examples], IGNORED)
@@ -171,6 +162,16 @@ class TokenClassification(Task):
 
     def named(self, answer: Any) -> str:
         return self.tags[int(answer)]
+
+
+def _first_of_each(words: Iterable[int | None]) -> list[int | None]:
+    """The word of each token, where it is the word's first."""
+    last: int | None = None
+    found: list[int | None] = []
+    for word in words:
+        found.append(None if word == last else word)
+        last = word if word is not None else last
+    return found
 
 
 def _in_row(value: Any) -> list[Any] | None:
