@@ -10,7 +10,7 @@ from torch import nn
 from hf_gelu_patch.activations import get_activation, module_of
 from hf_gelu_patch.configs import ConfigChange
 from hf_gelu_patch.forwards.class_binding import StandIn, bind, is_patched, stand_in, unbind
-from hf_gelu_patch.forwards.replacements import hooked, substitute
+from hf_gelu_patch.forwards.replacements import OwnMethod, Substitute, hooked, substitute
 from hf_gelu_patch.forwards.rewriting import Part, rewritten
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.planning import Plan
@@ -77,7 +77,12 @@ def _stays(module: nn.Module) -> bool:
 def _part(p: Plan) -> Part:
     assert p.use is not None
     assert p.fused is not None
-    return Part(p.use, p.fused if p.module is None else substitute(p.fused, p.module), p.site.fused)
+    by: Fused | Substitute | OwnMethod = p.fused
+    if p.module is not None:
+        by = substitute(p.fused, p.module)
+    elif p.use.by_method is not None:
+        by = OwnMethod(p.fused, p.use.by_method)
+    return Part(p.use, by, p.site.fused)
 
 
 def _put_stand_ins(plans: Sequence[Plan], config: list[ConfigChange], undo: ExitStack) -> None:

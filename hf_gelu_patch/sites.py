@@ -14,6 +14,7 @@ from hf_gelu_patch.activations import Resolved, Unresolved
 from hf_gelu_patch.errors import AlreadyPatchedError, PatchError
 from hf_gelu_patch.forwards.class_binding import is_patched
 from hf_gelu_patch.forwards.methods import holds_activation, methods_of
+from hf_gelu_patch.forwards.own_methods import handing_on
 from hf_gelu_patch.forwards.uses import Use, uses
 from hf_gelu_patch.implementations.registry import ALWAYS, Least
 from hf_gelu_patch.old_layout import moved_from
@@ -188,6 +189,7 @@ def places(model: nn.Module) -> Iterator[Place]:
     holders = {id(edge.owner) for edge, _ in edges if isinstance(edge.owner, (nn.Sequential, nn.ModuleList))}
     names = frozenset(edge.key for edge, _ in edges) | {e.key for e, child in walked if id(child) in holders}
     names |= {name for _, owner in owners for name, value in vars(owner).items() if holds_activation(value)}
+    names |= {name for cls in {type(owner) for _, owner in owners} for name in handing_on(cls)}
     by_edge: dict[tuple[int, str], list[tuple[str, Use]]] = {}
     calls: dict[int, list[Use]] = {}
     methods = {cls: methods_of(cls, names) for cls in {type(owner) for _, owner in owners}}

@@ -21,7 +21,18 @@ from hf_gelu_patch.implementations.tensors import ordinary
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Substitute", "gated", "hooked", "is_linear", "linear_act", "plain", "recorded", "steps", "substitute"]
+__all__ = [
+    "OwnMethod",
+    "Substitute",
+    "gated",
+    "hooked",
+    "is_linear",
+    "linear_act",
+    "plain",
+    "recorded",
+    "steps",
+    "substitute",
+]
 
 
 _LINEAR = {
@@ -107,6 +118,26 @@ class Substitute:
         for name, value in self.state:
             if (now := attributes.get(name)) is not value and _held(now) != value:
                 return act
+        return self.fused
+
+
+@dataclass(frozen=True)
+class OwnMethod:
+    """What computes an activation in the stead of a method that applies it.
+
+    It takes the method's place only while the module has the method that was read when it was patched.
+
+    Attributes:
+        fused: what computes it.
+        function: the method.
+    """
+
+    fused: Fused
+    function: Callable[..., object]
+
+    def __call__(self, method: Any) -> Any:
+        if type(method) is not MethodType or method.__func__ is not self.function or recorded():
+            return method
         return self.fused
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.forwards.expressions import Expression, Reading, by_itself
-from hf_gelu_patch.forwards.replacements import Substitute, gated, linear_act, steps
+from hf_gelu_patch.forwards.replacements import OwnMethod, Substitute, gated, linear_act, steps
 from hf_gelu_patch.forwards.uses import Use
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.sources import (
@@ -121,16 +121,16 @@ class Part:
 
     Attributes:
         use: of a method, without an obstacle.
-        by: what computes it: a function's successor, or a module's substitute.
+        by: what computes it: a function's successor, or a module's or a method's substitute.
         fused: with what stands around it, or by itself.
     """
 
     use: Use
-    by: Fused | Substitute
+    by: Fused | Substitute | OwnMethod
     fused: bool
 
 
-_Chosen = tuple[Expression, str | None, "Fused | Substitute"]  # the second: of a chain, the layer's key
+_Chosen = tuple[Expression, str | None, "Fused | Substitute | OwnMethod"]  # the second: of a chain, the layer's key
 
 
 def rewritten(parts: list[Part]) -> tuple[Rewriting, ...]:
@@ -214,7 +214,7 @@ def _edit_chain(
     edits.at[expression.core] = lambda: f"{name}({edits.render(expression.core, itself=False)}, {patched})"
 
 
-def _edit(edits: _Edits, expression: Expression, by: Fused | Substitute, helper: _Helper) -> None:
+def _edit(edits: _Edits, expression: Expression, by: Fused | Substitute | OwnMethod, helper: _Helper) -> None:
     core, product, linear, moved = expression.core, expression.product, expression.linear, expression.moved
     act = _applied(edits, expression, by, helper)
     if product is not None and (factors := expression.factors) is not None:
@@ -249,9 +249,9 @@ def _edit(edits: _Edits, expression: Expression, by: Fused | Substitute, helper:
         edits.at[core] = lambda: f"{act}({_operand(edits, expression.argument)})"
 
 
-def _applied(edits: _Edits, expression: Expression, by: Fused | Substitute, helper: _Helper) -> str:
-    """What applies the activation: ``patched_silu``, or ``patched_silu(self.act)`` in the stead of a module."""
-    if isinstance(by, Substitute):
+def _applied(edits: _Edits, expression: Expression, by: Fused | Substitute | OwnMethod, helper: _Helper) -> str:
+    """What applies the activation: ``patched_silu``, or ``patched_silu(self.act)`` for a module or a method."""
+    if not isinstance(by, Fused):
         return f"{helper(f'patched_{by.fused.activation}', by)}({edits.render(expression.callee.node)})"
     if expression.callee.is_method:
         assert isinstance(expression.callee.node, ast.Attribute)

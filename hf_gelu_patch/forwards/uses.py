@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FunctionType
 
@@ -15,7 +15,8 @@ from hf_gelu_patch.forwards.callees import Callee
 from hf_gelu_patch.forwards.carried import bound_on, carried, is_bound_otherwise, reaches
 from hf_gelu_patch.forwards.expressions import Expression, Reading, read
 from hf_gelu_patch.forwards.methods import Method
-from hf_gelu_patch.forwards.names import dotted, reach
+from hf_gelu_patch.forwards.names import MISSING, Names, dotted, reach
+from hf_gelu_patch.forwards.own_methods import applied_by, own_method
 from hf_gelu_patch.forwards.replacements import is_linear
 from hf_gelu_patch.forwards.resolving import Edge, Resolve, resolve_chain, resolve_expression
 from hf_gelu_patch.forwards.writes import leaves_its_input, may_pass_on
@@ -37,6 +38,8 @@ class Use:
         current: the activation it computes now.
         edge: (the module that holds it, the attribute) for an activation module; None for a function.
         beyond: why the function that holds it cannot be replaced on the module, or None.
+        by_method: the method of the module's own that the expression calls to apply it; None where it calls another
+            thing.
     """
 
     owner: nn.Module
@@ -46,6 +49,7 @@ class Use:
     current: Resolved | Unresolved
     edge: Edge | None
     beyond: str | None
+    by_method: Callable[..., object] | None = None
 
     @property
     def file(self) -> str:
@@ -115,11 +119,46 @@ class Use:
 def uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve) -> Iterator[Use]:
     """Every activation expression in the methods of a module, and in the helper functions that those call.
 
+    A method that hands what it is given to an activation, and is called where that can be rewritten, is no place of its
+    own: its calls are.
+
     Args:
         owner: the module.
         methods: ``methods_of`` its class.
         activation_of: ``resolve``, or a lookup of what it has said.
     """
+    found = list(_uses(owner, methods, activation_of))
+    calls: dict[Callable[..., object], list[Use]] = {}
+    for use in found:
+        if use.by_method is not None:
+            calls.setdefault(use.by_method, []).append(use)
+    known = {method for method, of_it in calls.items() if _are_all_calls(method, of_it, methods)}
+    for use in found:
+        if use.by_method in known or (use.by_method is None and use.reading.function not in known):
+            yield use
+
+
+def _are_all_calls(method: Callable[..., object], calls: list[Use], methods: tuple[Method, ...]) -> bool:
+    """Whether these uses, which can be rewritten, are all that the methods of a class do with one of them."""
+    name = method.__name__
+    mentions = sum(_mentions(inner, name, is_method=as_it_is is not None) for _, as_it_is, inner, _ in methods)
+    return mentions == len(calls) and not any(use.obstacle for use in calls)
+
+
+def _mentions(function: FunctionType, name: str, *, is_method: bool) -> int:
+    """How often a function says ``.name`` of what is no library; more often than can be where its source does not
+    tell."""
+    reading = read(function, is_method=is_method)
+    if reading.source is None or reading.unfaithful:
+        return int(name in all_names(function.__code__)) << 16
+    names = Names(function, reading.source, reading.owner_name)
+    return sum(
+        isinstance(node, ast.Attribute) and node.attr == name and names.static(node) is MISSING
+        for node in ast.walk(reading.source.tree)
+    )
+
+
+def _uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve) -> Iterator[Use]:
     for name, function, inner, obstacle in (*methods, *bound_on(owner)):
         reading = read(inner, is_method=function is not None)
         method = name if function is not None else inner.__qualname__
@@ -141,6 +180,9 @@ def uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve) 
                     yield Use(owner, method, reading, expression, current, edge, obstacle)
                 continue
             found = resolve_expression(expression, owner if mine else _NOBODY, reading, activation_of)
+            by_method = own_method(expression, owner) if mine and found is None else None
+            if by_method is not None and (applied := applied_by(by_method, owner, activation_of)) is not None:
+                found = applied, None
             if found is None:
                 pending[:0] = expression.fallback
                 continue
@@ -148,7 +190,7 @@ def uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve) 
                 expression = expression.alone
             elif expression.product is not None:
                 products.add(expression.product)
-            yield Use(owner, method, reading, expression, *found, obstacle)
+            yield Use(owner, method, reading, expression, *found, obstacle, by_method)
 
 
 def _named_in(function: FunctionType) -> Iterator[Resolved]:
