@@ -428,6 +428,8 @@ def _why_left(place: Place, current: Resolved, wanted: Wanted) -> str | None:
         return f"{source.name} is usually no hidden-layer activation: it is swapped only where include= names it"
     if current.in_place:
         return "it works in place, and what stands behind it may count on that"
+    if place.use is not None and (unmet := place.use.never) is not None:
+        return f"it does not run here, where {unmet}"
     if place.use is not None and place.use.overruled:
         return f"another {place.use.method} is bound on this {type(place.owner).__name__}"
     module = None if place.edge is None else place.edge.owner._modules[place.edge.key]

@@ -14,6 +14,7 @@ from types import CodeType, FunctionType
 import torch
 
 from hf_gelu_patch.forwards.callees import Callee, Callees
+from hf_gelu_patch.forwards.conditions import Condition
 from hf_gelu_patch.forwards.flow import Flow
 from hf_gelu_patch.forwards.names import Names, dotted
 from hf_gelu_patch.forwards.writes import may_write_over
@@ -37,6 +38,7 @@ class Expression:
         linear: the node ``linear(x)``, where x is one.
         exposed: what runs after ``core`` and before ``product`` on something that x may share memory with, and of
             which the source alone does not say that it leaves that as it is: calls, and where a coroutine waits.
+        conditions: the tests around it, and what each has to come to for it to be evaluated.
         line, end_line: of ``core``, in the function's file.
         fallback: the expressions inside it, for where a formula is no activation.
         alone: the same without the product, for where that has another factor that is an activation.
@@ -51,6 +53,7 @@ class Expression:
     linear: ast.Call | None = None
     moved: ast.Assign | None = None
     exposed: tuple[ast.expr, ...] = ()
+    conditions: tuple[Condition, ...] = ()
     line: int = 0
     end_line: int = 0
     fallback: tuple[Expression, ...] = ()
@@ -135,12 +138,21 @@ class _Finder:
             callee, name = written
             inner = tuple(self._within(node.value))
             line = node.lineno + self.shift
-            yield Expression(callee, callee.node, name, line=line, end_line=line, fallback=inner)
+            yield Expression(
+                callee,
+                callee.node,
+                name,
+                conditions=self.flow.conditions(node),
+                line=line,
+                end_line=line,
+                fallback=inner,
+            )
             return
         if isinstance(node, ast.For) and (call := self.callees.chained(node)) is not None:
             callee = Callee("chain", node.iter, tuple(dotted(node.iter)[1]))
             line = call.lineno + self.shift
-            yield Expression(callee, node.iter, node.iter, line=line, end_line=line)
+            conditions = self.flow.conditions(node)
+            yield Expression(callee, node.iter, node.iter, conditions=conditions, line=line, end_line=line)
             return
         if isinstance(node, ast.Call) and (applied := self.callees.applied(node)) is not None:
             callee, argument, arguments = applied
@@ -156,6 +168,7 @@ class _Finder:
             bare,
             linear=linear,
             moved=defined,
+            conditions=self.flow.conditions(core),
             line=core.lineno + self.shift,
             end_line=(core.end_lineno or core.lineno) + self.shift,
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+from hf_gelu_patch.forwards.conditions import Condition
 from hf_gelu_patch.forwards.names import Names
 from hf_gelu_patch.forwards.writes import writes
 from hf_gelu_patch.sources import Source
 
 __all__ = ["Flow", "assigned_name"]
 
+_LEAVING = (ast.Return, ast.Raise)
 _FUNCTIONS = (ast.FunctionDef, ast.Lambda, ast.AsyncFunctionDef)
 _SOMETIMES = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.IfExp, ast.BoolOp)  # or several times
 
@@ -101,6 +103,26 @@ class Flow:
         return any((read.lineno, read.col_offset) > after for read in reads if read is not use)
 
     # -- what stands where
+
+    def conditions(self, node: ast.AST) -> tuple[Condition, ...]:
+        """The tests around a node, and what each has to come to for it to be evaluated: of the statements and
+        expressions that it is in one branch of, and of those before it whose other branch leaves."""
+        found: list[Condition] = []
+        for above in (node, *self._above(node)):
+            parent = self.parents.get(above)
+            if isinstance(parent, (ast.If, ast.IfExp)) and above is not parent.test:
+                body = parent.body if isinstance(parent.body, list) else [parent.body]
+                found.append((parent.test, any(above is one for one in body)))
+            if isinstance(above, ast.stmt) and above is not self.tree:
+                block = self.block_of(above)
+                found += [
+                    (earlier.test, False)
+                    for earlier in block[: block.index(above)]
+                    if isinstance(earlier, ast.If) and not earlier.orelse and isinstance(earlier.body[-1], _LEAVING)
+                ]
+            if isinstance(above, _FUNCTIONS):
+                break
+        return tuple(found)
 
     def statement_of(self, node: ast.AST) -> ast.stmt:
         """The statement that a node is part of."""

@@ -13,6 +13,7 @@ from torch import nn
 from hf_gelu_patch.activations import Resolved, Unresolved
 from hf_gelu_patch.forwards.callees import Callee
 from hf_gelu_patch.forwards.carried import bound_on, carried, is_bound_otherwise, reaches
+from hf_gelu_patch.forwards.conditions import never
 from hf_gelu_patch.forwards.expressions import Expression, Reading, read
 from hf_gelu_patch.forwards.methods import Method
 from hf_gelu_patch.forwards.names import MISSING, Names, dotted, reach
@@ -62,6 +63,11 @@ class Use:
         if self.beyond is None and is_bound_otherwise(self.owner, self.method):
             return f"another {self.method} is bound on this {name}"
         return self.beyond or self.reading.obstacle or self.reading.unfaithful
+
+    @property
+    def never(self) -> str | None:
+        """The condition for it to run that the module does not meet, in words; None where it may run."""
+        return never(self.expression.conditions, self.owner, self.reading.owner_name)
 
     @property
     def overruled(self) -> bool:
