@@ -135,6 +135,32 @@ def test_what_is_added_to_hide_logits_does_not_hide_their_change(value: float) -
     refused(Head(lambda logits: logits + value), activation="relu")
 
 
+GROUPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a mask for each column": lambda x: torch.where(torch.arange(64) < 20, -1e4 * (1 + torch.arange(64)), x),
+    "masks of any size": lambda x: torch.where(torch.arange(64) < 20, -(10.0 ** (4 + torch.arange(64) / 10)), x),
+    "masks added up": lambda x: sum((-1e4 * (torch.arange(64) < end) for end in (20, 30, 40)), start=x),
+    "times beside": lambda x: torch.cat([x, 1e9 + 1e6 * torch.arange(x.numel()).view(x.shape)], dim=-1),
+    "coordinates beside": lambda x: torch.cat([x, 4e3 + torch.arange(x.numel()).view(x.shape).sqrt()], dim=-1),
+}
+
+
+@pytest.mark.parametrize("how", GROUPS.values(), ids=GROUPS.keys())
+def test_no_larger_numbers_hide_a_change_of_smaller_ones(how: Callable[[Tensor], Tensor]) -> None:
+    assert patch(Head(how), verify=IDS).drift
+    for fault in ("exact", "scaled"):
+        assert "output: max |Δ|" in refused(Head(how), implementation=fault)
+    assert "margin 0.00035" in refused(Head(how), activation="relu")
+
+
+def test_rounding_of_larger_numbers_is_no_alarm_in_smaller_ones() -> None:
+    """What is nothing but rounding of the others differs by more than twice, and says nothing."""
+    exact = torch.cat([normal(40, 250), torch.zeros(40, 50)], dim=-1)
+    for seed in range(6):
+        before, after = noisy(exact, torch.float32, 2 * seed), noisy(exact, torch.float32, 2 * seed + 1, times=1.5)
+        after[:, 250:] *= 3
+        assert not compared(before, after, exact), seed
+
+
 def compared(before: Tensor, after: Tensor, exact: Tensor | None = None, **options: Any) -> bool:
     """Whether that is refused."""
     reference = None if exact is None else {"y": exact}
@@ -294,6 +320,7 @@ def test_numbers_are_compared_however_they_are_wrapped(how: Callable[[Tensor], o
         (lambda _: None, "nothing"),
         (lambda x: Box(x[:0]), "note: str"),
         (lambda x: x * math.nan, "output"),
+        (lambda x: x * 0, "not all 0"),
         (lambda _: iter([1]), "list_iterator"),
         (lambda x: x.to("meta"), "meta device"),
     ],
@@ -315,6 +342,15 @@ def test_numbers_of_eight_bits(dtype: torch.dtype, gradients: bool) -> None:
         assert len(report.drift) > 1 or not gradients
     if not gradients and dtype != torch.float8_e8m0fnu:  # that has no digits
         assert "output" in refused(Head(lambda logits: (logits.abs() + 1).log().to(dtype)), activation="relu")
+
+
+@pytest.mark.parametrize(("dtype", "other"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("float32", "float64")])
+def test_another_dtype_is_told(dtype: str, other: str) -> None:
+    """Of an activation that is the last thing a model does, that of its output."""
+    cast = Implementation("cast", {"gelu_tanh": lambda x: FAULTS["scaled"](x).to(getattr(torch, other))})
+    model = nn.Sequential(nn.Linear(6, 8), transformers.activations.NewGELUActivation()).to(getattr(torch, dtype))
+    said = refused(model, torch.randn(5, 6, dtype=getattr(torch, dtype)), implementation=cast)
+    assert f"output: {other} [5, 8] instead of {dtype} [5, 8]" in said
 
 
 def test_a_message_names_the_first_of_many() -> None:
@@ -532,7 +568,67 @@ def test_random_numbers_of_numpy_are_drawn_alike() -> None:
     assert report.drift[0].largest < 1e-4
 
 
+class Writing(nn.Module):
+    """A model that changes its weights as it runs."""
+
+    def __init__(self, how: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.inner, self.how = GPT2.build(), how
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        logits: Tensor = self.inner(input_ids, use_cache=False).logits
+        self.how(self.inner.transformer.wpe.weight)
+        return logits
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda weight: weight.detach().mul_(1 - 1e-6),
+        lambda weight: weight.data.mul_(2),
+        lambda weight: weight.data[3, :1].add_(1e-6),
+        lambda weight: weight.data.copy_(weight.flip(0)),
+    ],
+)
+def test_a_model_that_changes_its_weights_is_refused(how: Callable[[Tensor], object]) -> None:
+    with pytest.raises(VerificationError, match=r"changes its weights .*inner\.transformer\.wpe\.weight"):
+        patch(Writing(how), verify=IDS)
+    assert patch(Writing(lambda weight: weight.data.mul_(1)), verify=IDS).drift
+
+
+def test_an_implementation_that_changes_weights_is_refused() -> None:
+    model = GPT2.build()
+
+    def nudging(x: Tensor) -> Tensor:
+        model.transformer.wpe.weight.data[0, 0] += 1e-6
+        return torch.nn.functional.gelu(x, approximate="tanh")
+
+    with pytest.raises(VerificationError, match=r"changes its weights .*once patched: transformer\.wpe\.weight"):
+        patch(model, implementation=Implementation("nudging", {"gelu_tanh": nudging}), verify=IDS)
+    assert "not patched" not in str(patch(model).summary)
+
+
 # ------------------------------------------------------------------------------------------------------ mixed precision
+
+
+class Float32Head(nn.Module):
+    """A model of half precision with a head in float32, to which it casts what it hands over."""
+
+    def __init__(self, cast: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body, self.cast = GPT2.build().transformer.to(torch.bfloat16), cast
+        self.head = nn.Linear(self.body.config.n_embd, 16)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.head(self.cast(self.body(input_ids, use_cache=False).last_hidden_state))
+
+
+@pytest.mark.parametrize("cast", [Tensor.float, lambda x: x.to(torch.float32), lambda x: x.type(dtype=torch.float32)])
+def test_a_model_that_casts_is_held_against_float64_too(cast: Callable[[Tensor], Tensor]) -> None:
+    (drift,) = patch(Float32Head(cast), verify=IDS).drift
+    assert drift.error_before is not None
+    wrong = Implementation("wrong", {"gelu_tanh": lambda x: 1.1 * torch.nn.functional.gelu(x, approximate="tanh")})
+    assert "error against float64" in refused(Float32Head(cast), implementation=wrong)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "t5-v1.1", "bloom", "gemma"])
@@ -645,6 +741,24 @@ def test_gradients_that_there_are_not() -> None:
         patch(GPT2.build(), gradients=True)
     with patched(GPT2.build(), verify=IDS, gradients=True) as report:
         assert any(drift.output.startswith("gradient") for drift in report.drift)
+
+
+@pytest.mark.parametrize(
+    "loss", [lambda x: x.mean() * math.nan, lambda x: torch.relu(x.mean() - 1e6), lambda x: x.mean() * 0]
+)
+def test_gradients_that_say_nothing_are_not_verified(loss: Callable[[Tensor], Tensor]) -> None:
+    def how(logits: Tensor) -> dict[str, Tensor]:
+        return {"loss": loss(logits), "logits": logits}
+
+    assert patch(Head(how), verify=IDS).drift
+    said = refused(Head(how), gradients=True, implementation="wrong backward")
+    assert "all 0 or not finite" in said
+    assert "leave out gradients=True" in said
+
+
+def test_labels_that_are_all_ignored_are_told() -> None:
+    batch = {"input_ids": IDS, "labels": torch.full_like(IDS, -100)}
+    assert "labels that are not all -100" in refused(GPT2.build(), batch, gradients=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- faults

@@ -24,6 +24,7 @@ from hf_gelu_patch.verification.bars import (
     scale_of,
 )
 from hf_gelu_patch.verification.copies import Exact, exact_copy, in_double, redraw
+from hf_gelu_patch.verification.restoring import fingerprints
 from hf_gelu_patch.verification.runs import run
 from hf_gelu_patch.verification.values import GRADIENT, Found, finite, output_tensors
 
@@ -69,6 +70,7 @@ class Verification:
     Attributes:
         batch: a mapping of keyword arguments, a tuple or list of positional ones, or the one argument.
         gradients: whether gradients are compared too.
+        weights: their fingerprints, as ``fingerprints`` gives them.
         before: what the model computed.
         exact: what a float64 copy of it did; None where there is none.
         exact_model: that copy, where the roundings of the model may have to be drawn again.
@@ -77,6 +79,7 @@ class Verification:
 
     batch: object
     gradients: bool
+    weights: Mapping[str, int]
     before: Found
     exact: Found | None
     exact_model: nn.Module | None
@@ -87,8 +90,10 @@ class Verification:
         """Run a model that is not patched yet.
 
         Raises:
-            VerificationError: it cannot run on the batch; or nothing that it says can be compared.
+            VerificationError: it cannot run on the batch; it changes its weights; or nothing that it says can be
+                compared.
         """
+        weights = fingerprints(model)
         try:
             before = run(model, batch, gradients=gradients)
         except (VerificationError, MemoryError, torch.OutOfMemoryError):
@@ -98,16 +103,12 @@ class Verification:
                 f"{type(model).__name__} cannot run on the batch given as verify= ({first_line(error)}). Give it what "
                 "the model takes: a mapping of keyword arguments, a tuple or list of positional ones, or one tensor."
             ) from error
-        if not any(_says_something(tensor) for tensor in before.tensors.values()):
-            seen = shortened(before.unseen or tuple(before.tensors)) or "nothing"
-            raise VerificationError(
-                f"{type(model).__name__} gives no numbers on the batch that could be compared before and after ({seen})"
-                ". Verify a part of it, or a model around it, that returns tensors of numbers which are finite; or "
-                "leave out verify=."
-            )
+        _check_weights(model, weights)
+        _check_that_something_is_said(model, before, gradients=gradients)
         exact = exact_copy(model, batch, partial(run, gradients=gradients))
         epsilon = _coarsest(model)
-        return cls(batch, gradients, before, exact.output, exact.model if epsilon <= _FINE else None, epsilon)
+        exact_model = exact.model if epsilon <= _FINE else None
+        return cls(batch, gradients, weights, before, exact.output, exact_model, epsilon)
 
     @property
     def far_from_exact(self) -> bool:
@@ -136,8 +137,12 @@ class Verification:
 
         The model's own error is one draw of how its roundings fall, and may be a lucky one. Where the patched model's
         is a little too large beside it, ``_DRAWS`` more are made.
+
+        Raises:
+            VerificationError: it changes its weights.
         """
         after = run(model, self.batch, gradients=self.gradients).tensors
+        _check_weights(model, self.weights, " once patched")
         found = self._drift(after, margin, same, [])
         exceeded = [one for one in found if one.exceeded]
         if self.exact_model is None or not exceeded or not all(one.doubtful for one in exceeded):
@@ -169,9 +174,39 @@ class Verification:
 
 
 def _says_something(tensor: Tensor) -> bool:
+    """Whether a change could show: in zeros it does not, nor in what is not finite."""
     if not tensor.is_floating_point():
         return bool(tensor.numel())
-    return bool(finite(tensor).any())
+    return bool((finite(tensor) & (tensor != 0)).any())
+
+
+def _check_that_something_is_said(model: nn.Module, found: Found, *, gradients: bool) -> None:
+    """Raises VerificationError."""
+    said = [name for name, tensor in found.tensors.items() if _says_something(tensor)]
+    if not said:
+        seen = shortened(found.unseen or tuple(found.tensors)) or "nothing"
+        raise VerificationError(
+            f"{type(model).__name__} gives no numbers on the batch that could be compared before and after ({seen})"
+            ". Verify a part of it, or a model around it, that returns tensors of numbers which are finite and not all "
+            "0; or leave out verify=."
+        )
+    if gradients and not any(name.startswith(GRADIENT) for name in said):
+        raise VerificationError(
+            f"no gradient to compare: on the batch, those of {type(model).__name__} are all 0 or not finite. Give it a "
+            "batch on which they are not (labels that are not all -100, for one), or leave out gradients=True."
+        )
+
+
+def _check_weights(model: nn.Module, before: Mapping[str, int], when: str = "") -> None:
+    """Raises VerificationError."""
+    now = fingerprints(model)
+    changed = [name for name, mark in before.items() if now.get(name, mark) != mark]
+    if changed:
+        raise VerificationError(
+            f"{type(model).__name__} changes its weights when it is run on the batch given{when}: "
+            f"{shortened(changed)}. They are not put back. Verify it in a mode in which they stay, or leave out "
+            "verify=."
+        )
 
 
 def _coarsest(model: nn.Module) -> float:

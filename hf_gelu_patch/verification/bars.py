@@ -3,6 +3,8 @@
 A number y may move by so much relative to s = S + w·|y|. S is how far the numbers of its tensor usually lie from their
 median. Neither masks nor a constant added to all numbers change S. The term w·|y| allows for the rounding of y itself.
 A mask is a number far larger than the others, such as −1e4. It may move by a few ε of itself, and as far as the others.
+Where the numbers of an output lie in two groups far apart, such as times beside logits, the smaller are judged by their
+own scale too.
 
 A patch that keeps the functions must leave the model as near to float64 as it was, but for a small factor: of the worst
 number, of the worst row (of the last axis), of all numbers together, and of the median row (which may be as far off as
@@ -15,6 +17,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -31,6 +34,7 @@ _USUAL = 0.99  # the share of numbers that S is not exceeded by
 _SAMPLE = 2**20  # numbers that S is taken from, where there are more
 _AT_A_TIME = 2**22  # numbers that are compared together
 _MASK_ULPS = 4.0
+_NOISE = 32.0  # times the error of larger numbers: smaller ones below that may be nothing but rounding of the larger
 
 _FEW = 64  # so few numbers may be right to the last digit by chance
 _DOUBTFUL = 8.0  # times its bar: the most by which an error may exceed it by chance
@@ -105,11 +109,7 @@ class Scale:
 
 def _least_mask(size: Tensor) -> float:
     """The least of the sizes that are masks: few values, up to what was added to them, alone above all others."""
-    exponents = torch.frexp(size[size > 0]).exponent
-    if not exponents.numel():
-        return math.inf
-    lowest = int(exponents.min())
-    counts = torch.bincount(exponents - lowest).tolist()
+    lowest, counts = _by_binade(size)
     binades = [binade for binade, count in enumerate(counts) if count]
     least = math.inf
     while binades:
@@ -122,6 +122,26 @@ def _least_mask(size: Tensor) -> float:
             break
         least, binades = start, rest
     return least
+
+
+def _by_binade(size: Tensor) -> tuple[int, list[int]]:
+    """The exponent of the least size above 0, and how many there are of that exponent and of each above it."""
+    exponents = torch.frexp(size[size > 0]).exponent
+    if not exponents.numel():
+        return 0, []
+    lowest = int(exponents.min())
+    return lowest, torch.bincount(exponents - lowest).tolist()
+
+
+def _least_above_a_gap(size: Tensor) -> float:
+    """Where those begin that lie far above all others, with nothing between; inf where there are none."""
+    lowest, counts = _by_binade(size)
+    binades = [binade for binade, count in enumerate(counts) if count]
+    for high, low in pairwise(reversed(binades)):
+        gap = high - low - 1
+        if gap >= _GAP and sum(counts[: low + 1]) * gap >= _SURE:
+            return math.ldexp(0.5, high + lowest)
+    return math.inf
 
 
 def _are_masks(group: Tensor, size: Tensor, start: float) -> bool:
@@ -193,6 +213,7 @@ class Drift:
         exceeded: whether it moved further than it may.
         discrete: whether it holds integers or booleans.
         doubtful: whether it is so little too far that it may be chance.
+        became: what it is now where it has another shape or dtype, in words.
     """
 
     output: str
@@ -204,8 +225,11 @@ class Drift:
     exceeded: bool
     discrete: bool = False
     doubtful: bool = False
+    became: str = ""
 
     def __str__(self) -> str:
+        if self.became:
+            return f"{self.output}: {self.became}"
         text = f"{self.output}: max |Δ| {self.largest:.2g} (of {self.scale:.3g}"
         text += ")" if self.margin is None else f", margin {self.margin:.2g} of that)"
         if self.discrete:
@@ -243,7 +267,7 @@ def drifts(
     """
     exact = exact or {}
     parts = bool(before) and all(name.startswith(GRADIENT) for name in before)
-    alike = [name for name in before if name in after and _alike(before[name], after[name])]
+    alike = [name for name in before if name in after and not _became(before[name], after[name])]
     scales = {name: Scale.of(before[name]) for name in alike if before[name].is_floating_point()}
     if parts and scales:
         floor = _floor(max(epsilon, *(torch.finfo(before[name].dtype).eps for name in scales)))
@@ -266,13 +290,19 @@ def drifts(
     for name in dict.fromkeys((*before, *after)):
         if name in compared:
             drift = compared[name].drift(name, margin, same, error, 2.0 if parts else 1.0)
+            if not drift.exceeded and not parts and margin is None:
+                tensors = [before[name], after[name], exact.get(name), *drawn[name]]
+                for smaller in _smaller(tensors, compared[name]):
+                    own = smaller.drift(name, margin, same, error, 1.0)
+                    drift = own if own.exceeded else drift
             by_little = name in worse and not drift.exceeded
             found.append(replace(drift, exceeded=True, doubtful=True) if by_little else drift)
         elif name in alike:
             found.append(_discrete(name, before[name], after[name], exact.get(name), margin, same, epsilon))
         else:
             scale = scale_of(before[name]) if name in before and before[name].is_floating_point() else 0.0
-            found.append(Drift(name, math.inf, scale, margin, None, None, True))
+            became = _became(before.get(name), after.get(name))
+            found.append(Drift(name, math.inf, scale, margin, None, None, True, became=became))
     return tuple(found)
 
 
@@ -290,6 +320,48 @@ def _worse(compared: Mapping[str, _Compared]) -> frozenset[str]:
 
 def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.is_floating_point() == b.is_floating_point()
+
+
+def _became(before: Tensor | None, after: Tensor | None) -> str:
+    """What an output has turned into, in words; "" where shape and dtype are the same."""
+    if before is None or after is None:
+        return "it is there only unpatched" if after is None else "it is there only patched"
+    old, new = ([str(one.dtype).removeprefix("torch."), [*one.shape]] for one in (before, after))
+    return "" if old == new else f"{new[0]} {new[1]} instead of {old[0]} {old[1]}"
+
+
+def _smaller(tensors: Sequence[Tensor | None], compared: _Compared) -> Iterator[_Compared]:
+    """Those numbers of an output compared alone that lie far below all others, with nothing between; again and again.
+    Not where they may be nothing but rounding of the larger ones.
+
+    Args:
+        tensors: before, after, exact, and each draw.
+        compared: all of its numbers.
+    """
+    before, _, exact, *_ = tensors
+    assert before is not None
+    size = (before if before.dtype == torch.float64 else before.float()).abs()
+    top, usual = compared.scale.mask, compared.scale.usual
+    while (least := _least_above_a_gap(size[size < top])) < math.inf:
+        noise = compared.epsilon * usual
+        if exact is not None and exact.shape == before.shape:
+            error = (before.double() - exact.to(before.device).double())[(size >= least) & (size < top)]
+            noise = float(error.square().mean().sqrt())
+        old, new, right, *draws = (_without(one, size >= least) for one in tensors)
+        assert old is not None
+        assert new is not None
+        scale = Scale.of(old)
+        if not scale.usual > _NOISE * noise:
+            return
+        yield _Compared.of(old, new, right, [one for one in draws if one is not None], scale, compared.epsilon)
+        top, usual = least, scale.usual
+
+
+def _without(tensor: Tensor | None, hidden: Tensor) -> Tensor | None:
+    """A tensor in which some of the numbers are infinite: those are compared with nothing."""
+    if tensor is None or tensor.shape != hidden.shape:
+        return None
+    return tensor.to(hidden.device).masked_fill(hidden, math.inf)
 
 
 def _discrete(

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from hf_gelu_patch.errors import first_line
 from hf_gelu_patch.verification.values import attributes
@@ -62,12 +63,15 @@ def exact_copy(model: nn.Module, batch: Any, forward: Callable[[Any, Any], _Outp
     if needed > (free := free_memory(device)):
         reason = f"a float64 copy needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
         return Exact(None, None, None, reason)
-    try:
-        exact, doubled = _doubled(model), in_double(batch)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            return Exact(exact, doubled, forward(exact, doubled), "")
-    except Exception as error:  # whatever a model raises that is copied, or runs in float64
-        return Exact(None, None, None, f"the model does not run in float64: {first_line(error)}")
+    reason = ""
+    for make in (_doubled, _without_casts):
+        try:
+            exact, doubled = make(model), in_double(batch)
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                return Exact(exact, doubled, forward(exact, doubled), "")
+        except Exception as error:  # whatever a model raises that is copied, or runs in float64
+            reason = reason or f"the model does not run in float64: {first_line(error)}"
+    return Exact(None, None, None, reason)
 
 
 def _doubled(model: nn.Module) -> nn.Module:
@@ -78,6 +82,35 @@ def _doubled(model: nn.Module) -> nn.Module:
         if callable(switch := getattr(module, "set_experts_implementation", None)):
             switch("eager")  # grouped products of experts take no float64
     return exact
+
+
+def _without_casts(model: nn.Module) -> nn.Module:
+    """A copy that computes in float64 also where the model's own code asks for another precision."""
+    exact = _doubled(model)
+    forward = exact.forward
+
+    def in_float64(*given: Any, **named: Any) -> Any:
+        with _InFloat64():
+            return forward(*given, **named)
+
+    exact.forward = in_float64
+    return exact
+
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class _InFloat64(TorchFunctionMode):
+    """Casts to float32 and below give float64, and so does whatever is made in such a dtype."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.float, Tensor.bfloat16, Tensor.half):
+            return Tensor.double(*args)
+        if func is not Tensor.view:  # which reads the bits anew
+            args = tuple(torch.float64 if any(one is dtype for dtype in _FLOATS) else one for one in args)
+            kwargs = {key: torch.float64 if any(one is d for d in _FLOATS) else one for key, one in kwargs.items()}
+        return func(*args, **kwargs)
 
 
 def redraw(exact: nn.Module, model: nn.Module, epsilon: float, generator: torch.Generator) -> None:

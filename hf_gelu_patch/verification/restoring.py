@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from hf_gelu_patch.verification.values import attributes
 
-__all__ = ["as_it_was", "own_gradients", "seeded"]
+__all__ = ["as_it_was", "fingerprints", "own_gradients", "seeded"]
 
 Restore = Callable[[], object]
 
@@ -56,6 +56,21 @@ def own_gradients(model: nn.Module) -> Iterator[None]:
                 weight.grad = grad
 
 
+def fingerprints(model: nn.Module) -> dict[str, int]:
+    """Parameter → a number that is another once a bit of it has changed. What is sharded, quantized, offloaded or not
+    made yet has none, and nothing of a model that is spread over processes."""
+    if any(_distributed(module) for module in model.modules()):
+        return {}
+    found = {}
+    for name, weight in model.named_parameters():
+        if type(weight) is nn.Parameter and weight.numel() and not weight.is_meta:
+            with suppress(RuntimeError):  # a dtype or a device for which torch has no such sum
+                rows = torch.hash_tensor(weight.detach().reshape(len(weight) if weight.dim() else 1, -1), dim=1)
+                places = torch.arange(1, 2 * len(rows), 2, device=rows.device)
+                found[name] = int((rows.view(torch.int64) * places).sum())
+    return found
+
+
 @contextmanager
 def as_it_was(model: nn.Module) -> Iterator[None]:
     """The buffers of a model, its training mode and whatever else its modules keep, put back to what they hold now.
@@ -64,8 +79,7 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
     restores: list[Restore] = []
     for module in model.modules():
         # torch's wrappers of distributed training keep books of what ran, and lazy modules make their weights by it
-        distributed = type(module).__module__.startswith(("torch.distributed", "torch.nn.parallel"))
-        if not distributed and not isinstance(module, LazyModuleMixin):
+        if not _distributed(module) and not isinstance(module, LazyModuleMixin):
             restores.append(_kept_in_module(module, seen))
     flags = [(weight, weight.requires_grad) for weight in model.parameters()]
     try:
@@ -76,6 +90,10 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
         for weight, flag in flags:
             if weight.requires_grad != flag:
                 weight.requires_grad_(flag)
+
+
+def _distributed(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(("torch.distributed", "torch.nn.parallel"))
 
 
 def _kept_in_module(module: nn.Module, seen: set[int]) -> Restore:
