@@ -171,6 +171,31 @@ SIDES = {"predictions": [0, 1, 0, 1], "references": [0, 0, 0, 1]}
 
 TRANSCRIPTS = {"predictions": ["a b", "", "c d", "d e f"], "references": ["a b", "b", "a c", "d f"]}
 
+BOX = [[10.0, 10.0, 20.0, 20.0], [12.0, 10.0, 20.0, 20.0], [60.0, 60.0, 20.0, 20.0]]
+
+BOXES: dict[str, list[Any]] = {
+    "predictions": [
+        {"boxes": BOX, "labels": [0, 1, 0], "scores": [0.9, 0.8, 0.3]},
+        {"boxes": [BOX[1]], "labels": [0], "scores": [0.7]},
+        {"boxes": [], "labels": [], "scores": []},
+        {"boxes": BOX[1:], "labels": [1, 1], "scores": [0.6, 0.2]},
+    ],
+    "references": [
+        {"boxes": BOX[:2], "labels": [0, 1], "crowds": [0, 0]},
+        {"boxes": [BOX[0]], "labels": [0], "crowds": [0]},
+        {"boxes": [BOX[2]], "labels": [1], "crowds": [0]},
+        {"boxes": [], "labels": [], "crowds": []},
+    ],
+}
+
+REGIONS = {
+    "hits": [*np.array([[4.0, 1.0, 0.0], [0.0, 2.0, 0.0], [3.0, 3.0, 0.0], [0.0, 0.0, 0.0]])],
+    "said": [*np.array([[5.0, 2.0, 0.0], [1.0, 3.0, 0.0], [4.0, 4.0, 1.0], [0.0, 0.0, 5.0]])],
+    "right": [*np.array([[5.0, 2.0, 0.0], [2.0, 2.0, 0.0], [5.0, 4.0, 0.0], [0.0, 5.0, 0.0]])],
+}
+
+RANKS = {"text_rank": [1, 7, 2, 1], "image_rank": [3, 1, 9, 6], "of_image": [0.5, 0.5, 1.0, 1.0], "of_text": [1.0] * 4}
+
 COLUMNS: list[dict[str, dict[str, list[Any]]]] = [
     {"ranked label": RANKED},
     {"label": {name: RANKED[name] for name in ("predictions", "references")}},
@@ -185,6 +210,10 @@ COLUMNS: list[dict[str, dict[str, list[Any]]]] = [
     {"entities": TAGS},
     {"span": SPANS},
     {"ranking": RANKINGS},
+    {"boxes": BOXES},
+    {"regions": REGIONS},
+    {"reconstruction": {"errors": [1.5, 2.5, 0.1, 4.0], "values": [3, 4, 1, 2]}},
+    {"ranks": RANKS},
 ]
 
 
@@ -208,7 +237,9 @@ def test_a_weighted_sample_measures_as_if_each_example_stood_in_it_so_often(
     weights = np.array([[1, 1, 1, 1], [2, 0, 1, 1], [0, 3, 1, 0], [1, 0, 2, 1]])
     found = statistics_of(weights.astype(float), rows_of(arrays))
     for sample, counts in enumerate(weights):
-        drawn = {k: {name: np.repeat(values, counts) for name, values in some.items()} for k, some in arrays.items()}
+        drawn = {
+            k: {name: np.repeat(values, counts, axis=0) for name, values in some.items()} for k, some in arrays.items()
+        }
         expected = measured(rows_of(drawn))
         assert {name: values[sample] for name, values in found.items()} == pytest.approx(expected, nan_ok=True)
     empty = measured(rows_of({k: {name: values[:0] for name, values in some.items()} for k, some in arrays.items()}))

@@ -15,7 +15,17 @@ From then on every task whose answers are labels is measured by it, with its int
 have it.
 """
 
-from hf_gelu_patch.evaluation.metrics import labels, language, numbers, ranking, spans, tags, transcripts
+from hf_gelu_patch.evaluation.metrics import (
+    labels,
+    language,
+    numbers,
+    objects,
+    pictures,
+    ranking,
+    spans,
+    tags,
+    transcripts,
+)
 from hf_gelu_patch.evaluation.metrics.registry import (
     ANSWERS,
     METRICS,
@@ -38,4 +48,5 @@ __all__ = [
     "sums",
 ]
 
-del labels, language, numbers, ranking, spans, tags, transcripts  # they are imported for what they register
+# They are imported for what they register.
+del labels, language, numbers, objects, pictures, ranking, spans, tags, transcripts

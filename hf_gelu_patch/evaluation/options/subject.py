@@ -97,6 +97,12 @@ class Subject:
         metavar="X",
         read=finite,
     )
+    hypothesis_template: str | None = option(
+        None,
+        "the sentence that a class is named in, with {} for its name (default: 'This is a photo of {}.')",
+        _DATA,
+        metavar="TEXT",
+    )
     allow_download: bool = option(False, "fetch models, data and metrics from the hub that are not here", _DATA)
 
     @property

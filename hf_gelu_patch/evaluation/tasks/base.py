@@ -93,6 +93,8 @@ class Task(ABC):
     output: str = "logits"
     limits_rows: ClassVar[bool] = True
     """Whether a limit is one of rows, rather than of what they are cut into."""
+    pairable: ClassVar[bool] = True
+    """Whether its predictions and references can be given to a metric of the user's own."""
     names_files: ClassVar[bool] = False
     """Whether a text in the data may be the name of a file."""
 
@@ -123,6 +125,8 @@ class Task(ABC):
         if subject.metric is not None:
             if not self.answered:
                 raise EvaluationError(f"{subject.task} has no right answers to measure by: drop --metric.")
+            if not self.pairable:
+                raise EvaluationError(f"{subject.task} has no answers that another metric could take: drop --metric.")
             self.extra = load_metric(subject.metric, allow_download=subject.allow_download)
 
     @abstractmethod

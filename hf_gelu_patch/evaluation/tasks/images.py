@@ -19,22 +19,26 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def pixels_of(task: Task, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
-    """The images of the rows as the image processor makes them, by row."""
+def pixels_of(
+    task: Task, data: datasets.Dataset, rows: Iterable[int], processor: Any = None, *, together: int = 64
+) -> dict[int, dict[str, Any]]:
+    """The images of the rows as an image processor makes them, by row: ``pixels``, tensors by name, and ``size``, the
+    image's own height and width.
+
+    Args:
+        processor: None for the task's own.
+        together: how many the processor is given at a time. One that fills images up to a size in common is given each
+            by itself.
+    """
     column = task.subject.input_column
-    try:
-        stored = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    except Exception as error:  # pyarrow and datasets each have their own
-        raise EvaluationError(
-            f"{task.subject.data}: the column {column!r} does not hold images ({first_line(error)}). "
-            "Name the one that does with --input_column."
-        ) from error
+    stored = stored_images(task, data, column, "--input_column")
     found: dict[int, dict[str, Any]] = {}
     held: dict[int, tuple[Image, str]] = {}
 
     def process() -> None:
-        for row, pixels in _processed(task, held).items():
-            found[row] = {"row": row, "pixels": pixels, "shown": held[row][1]}
+        for row, pixels in _processed(task, task.processor if processor is None else processor, held).items():
+            image, name = held[row]
+            found[row] = {"row": row, "pixels": pixels, "size": (image.height, image.width), "shown": name}
         held.clear()
 
     for row in rows:
@@ -44,20 +48,38 @@ def pixels_of(task: Task, data: datasets.Dataset, rows: Iterable[int]) -> dict[i
             held[row] = (_image(value, task.subject.data), name)
         except Exception as error:  # pillow has many
             task.leave_out(row, f"holds no image that can be read ({name}: {first_line(error)})")
-        if len(held) == 64:
+        if len(held) == together:
             process()
     process()
     return found
 
 
-def _processed(task: Task, held: Mapping[int, tuple[Image, str]]) -> dict[int, dict[str, Tensor]]:
-    """What the image processor makes of some images, by row: of all together, or of each by itself where they come out
+def stored_images(task: Task, data: datasets.Dataset, column: str | None, option: str) -> datasets.Dataset:
+    """A column of images as it is stored, in bytes or by a path.
+
+    Args:
+        option: the one that names the column.
+
+    Raises:
+        EvaluationError: it holds no images.
+    """
+    try:
+        return data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except Exception as error:  # pyarrow and datasets each have their own
+        raise EvaluationError(
+            f"{task.subject.data}: the column {column!r} does not hold images ({first_line(error)}). "
+            f"Name the one that does with {option}."
+        ) from error
+
+
+def _processed(task: Task, processor: Any, held: Mapping[int, tuple[Image, str]]) -> dict[int, dict[str, Tensor]]:
+    """What an image processor makes of some images, by row: of all together, or of each by itself where they come out
     at sizes of their own, or one is more than it can take."""
 
     def made(images: Sequence[Image]) -> list[dict[str, Tensor]]:
         tensors = {
             name: value
-            for name, value in task.processor(images, return_tensors="pt").items()
+            for name, value in processor(images, return_tensors="pt").items()
             if isinstance(value, Tensor) and len(value) == len(images) and task.limits.takes(name)
         }
         return [{name: value[number] for name, value in tensors.items()} for number in range(len(images))]
@@ -78,16 +100,25 @@ def _processed(task: Task, held: Mapping[int, tuple[Image, str]]) -> dict[int, d
         return found
 
 
-def _image(value: dict[str, Any], data: Path | str) -> Image:
-    """The picture, in RGB and the right way up. A path is from here or from the data file."""
-    from PIL import Image, ImageOps
+def image_bytes(value: dict[str, Any], data: Path | str) -> bytes:
+    """An image's file. A path is from here or from the data file.
 
+    Raises:
+        ValueError, OSError: there is none.
+    """
     content, path = value.get("bytes"), Path(value.get("path") or "")
     if content is None:
         if value.get("path") is None:
             raise ValueError("there is none")
         content = next((one for one in file_places(path, data) if one.is_file()), path).read_bytes()
-    with Image.open(io.BytesIO(content)) as image:
+    return bytes(content)
+
+
+def _image(value: dict[str, Any], data: Path | str) -> Image:
+    """The picture, in RGB and the right way up."""
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(image_bytes(value, data))) as image:
         turned: Image.Image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
             turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))  # Pillow would cut off at 255

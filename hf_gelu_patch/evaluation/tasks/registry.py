@@ -24,6 +24,7 @@ TOKENIZER = ("AutoTokenizer",)
 IMAGE_PROCESSOR = ("AutoImageProcessor",)
 SOUND_READER = ("AutoFeatureExtractor",)
 WITH_TOKENIZER = ("AutoProcessor",)
+IMAGES = frozenset({"pixel_values"})
 SOUNDS = frozenset({"input_values", "input_features"})
 EITHER = ("AutoProcessor", "AutoImageProcessor", "AutoTokenizer")
 
@@ -118,6 +119,7 @@ OPTIONS = {
     "stride": "has no sliding window, only {} has",
     "labels": "is no classification",
     "threshold": "is no classification",
+    "hypothesis_template": "asks for no classes by sentences, only {} does",
 }
 """The options that not all tasks have a use for, and what is said of a task that has none; {} are those that have."""
 
@@ -369,6 +371,67 @@ for _info in (
         libraries=("soundfile",),
         extra="speech",
         inputs=SOUNDS,
+    ),
+    TaskInfo(
+        "object-detection",
+        "the objects in an image: a box and a label for each",
+        f"{_HERE}.detection:ObjectDetection",
+        "AutoModelForObjectDetection",
+        ("boxes",),
+        input_column="image",
+        target_column="objects",
+        options=frozenset({"labels"}),
+        processors=IMAGE_PROCESSOR,
+        architectures=("ForObjectDetection",),
+        libraries=("pycocotools",),
+        extra="detection",
+        inputs=IMAGES,
+    ),
+    TaskInfo(
+        "semantic-segmentation",
+        "a label for each pixel of an image",
+        f"{_HERE}.segmentation:SemanticSegmentation",
+        "AutoModelForSemanticSegmentation",
+        ("regions",),
+        input_column="image",
+        target_column="mask",
+        processors=IMAGE_PROCESSOR,
+        architectures=("ForSemanticSegmentation",),
+        aliases=("image-segmentation",),
+        inputs=IMAGES,
+    ),
+    TaskInfo(
+        "zero-shot-image-classification",
+        "the class of an image, each named in a sentence (--hypothesis_template)",
+        f"{_HERE}.zero_shot:ZeroShotImageClassification",
+        "AutoModelForZeroShotImageClassification",
+        ("ranked label", "label"),
+        input_column="image",
+        target_column="label",
+        options=frozenset({"hypothesis_template"}),
+        processors=WITH_TOKENIZER,
+        inputs=IMAGES,
+    ),
+    TaskInfo(
+        "image-text-retrieval",
+        "the text for an image, and the image for a text, among all of the data",
+        f"{_HERE}.retrieval:ImageTextRetrieval",
+        answers=("ranks",),
+        input_column="image",
+        target_column="text",
+        processors=WITH_TOKENIZER,
+        inputs=IMAGES,
+    ),
+    TaskInfo(
+        "masked-image-modeling",
+        "60 % of an image, drawn once by a seed, to be told from the rest",
+        f"{_HERE}.reconstruction:MaskedImageModeling",
+        "AutoModelForMaskedImageModeling",
+        ("reconstruction",),
+        input_column="image",
+        processors=IMAGE_PROCESSOR,
+        architectures=("ForMaskedImageModeling",),
+        inputs=IMAGES,
     ),
 ):
     register_task(_info)

@@ -70,7 +70,9 @@ class SpeechRecognition(Task):
                 examples.append(example)
             else:
                 self.leave_out(row, trouble)
-        longest = max((len(example.get("labels", ())) for example in examples), default=1)
+        self._positions = longest = max(
+            (len(e["labels"]) if self.generates else e["frames"] for e in examples), default=1
+        )
         self.new_tokens, self.decode_tokens = longest + 8, min(MOST_DECODED, longest)
         return examples
 
@@ -104,8 +106,7 @@ class SpeechRecognition(Task):
         return int(example["size"])
 
     def logits_per_example(self) -> int:
-        positions = max(len(example["labels"]) if self.generates else example["frames"] for example in self.examples)
-        return positions * int(self.config.get_text_config().vocab_size)
+        return self._positions * int(self.config.get_text_config().vocab_size)
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
         inputs = stacked_sounds(self, self.extractor, examples)
