@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_gelu_patch.cli.command import Command, Said
+from hf_gelu_patch.cli.harness import HarnessRun, check_others
 from hf_gelu_patch.cli.patching import check_names, named_variants, prepare_libraries
 from hf_gelu_patch.cli.processes import Processes
 from hf_gelu_patch.cli.progress import as_a_line, progress
@@ -18,6 +19,7 @@ from hf_gelu_patch.cli.report import written
 from hf_gelu_patch.evaluation.errors import EvaluationError, LeftOutWarning
 from hf_gelu_patch.evaluation.loading.subjects import look_up, subject
 from hf_gelu_patch.evaluation.options.declaring import declared, made, option
+from hf_gelu_patch.evaluation.options.harness import Harness, asked_tasks
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.reference import REFERENCES
@@ -64,9 +66,14 @@ def _run(said: Said) -> int:
     processes.check()
     settings = made(Settings, said, variants=named_variants(said))
     settings = replace(settings, max_seconds=_most_seconds(settings))
-    subjects = _subjects(said, options, settings)
+    harness = _harness(said, options, settings)
+    subjects = [] if harness is not None else _subjects(said, options, settings)
     if options.dry_run:
-        return _dry_run(subjects, settings, options)
+        from hf_gelu_patch.evaluation.records import folder_name
+
+        if harness is not None:
+            return _dry_run(harness.subjects(), settings, options, harness.record_folders())
+        return _dry_run(subjects, settings, options, [f"records/{folder_name(one.name)}/" for one in subjects])
     try:
         from hf_gelu_patch.evaluation import run  # noqa: F401
     except ModuleNotFoundError as error:
@@ -76,7 +83,10 @@ def _run(said: Said) -> int:
     accelerator = processes.accelerator()
     wrong: list[str] = []
     try:
-        results = _evaluated(subjects, settings, accelerator, options.output_dir)
+        if harness is not None:
+            results = harness.evaluate(accelerator, options.output_dir)
+        else:
+            results = _evaluated(subjects, settings, accelerator, options.output_dir)
         wrong = [f"{one.subject.name}, {name}: {why}" for one in results for name, why in one.wrong.items()]
         if accelerator.is_main_process:
             paths = _reported(results, settings, accelerator, options.output_dir)
@@ -87,6 +97,20 @@ def _run(said: Said) -> int:
     finally:
         accelerator.end_training()
     return _WRONG if wrong else 0
+
+
+def _harness(said: Said, options: Evaluate, settings: Settings) -> HarnessRun | None:
+    """What is asked of lm-evaluation-harness; None where it is not."""
+    names = asked_tasks(said.get("task"))
+    if names is None:
+        check_others(said)
+        return None
+    if not options.dry_run:
+        from hf_gelu_patch.evaluation.report.files import writable
+
+        writable(options.output_dir)
+    check_names(settings.variants)
+    return HarnessRun.of(said, options.models, names, settings)
 
 
 def _most_seconds(settings: Settings) -> float:
@@ -146,10 +170,9 @@ def _reported(results: Sequence[Result], settings: Settings, accelerator: Accele
     return save(data, folder)
 
 
-def _dry_run(subjects: Sequence[Subject], settings: Settings, options: Evaluate) -> int:
+def _dry_run(subjects: Sequence[Subject], settings: Settings, options: Evaluate, folders: Sequence[str]) -> int:
     from hf_gelu_patch import find_sites
     from hf_gelu_patch.evaluation.loading.models import skeleton
-    from hf_gelu_patch.evaluation.records import folder_name
     from hf_gelu_patch.evaluation.report.formats import names
 
     for one in subjects:
@@ -165,7 +188,7 @@ def _dry_run(subjects: Sequence[Subject], settings: Settings, options: Evaluate)
     some = "all" if settings.limit is None else f"the first {settings.limit}"
     print(f"measured: quality and drift on {some} examples; layers on one batch; speed, each variant for")
     print(f"  {settings.min_seconds:g} s or more, all together for {settings.max_seconds:g} s at most")
-    files = [*names(), *(f"records/{folder_name(one.name)}/" for one in subjects)]
+    files = [*names(), *folders]
     print(f"written to {options.output_dir}: {', '.join(files)}")
     return 0
 
@@ -184,6 +207,8 @@ examples:
       options from a file (variant: [aten, activation=silu]); those of the command line come first
   hf-gelu-patch evaluate --model_name_or_path gpt2 --dry_run
       what would be loaded, patched, measured and written
+  hf-gelu-patch evaluate --model_name_or_path ./my-model --task lm_eval:arc_easy,hellaswag --activation relu
+      tasks of lm-evaluation-harness (pip install 'hf-gelu-patch[lm-eval]'); your own with --include_path FOLDER
   hf-gelu-patch evaluate --model_name_or_path gpt2 --resume
       go on after a run that was killed
   torchrun --standalone --nproc_per_node 2 -m hf_gelu_patch evaluate --num_processes 2
@@ -199,6 +224,11 @@ COMMAND = Command(
     "Measure models before and after a patch: quality on the same examples, answers that changed, and speed against "
     "the noise of the machine.",
     _run,
-    declared(Evaluate) | declared(Subject) | declared(Settings) | declared(Variant) | declared(Processes),
+    declared(Evaluate)
+    | declared(Subject)
+    | declared(Harness)
+    | declared(Settings)
+    | declared(Variant)
+    | declared(Processes),
     _EXAMPLES,
 )

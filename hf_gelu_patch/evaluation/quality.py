@@ -8,7 +8,7 @@ examples as wholes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,8 @@ class Quality:
         flipped: the first 100 answers that changed.
         max_abs_logit_change: max |logit after − logit before| over all positions that count.
         max_abs_logit: max |logit before|, the scale to see it against.
+        lower_is_better, counts_right, relative: the metrics of ``differences`` of which that is so, as ``Metric`` has
+            it.
     """
 
     before: dict[str, float]
@@ -70,12 +72,25 @@ class Quality:
     flipped: tuple[Flip, ...]
     max_abs_logit_change: float
     max_abs_logit: float
+    lower_is_better: tuple[str, ...] = ()
+    counts_right: tuple[str, ...] = ()
+    relative: tuple[str, ...] = ()
+
+    @property
+    def margins(self) -> dict[str, float]:
+        """How far each metric may move: by the margin; one that knows no bounds, such as perplexity, by that share of
+        its value before. Nothing without a margin."""
+        if self.margin is None:
+            return {}
+        return {name: margin_of(self.margin, self.before[name], name in self.relative) for name in self.differences}
 
 
 def judge(quality: Quality, significance: float = 0.05) -> str:
     """What became of the answers, in words; the first of these that holds.
 
-    - "no answers to compare": the task asks for none.
+    - "no answers to compare": the task asks for none, and measures nothing.
+    - "scores unchanged", "perplexity worse", "equivalent within …" or "no score the worse as far as can be told": of a
+      task that measures how likely texts are, and asks for no answers.
     - "answers unchanged": not one flipped, and no other metric is worse (below).
     - "equivalent within ±0.01": a margin was declared, and every metric keeps to it.
     - "answers worse", "answers better": more answers lost correctness than gained it, or fewer, beyond chance: ``p`` is
@@ -84,25 +99,33 @@ def judge(quality: Quality, significance: float = 0.05) -> str:
       another metric lies on the worse side, and it moved by more than 1e-4 of its value before.
     - "answers changed, none the worse as far as can be told".
     """
-    if quality.answers == 0:
+    if quality.answers == 0 and not quality.differences:
         return "no answers to compare"
-    worse = [name for name in quality.differences if not METRICS[name].counts_right and _is_worse(quality, name)]
-    if quality.flips == 0 and not worse:
+    worse = [name for name in quality.differences if name not in quality.counts_right and _is_worse(quality, name)]
+    if quality.answers == 0 and not any(one.value for one in quality.differences.values()):
+        return "scores unchanged"
+    if quality.answers and quality.flips == 0 and not worse:
         return "answers unchanged"
     if quality.equivalent and all(quality.equivalent.values()):
         return f"equivalent within ±{quality.margin:g}"
+    if quality.answers == 0:
+        return f"{_listed(worse)} worse" if worse else "no score the worse as far as can be told"
     if quality.p < significance:
         return "answers worse" if quality.right_to_wrong > quality.wrong_to_right else "answers better"
     changed = "answers changed" if quality.flips else "answers unchanged"
     if worse:
-        return f"{changed}, {' and '.join(name.replace('_', ' ') for name in worse)} worse"
+        return f"{changed}, {_listed(worse)} worse"
     return f"{changed}, none the worse as far as can be told"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(name.replace("_", " ") for name in names)
 
 
 def _is_worse(quality: Quality, name: str) -> bool:
     difference, before = quality.differences[name], quality.before[name]
     harm, least = difference.value, difference.low
-    if not METRICS[name].lower_is_better:
+    if name not in quality.lower_is_better:
         harm, least = -difference.value, -difference.high
     return least > 0 and harm > _VISIBLE * abs(before)
 
@@ -160,11 +183,19 @@ def compare(
         p=paired_p(gains, lost, gained),
         differences=differences,
         margin=margin,
-        equivalent=None if margin is None else _within(differences, values[0], margin),
+        equivalent=None if margin is None else within(differences, values[0], margin, _those(differences, "relative")),
         flipped=tuple(flipped),
         max_abs_logit_change=logits[0],
         max_abs_logit=logits[1],
+        lower_is_better=_those(differences, "lower_is_better"),
+        counts_right=_those(differences, "counts_right"),
+        relative=_those(differences, "relative"),
     )
+
+
+def _those(metrics: Iterable[str], kind: str) -> tuple[str, ...]:
+    """The metrics of which something is so, by the name of the field of ``Metric`` that says it."""
+    return tuple(name for name in metrics if getattr(METRICS[name], kind))
 
 
 def _answers(old: Outcome, new: Outcome) -> Iterator[tuple[Answer, Answer, Answer]]:
@@ -176,15 +207,25 @@ def _answers(old: Outcome, new: Outcome) -> Iterator[tuple[Answer, Answer, Answe
         yield f"{old.score:.4f}", f"{new.score:.4f}" if moved else f"{old.score:.4f}", None
 
 
-def margin_of(metric: str, margin: float, before: float) -> float:
-    """How far a metric may move: by the margin; of one that knows no bounds, such as perplexity, by that share of its
-    value."""
-    return margin * abs(before) if METRICS[metric].relative else margin
+def margin_of(margin: float, before: float, relative: bool) -> float:
+    """How far a metric may move: by the margin, or by that share of its value."""
+    return margin * abs(before) if relative else margin
 
 
-def _within(differences: Mapping[str, Interval], before: Mapping[str, float], margin: float) -> dict[str, bool]:
+def within(
+    differences: Mapping[str, Interval], before: Mapping[str, float], margin: float, relative: Iterable[str]
+) -> dict[str, bool]:
+    """Of each metric, whether its whole interval lies within its margin.
+
+    Args:
+        differences: after − before, by metric.
+        before: the values before.
+        margin: what counts as equivalent.
+        relative: the metrics of which it is a share of their value.
+    """
+    shares = set(relative)
     found = {}
     for name, difference in differences.items():
-        most = margin_of(name, margin, before[name])
+        most = margin_of(margin, before[name], name in shares)
         found[name] = -most <= difference.low and difference.high <= most
     return found

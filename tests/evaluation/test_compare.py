@@ -24,10 +24,10 @@ from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.quality import compare
 from hf_gelu_patch.evaluation.records import Row
-from hf_gelu_patch.evaluation.samples.comparing import Scores, compare_runs, compare_samples
+from hf_gelu_patch.evaluation.samples.comparing import Scores, compare_runs, compare_samples, conclusion
 from hf_gelu_patch.evaluation.samples.documents import Document, Measure, Samples
 from hf_gelu_patch.evaluation.samples.finished import read_run
-from hf_gelu_patch.evaluation.samples.tables import conclusion, said
+from hf_gelu_patch.evaluation.samples.tables import said
 
 DATE = "2026-11-28T07-41-30.915015"
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-__all__ = ["GROUPS", "Option", "above_zero", "declared", "finite", "made", "option", "positive"]
+__all__ = ["GROUPS", "Option", "above_zero", "declared", "finite", "made", "not_negative", "option", "positive"]
 
 GROUPS = ("models and data", "patch", "training", "measuring")
 """Under which a command's help shows its options, in this order; those of no group come before them."""
@@ -93,12 +93,21 @@ def made(kind: Callable[..., T], said: Mapping[str, Any], **more: Any) -> T:
 
 def positive(text: str) -> int:
     """A whole number from 1 on."""
+    return _whole(text, 1)
+
+
+def not_negative(text: str) -> int:
+    """A whole number from 0 on."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
     try:
         number = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is too few: it takes 1 or more")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{number} is too few: it takes {least} or more")
     return number
 
 

@@ -14,6 +14,7 @@ from hf_gelu_patch.evaluation.speed.verdict import CONFIDENCE, Ratio, reach
 __all__ = [
     "NOTES",
     "PICTURES",
+    "TASK_HEADINGS",
     "Code",
     "Picture",
     "Section",
@@ -23,12 +24,13 @@ __all__ = [
     "patched",
     "sections",
     "summary",
+    "task_rows",
     "tone",
     "verdicts",
 ]
 
 _LISTED = 10  # changed answers of each variant, and rows left out
-_GOOD = ("faster", "answers unchanged", "answers better", "equivalent within")
+_GOOD = ("faster", "answers unchanged", "scores unchanged", "answers better", "equivalent within")
 _BAD = ("slower", "WRONG IMPLEMENTATION")
 _NAMES = {"forward": "forward", "end_to_end": "end to end", "prefill": "prefill", "decode": "decode"}
 
@@ -111,6 +113,7 @@ def sections(data: Data, pictures: Sequence[str] = ()) -> list[Section]:
     """
     found = [
         Section("Quality", (*_pictured(data, pictures, "quality"), *_differences(data))),
+        Section("Tasks of lm-evaluation-harness", _tasks(data)),
         Section("Speed", (*_pictured(data, pictures, "speed"), *_speeds(data))),
         Section("Memory of a training step", _memory(data)),
         Section("Drift by layer", (*_pictured(data, pictures, "drift"), *_layers(data))),
@@ -302,6 +305,64 @@ def _differences(data: Data) -> tuple[Table | Text, ...]:
     if not within:
         return (Table(headings, tuple(row[:-1] for row in rows), heads=2),)
     return (Table((*headings, f"within {within}"), tuple(rows), heads=2),)
+
+
+TASK_HEADINGS = (
+    *("task", "metric", "documents", "before", "after", "difference", "95 % interval"),
+    *("right → wrong", "wrong → right", "p", "in words"),
+)
+
+
+def task_rows(task: Data) -> list[tuple[str, ...]]:
+    """A row for each metric of a task that was compared document by document, under ``TASK_HEADINGS``.
+
+    Args:
+        task: a ``TaskComparison`` as plain data.
+    """
+    rows: list[tuple[str, ...]] = []
+    for one in task["scores"]:
+        difference = one["difference"]
+        counted = ("", "", "")
+        if one["p"] is not None:
+            counted = (f"{one['lost']:,}", f"{one['gained']:,}", small(one["p"]))
+        rows.append(
+            (
+                task["title"],
+                one["metric"],
+                f"{one['documents']:,}",
+                figure(one["before"]),
+                figure(one["after"]),
+                signed(difference["value"]),
+                f"{signed(difference['low'])} to {signed(difference['high'])}",
+                *counted,
+                task["conclusions"][one["metric"]],
+            )
+        )
+    return rows
+
+
+def _tasks(data: Data) -> tuple[Table | Text, ...]:
+    """Nothing where none of its tasks was asked."""
+    rows = [
+        _row(model, variant, *cells)
+        for model, variant in _pairs(data)
+        for task in variant.get("tasks", ())
+        for cells in task_rows(task)
+    ]
+    if not rows:
+        return ()
+    said = [
+        f"{variant['name']}, {task['title']}: no score of {metric}: {why}."
+        for _, variant in _pairs(data)
+        for task in variant.get("tasks", ())
+        for metric, why in task["left_out"].items()
+    ]
+    note = (
+        "Each metric of each task, on the same documents with the same prompts and seeds. Drift, layers and speed of "
+        "these tasks are of batches that the unpatched model was given: forwards of likelihoods, prompts of "
+        "generations. Of a group, the squares of what its tasks' intervals reach add up."
+    )
+    return (Text(note), Table(("model", "variant", *TASK_HEADINGS), tuple(rows), heads=2), *map(Text, said))
 
 
 def _speeds(data: Data) -> tuple[Table | Text, ...]:

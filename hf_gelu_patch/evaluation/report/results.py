@@ -48,11 +48,15 @@ def plain(results: Sequence[Result], settings: Settings, surroundings: Mapping[s
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "settings": asdict(settings),
             "environment": dict(surroundings),
-            "lower_is_better": lower_is_better(),
+            "lower_is_better": sorted({*lower_is_better(), *_others_of_which_less_is_better(results)}),
             "models": [_model(result) for result in results],
         }
     )
     return found
+
+
+def _others_of_which_less_is_better(results: Sequence[Result]) -> set[str]:
+    return {name for result in results for one in result.variants for name in one.quality.lower_is_better}
 
 
 def _model(result: Result) -> Data:
@@ -81,25 +85,21 @@ def _timings(result: Result) -> list[Data]:
 
 
 def _variant(one: VariantResult) -> Data:
-    from hf_gelu_patch.evaluation.quality import judge, margin_of
+    from hf_gelu_patch.evaluation.quality import judge
 
     quality = one.quality
-    margins = (
-        {name: margin_of(name, quality.margin, quality.before[name]) for name in quality.differences}
-        if quality.margin is not None
-        else {}
-    )
     return {
         "name": one.variant.name,
         "variant": asdict(one.variant),
         "patch": {"summary": one.patch.summary, "text": str(one.patch), **one.patch.to_dict()},
-        "quality": {**asdict(quality), "margins": margins},
+        "quality": {**asdict(quality), "margins": quality.margins},
         "answers": judge(quality),
         "drift": asdict(one.drift),
         "layers": [asdict(layer) for layer in one.layers],
         "speed": {part: _speed(speed) for part, speed in _parts(one.speed).items()},
         "peak_memory": one.speed.peak_memory,
         "wrong": one.wrong,
+        **({"tasks": [told.plain() for told in one.tasks]} if one.tasks else {}),
     }
 
 

@@ -10,6 +10,7 @@ from hf_gelu_patch.evaluation.drift.logits import LogitDrift
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.quality import Quality
 from hf_gelu_patch.evaluation.records import Fingerprint
+from hf_gelu_patch.evaluation.samples.comparing import TaskComparison
 from hf_gelu_patch.evaluation.speed.summary import Speed
 from hf_gelu_patch.evaluation.variants import Variant
 
@@ -32,6 +33,7 @@ class VariantResult:
             that are not finite where the unpatched model's are, or where the sites claim to compute the same function
             and the logits moved further than ``patch(verify=)`` lets them: by more than √ε of what they usually are,
             or, on one batch, further from float64 than the unpatched model's own error allows.
+        tasks: of a task of lm-evaluation-harness, that task's comparisons, or those of all tasks of a group.
     """
 
     variant: Variant
@@ -41,6 +43,7 @@ class VariantResult:
     layers: tuple[LayerDrift, ...]
     speed: Speed
     wrong: str | None
+    tasks: tuple[TaskComparison, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ resamples at once. Any other is called on each resample's values, with fewer res
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +49,10 @@ class Aggregation:
         return _CALLED_SLOW if self.name in _SLOW else _CALLED
 
     def score(self, values: Sequence[Any]) -> float:
-        """Of all documents, by the function itself."""
-        return float(self.call(list(values)))
+        """Of all documents, by the function itself, whatever it warns of."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return float(self.call(list(values)))
 
     def statistic(self, weights: Array, values: Sequence[Any]) -> Array:
         """Of each of several samples: ``weights[sample, document]`` is how many times a document is in one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from hf_gelu_patch.evaluation.samples.documents import Document, Measure, Sample
 from hf_gelu_patch.evaluation.samples.pairing import Unpaired, pair
 from hf_gelu_patch.evaluation.statistics import Interval, exact_mcnemar, intervals, paired_p
 
-__all__ = ["Scores", "TaskComparison", "compare_runs", "compare_samples"]
+__all__ = ["Scores", "TaskComparison", "compare_runs", "compare_samples", "conclusion"]
 
 _LISTED = 100  # changed answers
+_SIGNIFICANT = 0.05
 _MEANS = ("mean", "nanmean")
 HITS = "share"
 """The aggregation of values that say of each of a document's answers whether it is right."""
@@ -33,6 +34,7 @@ class Scores:
         before, after: the scores.
         difference: after − before, with its interval from the paired bootstrap over documents.
         lower_is_better: None where that is not known.
+        aggregation: what makes a score of values, by its name.
         lost, gained: of a metric that says right or wrong, how many answers went from right to wrong, and back; None of
             any other.
         p: McNemar's exact test on these two, or ``paired_p`` where documents have several answers; None likewise.
@@ -44,6 +46,7 @@ class Scores:
     after: float
     difference: Interval
     lower_is_better: bool | None
+    aggregation: str
     lost: int | None = None
     gained: int | None = None
     p: float | None = None
@@ -81,6 +84,25 @@ class TaskComparison:
     def title(self) -> str:
         """The task with its filter, as reports call it."""
         return f"{self.task} ({self.filter})" if self.filter else self.task
+
+    def plain(self) -> dict[str, Any]:
+        """Everything as plain data, with what became of each metric in words."""
+        conclusions = {scores.metric: conclusion(scores) for scores in self.scores}
+        return {**asdict(self), "title": self.title, "conclusions": conclusions}
+
+
+def conclusion(scores: Scores) -> str:
+    """What became of a metric, in words: "better" or "worse" beyond chance, "higher" or "lower" where nobody knows
+    which is better, "the same", or "no difference shown"."""
+    value, low, high = scores.difference.value, scores.difference.low, scores.difference.high
+    if scores.lost == scores.gained == 0 or (scores.p is None and value == low == high == 0):
+        return "the same"
+    shown = scores.p < _SIGNIFICANT if scores.p is not None else low > 0 or high < 0
+    if not shown or value == 0:
+        return "no difference shown"
+    if scores.lower_is_better is None:
+        return "higher" if value > 0 else "lower"
+    return "worse" if (value > 0) == scores.lower_is_better else "better"
 
 
 def compare_runs(before: Sequence[Samples], after: Sequence[Samples], *, seed: int = 0) -> list[TaskComparison]:
@@ -190,11 +212,11 @@ def _scores(
         return f"its aggregation {aggregation.name!r} fails: {type(error).__name__}: {error}"
     difference = _interval(aggregation, old, new, seed)
     if aggregation.name not in _MEANS or not all(map(_is_bit, (*old, *new))):
-        return Scores(metric, len(there), *scores, difference, measure.lower_is_better)
-    lost = sum(a > b for a, b in zip(old, new, strict=True))
-    gained = sum(a < b for a, b in zip(old, new, strict=True))
+        return Scores(metric, len(there), *scores, difference, measure.lower_is_better, aggregation.name)
+    lost = sum(bool(a > b) for a, b in zip(old, new, strict=True))
+    gained = sum(bool(a < b) for a, b in zip(old, new, strict=True))
     p = exact_mcnemar(lost, gained)
-    return Scores(metric, len(there), *scores, difference, measure.lower_is_better, lost, gained, p)
+    return Scores(metric, len(there), *scores, difference, measure.lower_is_better, aggregation.name, lost, gained, p)
 
 
 def _interval(aggregation: Aggregation, old: Sequence[Any], new: Sequence[Any], seed: int) -> Interval:
@@ -224,6 +246,7 @@ def _hits(metric: str, measure: Measure, old: list[Any], new: list[Any], seed: i
         share.score(shares[1]),
         _interval(share, shares[0], shares[1], seed),
         measure.lower_is_better,
+        HITS,
         lost,
         gained,
         paired_p(gains, lost, gained),
