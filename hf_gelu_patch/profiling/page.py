@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hf_gelu_patch.profiling.table import NOTE, SHOWN, percent, small
+from hf_gelu_patch.profiling.table import REGIONS, SHOWN, percent, small
 
 __all__ = ["page"]
 
@@ -31,7 +32,7 @@ def page(data: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"percent": percent, "small": small, "picture": _picture}
+    templates.filters |= {"breakable": _breakable, "percent": percent, "small": small, "picture": _picture}
     subject = data.get("subject")
     return templates.get_template("profile.html.jinja").render(
         title=f"Profile: {subject['name'] if subject else data['model']}",
@@ -39,7 +40,7 @@ def page(data: Mapping[str, Any]) -> str:
         sites=[site for site in data["sites"] if "mean" in site],
         others=[site for site in data["sites"] if "mean" not in site],
         shown=SHOWN,
-        note=NOTE,
+        regions=REGIONS,
     )
 
 
@@ -86,3 +87,8 @@ def _picture(site: Mapping[str, Any], bars: Mapping[str, Any]) -> Markup:
         f'<svg viewBox="0 0 {width:g} {y + 3:g}" role="img" aria-label="{label}" fill="currentColor">'
         f"{''.join(parts)}</svg>"
     )
+
+
+def _breakable(path: str) -> Markup:
+    """A path that may go on in another line where one of its parts ends."""
+    return Markup("<wbr>").join(re.split(r"(?<=[._])", path))

@@ -8,15 +8,19 @@ from typing import Any
 
 from hf_gelu_patch.profiling.grid import BAR, EDGE, FLAT
 
-__all__ = ["percent", "small", "table"]
+__all__ = ["REGIONS", "SHOWN", "percent", "small", "table"]
 
 SHOWN = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu")
 """The functions of which the drift is shown; the data have all."""
 
-NOTE = (
-    f"lobe: where f falls towards its flat tail; flat: where |f′| ≤ {FLAT:g} on the negative side; as x: where f(x) is "
-    "x up to rounding. Idle units had all of their inputs in the flat tail. The last columns say how far another "
-    "function would move what the site gives, beside its size (RMS): nothing was patched to find out."
+REGIONS = (
+    "Lobe: the share of inputs where f falls towards its flat tail. "
+    f"Flat: where |f′| ≤ {FLAT:g}, on the negative side. As x: where f(x) is x up to rounding. "
+    "Idle units had all of their inputs in the flat tail."
+)
+_DRIFT = (
+    "The last columns: how far another function would move what the site gives, beside its size (RMS). Nothing was "
+    "patched to find out."
 )
 _WIDTH = 118
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -37,7 +41,7 @@ def table(data: Mapping[str, Any]) -> str:
         [
             *lines,
             *([f"{lost:,} numbers that are not finite were left out."] if lost else []),
-            *textwrap.wrap(NOTE, _WIDTH),
+            *textwrap.wrap(f"{REGIONS} {_DRIFT}", _WIDTH),
         ]
     )
 

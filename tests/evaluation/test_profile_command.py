@@ -180,7 +180,7 @@ class Checked(HTMLParser):
         found = dict(attrs)
         assert not found.keys() & {"src", "href", "onload"}
         assert tag != "script"
-        if tag not in ("meta", "rect", "path"):
+        if tag not in ("meta", "rect", "path", "wbr"):
             self.open.append(tag)
         self.bars += tag == "rect"
         if tag == "svg":

@@ -215,14 +215,14 @@ def _speed(model: Data, variant: Data) -> tuple[str, ...]:
         return f"{_rate(found['before'])} {found['unit']}/s", floor
     return (
         f"{_rate(found['before'])} → {_rate(found['after'])} {found['unit']}/s",
-        _ratio(found["ratio"]),
+        ratio(found["ratio"]),
         floor,
         f"activations allow {float(model['amdahl']):.2f}×",
     )
 
 
-def _ratio(ratio: Mapping[str, float | str]) -> str:
-    return f"{float(ratio['value']):.3f}× ({float(ratio['low']):.3f} to {float(ratio['high']):.3f})"
+def ratio(found: Mapping[str, float | str]) -> str:
+    return f"{float(found['value']):.3f}× ({float(found['low']):.3f} to {float(found['high']):.3f})"
 
 
 def verdicts(variant: Data) -> tuple[str, ...]:
@@ -263,8 +263,8 @@ def _pictured(data: Data, pictures: Sequence[str], name: str) -> tuple[Picture, 
                 f"{words(key)} {signed(value['value'])}" for key, value in variant["quality"]["differences"].items()
             ]
         elif name == "speed":
-            ratio = variant["speed"]["forward"]["ratio"]
-            shown = [] if ratio is None else [_ratio(ratio)]
+            timed = variant["speed"]["forward"]["ratio"]
+            shown = [] if timed is None else [ratio(timed)]
         else:
             shown = [f"{layer['path']} {small(layer['change'])}" for layer in variant["layers"][-1:]]
         if shown:
@@ -378,7 +378,7 @@ def _speeds(data: Data) -> tuple[Table | Text, ...]:
             cells = (
                 _NAMES[part],
                 f"{_rate(found['before'])}{to} {found['unit']}/s",
-                "" if found["ratio"] is None else _ratio(found["ratio"]),
+                "" if found["ratio"] is None else ratio(found["ratio"]),
                 f"±{noise(found['floor']):.1%}",
                 tuple(spread),
                 found["verdict"],

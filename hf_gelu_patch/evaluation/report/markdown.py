@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from hf_gelu_patch.evaluation.report.document import NOTES, Code, Picture, Table, Text, sections, summary
 from hf_gelu_patch.evaluation.report.results import Data
+from hf_gelu_patch.evaluation.report.shipping import listed, shipping, together
 
 __all__ = ["escaped", "markdown", "table"]
 
@@ -36,15 +37,25 @@ def escaped(text: str) -> str:
 
 
 def markdown(data: Data, pictures: Sequence[str] = ()) -> str:
-    """The summary and all sections.
+    """What is to be done with each variant, the summary and all sections.
 
     Args:
         pictures: the names of the plots that lie beside it.
     """
-    parts = ["# Evaluation", _table(summary(data)), escaped(NOTES)]
+    parts = ["# Evaluation", *_shipping(data), _table(summary(data)), escaped(NOTES)]
     for section in sections(data, pictures):
         parts += [f"## {section.title}", *map(_block, section.blocks)]
     return "\n\n".join(parts) + "\n"
+
+
+def _shipping(data: Data) -> list[str]:
+    found = shipping(data)
+    lines = [f"- {escaped(listed(*kind))}" for kind in together(found)]
+    parts = ["\n".join(lines)] if lines else []
+    for one in found:
+        figures = "\n".join(f"- {name}: {escaped(value)}" for name, value in one.figures)
+        parts.append(f"**{escaped(one.name)}: {one.words}.** {escaped(one.reason)}\n\n{figures}")
+    return parts
 
 
 def _block(block: Table | Text | Code | Picture) -> str:

@@ -13,8 +13,11 @@ from markupsafe import Markup
 
 from hf_gelu_patch.evaluation.report.document import NOTES, sections, summary, tone
 from hf_gelu_patch.evaluation.report.results import Data
+from hf_gelu_patch.evaluation.report.shipping import shipping, together
 
 __all__ = ["page"]
+
+_NAMED = 3  # models in the title
 
 
 def page(data: Data, pictures: Mapping[str, bytes]) -> str:
@@ -23,9 +26,13 @@ def page(data: Data, pictures: Mapping[str, bytes]) -> str:
     Args:
         pictures: the plots by name, as PNG, at twice the size that they are shown at.
     """
+    names = [model["subject"]["name"] for model in data["models"]]
+    found = shipping(data)
     return _template().render(
-        title=f"Evaluation: {', '.join(model['subject']['name'] for model in data['models'])}",
+        title=f"Evaluation: {', '.join(names)}" if len(names) <= _NAMED else f"Evaluation of {len(names)} models",
         created=data["created"],
+        shipping=found,
+        together=together(found),
         summary=summary(data),
         notes=NOTES,
         sections=sections(data, tuple(pictures)),
@@ -41,7 +48,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"anchor": _anchor, "breakable": _breakable, "kind": _kind, "tone": tone}
+    templates.filters |= {"anchor": _anchor, "breakable": _breakable, "kind": _kind, "tone": tone, "whole": _whole}
     return templates.get_template("page.html.jinja")
 
 
@@ -62,3 +69,8 @@ def _kind(block: object) -> str:
 def _breakable(text: str) -> Markup:
     """A name that may go on in another line where one of its parts ends."""
     return Markup("<wbr>").join(re.split(r"(?<=[=,;/_.])(?=\D)", text))
+
+
+def _whole(text: str) -> Markup:
+    """A text in which no option is broken."""
+    return Markup(re.sub(r"--\w+", r"<code>\g<0></code>", str(Markup.escape(text))))

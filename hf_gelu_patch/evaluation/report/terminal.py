@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hf_gelu_patch.evaluation.report.document import NOTES, left_out, patched, summary, tone
 from hf_gelu_patch.evaluation.report.results import Data
+from hf_gelu_patch.evaluation.report.shipping import listed, shipping, together
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,14 +18,15 @@ _STYLES = {"good": "green", "bad": "red", "": ""}
 
 
 def print_results(data: Data, console: Console) -> None:
-    """The summary, below it the rows that its figures leave out, and what each patch did. Colours are rich's matter:
-    none where there is no terminal, or where NO_COLOR is set."""
+    """What is to be done with each variant, the summary, below it the rows that its figures leave out, and what each
+    patch did. Colours are rich's matter: none where there is no terminal, or where NO_COLOR is set."""
     from rich.table import Table as Grid
     from rich.text import Text as Words
 
     # Piped, there is no width to be had: wide enough for every cell on its own line.
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 180
+    _print_shipping(data, console)
     table = summary(data)
     grid = Grid(*table.headings, show_lines=True)
     for row in table.rows:
@@ -36,3 +38,17 @@ def print_results(data: Data, console: Console) -> None:
     console.print()
     for text in [*(block.text for block in left_out(data)), *(block.text for block in patched(data))]:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_shipping(data: Data, console: Console) -> None:
+    from rich.text import Text as Words
+
+    found = shipping(data)
+    for kind in together(found):
+        console.print(listed(*kind), markup=False, highlight=False, soft_wrap=True)
+    for one in found:
+        said = Words(f"{one.words}.", style=_STYLES[one.tone])
+        console.print(Words(f"{one.name}: ") + said + Words(f" {one.reason}"), soft_wrap=True)
+        for name, value in one.figures:
+            console.print(f"  {name}: {value}", markup=False, highlight=False, soft_wrap=True)
+    console.print()
