@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from hf_gelu_patch.cli.command import Command, Said
+from hf_gelu_patch.evaluation.options.harness import PREFIX
 from hf_gelu_patch.evaluation.tasks.registry import TASKS
 
 __all__ = ["COMMAND"]
@@ -21,6 +22,9 @@ def _run(said: Said) -> int:
         print(f"  metrics: {', '.join(task.metrics) or 'none, only drift and speed'}")
         if task.missing:
             print(f"  not here: {', '.join(task.missing)} missing (pip install 'hf-gelu-patch[{task.extra}]')")
+    print(f"{PREFIX}NAME[,NAME]: tasks of lm-evaluation-harness, its own and yours in YAML (--include_path)")
+    if importlib.util.find_spec("lm_eval") is None:
+        print("  not here: lm_eval missing (pip install 'hf-gelu-patch[lm-eval]')")
     print("path/to/file.py: a task of your own; see hf_gelu_patch.evaluation.tasks.user_file.own_task")
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         print(f"\nnot available here: {', '.join(missing)} missing (pip install 'hf-gelu-patch[evaluation]')")

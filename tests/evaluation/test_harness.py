@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from scipy.stats import binomtest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+import hf_gelu_patch
 from hf_gelu_patch import patch
 from hf_gelu_patch.cli import main
 from hf_gelu_patch.evaluation.errors import EvaluationError
@@ -343,6 +344,22 @@ def test_the_command_shows_such_a_task_as_any_other(
     assert (tmp_path / "again" / "evaluation.md").read_text(encoding="utf-8") == text
     assert main([*command[:-2], "--dry_run"]) == 0
     assert "records/tiny/lm_eval/" in capsys.readouterr().out
+
+
+def test_the_task_that_the_guide_shows_runs_as_it_stands(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide = (Path(hf_gelu_patch.__file__).parent / "guides" / "evaluating.md").read_text(encoding="utf-8")
+    (tmp_path / "my-tasks").mkdir()
+    for name, language in (("facts.yaml", "yaml"), ("facts.jsonl", "json")):
+        [block] = re.findall(rf"```{language}\n(.*?)```", guide, re.DOTALL)
+        (tmp_path / "my-tasks" / name).write_text(block)
+    [command] = re.findall(r"hf-gelu-patch (evaluate .*lm_eval:facts .*)", guide)
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.replace(" llama ", f" {place} ").split(), "--timing_seconds", "0.05"]) == 0
+    assert "tiny: facts" in capsys.readouterr().out
+    [after] = (tmp_path / "results" / "records" / "tiny" / "lm_eval" / "activation=relu").glob("samples_*.jsonl")
+    assert len(after.read_text().splitlines()) == 2
 
 
 def test_what_became_of_likelihoods_alone_is_said_in_words(
