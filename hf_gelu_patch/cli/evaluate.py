@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hf_gelu_patch.cli.command import Command, Said
 from hf_gelu_patch.cli.harness import HarnessRun, check_others
+from hf_gelu_patch.cli.loading import named_loading
 from hf_gelu_patch.cli.patching import check_names, named_variants, prepare_libraries
 from hf_gelu_patch.cli.processes import Processes
 from hf_gelu_patch.cli.progress import as_a_line, progress
@@ -20,6 +21,7 @@ from hf_gelu_patch.evaluation.errors import EvaluationError, LeftOutWarning
 from hf_gelu_patch.evaluation.loading.subjects import look_up, subject
 from hf_gelu_patch.evaluation.options.declaring import declared, made, option
 from hf_gelu_patch.evaluation.options.harness import Harness, asked_tasks
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.reference import REFERENCES
@@ -37,7 +39,7 @@ _WRONG = 3
 
 @dataclass(frozen=True)
 class Evaluate:
-    """What the command takes, beside what ``Subject``, ``Settings``, ``Variant`` and ``Processes`` declare."""
+    """What the command takes, beside what the other classes of options declare."""
 
     config: Path | None = option(
         None, "options from a YAML file; the command line's own come first", metavar="FILE", read=Path
@@ -64,7 +66,7 @@ def _run(said: Said) -> int:
     options, processes = made(Evaluate, said), made(Processes, said)
     prepare_libraries(allow_download=bool(said.get("allow_download")))
     processes.check()
-    settings = made(Settings, said, variants=named_variants(said))
+    settings = made(Settings, said, variants=named_variants(said), loading=named_loading(said))
     settings = replace(settings, max_seconds=_most_seconds(settings))
     harness = _harness(said, options, settings)
     subjects = [] if harness is not None else _subjects(said, options, settings)
@@ -124,13 +126,13 @@ def _subjects(said: Said, options: Evaluate, settings: Settings) -> list[Subject
     unpacked."""
     asked = {name: said[name] for name in declared(Subject) if name in said}
     look_up(asked)
-    own = {name: subject(name, **asked) for name in options.models if name not in REFERENCES}
+    own = {name: subject(name, settings.loading, **asked) for name in options.models if name not in REFERENCES}
     if not options.dry_run:
         from hf_gelu_patch.evaluation.report.files import writable
 
         writable(options.output_dir)
     check_names(settings.variants)
-    return _told_apart([own.get(name) or subject(name, **asked) for name in options.models])
+    return _told_apart([own.get(name) or subject(name, settings.loading, **asked) for name in options.models])
 
 
 def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:
@@ -180,7 +182,7 @@ def _dry_run(subjects: Sequence[Subject], settings: Settings, options: Evaluate,
         print(f"{one.name}: {one.task}")
         print(f"  model: {one.model}")
         print(f"  data: {one.data}{f' ({columns})' if columns else ''}")
-        model = skeleton(one.model, trust_remote_code=settings.trust_remote_code)
+        model = skeleton(one.model, settings.loading)
         for variant in settings.variants:
             found = find_sites(model, **variant.options)
             print(f"  {variant.name}: {found.summary}")
@@ -227,6 +229,7 @@ COMMAND = Command(
     declared(Evaluate)
     | declared(Subject)
     | declared(Harness)
+    | declared(Loading)
     | declared(Settings)
     | declared(Variant)
     | declared(Processes),

@@ -11,12 +11,15 @@ from typing import Any
 
 from hf_gelu_patch.cli.command import Command, Said
 from hf_gelu_patch.cli.evaluate import Evaluate
+from hf_gelu_patch.cli.loading import named_loading
 from hf_gelu_patch.cli.patching import check_names, named_variant, prepare_libraries
 from hf_gelu_patch.cli.processes import Processes
 from hf_gelu_patch.cli.progress import progress
 from hf_gelu_patch.evaluation.data.paths import data_file
+from hf_gelu_patch.evaluation.loading.checkpoints import checkpoint
 from hf_gelu_patch.evaluation.loading.subjects import look_up, subject
 from hf_gelu_patch.evaluation.options.declaring import declared, made, option
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.tasks.registry import task_info
@@ -30,14 +33,14 @@ __all__ = ["COMMAND"]
 _SETTINGS = (
     "skip_bad_rows",
     "limit",
-    "trust_remote_code",
-    "dtype",
-    "attn_implementation",
     "batch_size",
     "margin",
     "seed",
 )
 """The options of an evaluation that training has a use for."""
+
+_LOADING = ("trust_remote_code", "dtype", "attn_implementation", "revision", "subfolder", "gguf_file")
+"""Those of loading: what is trained is a model of its own, whole and on one device."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def _run(said: Said) -> int:
         raise FinetuningError("there is no folder to write to: name a new one with --output_dir.")
     processes.check()
     training = _training(said)
-    subject_ = _subject(said, options.model)
+    loading = named_loading(said)
+    subject_ = _subject(said, options.model, loading)
     variant = named_variant(said)
     check_names([variant])
     try:
@@ -76,7 +80,7 @@ def _run(said: Said) -> int:
             f"fine-tuning needs {error.name}, which is not installed: pip install 'hf-gelu-patch[evaluation]'"
         ) from error
     accelerator = processes.accelerator()
-    settings = made(Settings, {name: said[name] for name in said if name in declared(Settings, *_SETTINGS)})
+    settings = made(Settings, said, loading=loading)
     request = Request(
         subject_, settings, training, variant, options.output_dir, ("hf-gelu-patch", *map(str, sys.argv[1:]))
     )
@@ -102,10 +106,16 @@ def _training(said: Said) -> Training:
     return replace(training, train_file=data_file(str(training.train_file), allow_download=download))
 
 
-def _subject(said: Said, model: str) -> Subject:
+def _subject(said: Said, model: str, loading: Loading) -> Subject:
     asked = {name: said[name] for name in declared(Subject) if name in said}
     look_up(asked)
-    found = subject(model, **asked)
+    found = subject(model, loading, **asked)
+    if (adapter := checkpoint(found.model, loading, allow_download=found.allow_download).adapter) is not None:
+        raise FinetuningError(
+            f"{adapter} is a PEFT adapter, and what is trained here is a model. Merge the two with peft: "
+            "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder). Save the tokenizer "
+            "to that folder too, and name it."
+        )
     if not own_file(found.task) and not task_info(found.task).answers:
         raise FinetuningError(f"{found.task} has no right answers to learn from: name another --task.")
     return found
@@ -148,6 +158,7 @@ COMMAND = Command(
     | declared(Finetune)
     | declared(Subject)
     | declared(Settings, *_SETTINGS)
+    | declared(Loading, *_LOADING)
     | declared(Variant)
     | declared(Training)
     | declared(Processes),

@@ -13,7 +13,7 @@ from hf_gelu_patch.cli.command import Said
 from hf_gelu_patch.cli.progress import progress
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.harness.tasks import Asked, check_installed, load_tasks, subject_of
-from hf_gelu_patch.evaluation.loading.checkpoints import locate, read_config
+from hf_gelu_patch.evaluation.loading.checkpoints import checkpoint, locate, read_config
 from hf_gelu_patch.evaluation.options.declaring import declared, made
 from hf_gelu_patch.evaluation.options.harness import PREFIX, Harness
 from hf_gelu_patch.evaluation.options.settings import Settings
@@ -72,6 +72,8 @@ class HarnessRun:
         other += [name for name in ("skip_bad_rows",) if said.get(name)]
         if other:
             raise EvaluationError(f"a task of lm-evaluation-harness has no use for --{other[0]}: drop it.")
+        if settings.loading.torch_compile:
+            raise EvaluationError("a task of lm-evaluation-harness has prompts of any length: drop --torch_compile.")
         if settings.resume:
             raise EvaluationError("a task of lm-evaluation-harness is run as a whole: drop --resume.")
         check_installed()
@@ -79,7 +81,7 @@ class HarnessRun:
         if not download:
             os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
         options = made(Harness, said)
-        places = {name: locate(name, allow_download=download) for name in models}
+        places = {name: locate(name, settings.loading, allow_download=download) for name in models}
         return cls(places, load_tasks(names, options), options, settings, said.get("max_length"), download)
 
     def evaluate(self, accelerator: Accelerator, folder: Path) -> list[Result]:
@@ -104,19 +106,12 @@ class HarnessRun:
         from hf_gelu_patch.evaluation.loading.processors import load_processor
 
         start = time.perf_counter()
-        architectures = map(str, read_config(place).get("architectures") or [])
+        loading = self.settings.loading
+        found = checkpoint(place, loading, allow_download=self.download)
+        architectures = [] if found.gguf_file else map(str, read_config(found).get("architectures") or [])
         task = "seq2seq" if any(one.endswith("ForConditionalGeneration") for one in architectures) else "causal-lm"
-        settings = self.settings
-        hub = {"trust_remote_code": settings.trust_remote_code, "allow_download": self.download}
-        tokenizer = load_processor(place, task, **hub)
-        model = load_model(
-            place,
-            task,
-            dtype=settings.dtype,
-            attn_implementation=settings.attn_implementation,
-            device=accelerator.device,
-            **hub,
-        )
+        tokenizer = load_processor(place, task, loading, allow_download=self.download)
+        model = load_model(place, task, loading, allow_download=self.download, device=accelerator.device)
         return Loaded(_shown(name), place, model, tokenizer, time.perf_counter() - start)
 
     def record_folders(self) -> list[str]:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from hf_gelu_patch.cli.command import Command, Said
+from hf_gelu_patch.cli.loading import named_loading
 from hf_gelu_patch.cli.patching import check_names, prepare_libraries
 from hf_gelu_patch.cli.processes import Processes
 from hf_gelu_patch.cli.progress import progress
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import look_up, subject
 from hf_gelu_patch.evaluation.options.declaring import GROUPS, declared, made, option
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.variants import Variant
 
 __all__ = ["COMMAND"]
+
+_LOADING = tuple(known.name for known in fields(Loading) if known.name not in ("torch_compile", "tp_plan"))
+"""The options of loading: what is looked at runs in Python, in each process by itself."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,16 @@ class Profiling:
 
 def _run(said: Said) -> int:
     start = time.perf_counter()
-    options, processes, settings = made(Profiling, said), made(Processes, said), made(Settings, said, variants=())
+    options, processes, settings = (
+        made(Profiling, said),
+        made(Processes, said),
+        made(Settings, said, variants=(), loading=named_loading(said)),
+    )
     prepare_libraries(allow_download=bool(said.get("allow_download")))
     processes.check()
     asked = {name: said[name] for name in declared(Subject) if name in said}
     look_up(asked)
-    one = subject(options.model, **asked)
+    one = subject(options.model, settings.loading, **asked)
     check_names(Variant(name, activation=name) for name in options.activations or ())
     try:
         from hf_gelu_patch.evaluation.report.files import writable, write
@@ -116,6 +125,7 @@ COMMAND = Command(
     _run,
     declared(Profiling)
     | declared(Subject)
+    | declared(Loading, *_LOADING)
     | {name: one for name, one in declared(Settings).items() if one.group == GROUPS[0]}
     | declared(Settings, "batch_size")
     | declared(Processes),

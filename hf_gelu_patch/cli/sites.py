@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 
 from hf_gelu_patch.cli.command import Command, Said
+from hf_gelu_patch.cli.loading import named_loading
 from hf_gelu_patch.cli.patching import check_names, named_variant, prepare_libraries
 from hf_gelu_patch.evaluation.loading.checkpoints import locate_config
 from hf_gelu_patch.evaluation.options.declaring import declared, made, option
-from hf_gelu_patch.evaluation.options.settings import Settings
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.variants import Variant
 
 __all__ = ["COMMAND"]
+
+_LOADING = ("trust_remote_code", "revision", "subfolder", "gguf_file")
+"""The options of loading that say which config is meant."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,13 @@ def _run(said: Said) -> int:
     options, variant = made(Sites, said), named_variant(said)
     allow_download = bool(said.get("allow_download"))
     prepare_libraries(allow_download=allow_download)
-    place = locate_config(options.model_name_or_path, allow_download=allow_download)
+    loading = named_loading(said)
+    place = locate_config(options.model_name_or_path, loading, allow_download=allow_download)
     check_names([variant])
     from hf_gelu_patch import explain, find_sites, patched
     from hf_gelu_patch.evaluation.loading.models import skeleton
 
-    model = skeleton(place, trust_remote_code=bool(said.get("trust_remote_code")))
+    model = skeleton(place, loading)
     report = find_sites(model, **variant.options)
     print(report)
     if options.diff and (report.changed or report.in_tiles):
@@ -55,6 +60,6 @@ COMMAND = Command(
     "Print every activation site of a model, what a patch would do there, and every reason to leave one alone. The "
     "weights are not loaded.",
     _run,
-    declared(Sites) | declared(Settings, "trust_remote_code") | declared(Subject, "allow_download") | declared(Variant),
+    declared(Sites) | declared(Loading, *_LOADING) | declared(Subject, "allow_download") | declared(Variant),
     _EXAMPLES,
 )

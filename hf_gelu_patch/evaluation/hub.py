@@ -60,12 +60,12 @@ def data_caches(name: str) -> tuple[Path, Path]:
     return prepared.expanduser() / name.replace("/", "___"), fetched
 
 
-def stored_file(place: str, name: str) -> Path | None:
+def stored_file(place: str, name: str, revision: str | None = None) -> Path | None:
     """A file of a checkpoint, in its folder or in the hub's cache; None where it isn't there."""
     if Path(place).is_dir():
         path = Path(place) / name
         return path if path.is_file() else None
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(place, name)
+    cached = try_to_load_from_cache(place, name, revision=revision)
     return Path(cached) if isinstance(cached, str) else None

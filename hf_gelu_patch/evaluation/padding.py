@@ -17,6 +17,7 @@ from torch import Tensor
 from hf_gelu_patch.evaluation.drift.logits import batch_drift
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.failures import batch_remedy, failing
+from hf_gelu_patch.evaluation.makes import arithmetic, device_of, is_quantized
 from hf_gelu_patch.evaluation.tasks.base import Batch, Task
 from hf_gelu_patch.evaluation.tasks.batches import Batches
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED
@@ -45,7 +46,7 @@ def check_padding(task: Task, model: PreTrainedModel, batches: Batches) -> None:
     """
     for batch in map(batches.__getitem__, _most_padded(task, batches)):
         place, alone = min(enumerate(map(task.alone, batch.ids)), key=lambda pair: _elements(pair[1]))
-        together, alone = batch.to(model.device), alone.to(model.device)
+        together, alone = batch.to(device_of(model)), alone.to(device_of(model))
         try:
             moved = _moved(task, together, place, alone, model)
         except EvaluationError:
@@ -90,8 +91,10 @@ def _counted(logits: Tensor, batch: Batch, place: int) -> Tensor | None:
 def _moved(task: Task, batch: Batch, place: int, alone: Batch, model: PreTrainedModel) -> str | None:
     """How far the logits of one row of a batch are from those of the row alone, in words, if that is more than
     rounding."""
-    moved = _apart(_counted(task.forward(model, alone), alone, 0), _counted(task.forward(model, batch), batch, place))
-    if moved is not None or not torch.finfo(model.dtype).eps > _COARSE:
+    epsilon = arithmetic(model).epsilon
+    own, among = task.forward(model, alone), task.forward(model, batch)
+    moved = _apart(_counted(own, alone, 0), _counted(among, batch, place), epsilon if is_quantized(model) else None)
+    if moved is not None or not epsilon > _COARSE:
         return moved
     exact = exact_copy(model, batch, task.forward)
     if exact.model is None or exact.output is None:
@@ -100,12 +103,13 @@ def _moved(task: Task, batch: Batch, place: int, alone: Batch, model: PreTrained
     return _apart(_counted(own, alone, 0), _counted(exact.output, batch, place))
 
 
-def _apart(own: Tensor | None, among: Tensor | None) -> str | None:
+def _apart(own: Tensor | None, among: Tensor | None, epsilon: float | None = None) -> str | None:
     """Logits that stand in other places are not compared: ``predict`` says what is wrong with them."""
     if own is None or among is None or own.shape != among.shape:
         return None
     [drift] = batch_drift(own, among)
-    margin = math.sqrt(max(torch.finfo(own.dtype).eps, torch.finfo(torch.float32).eps))  # float32 is used inside
+    least = torch.finfo(torch.float32).eps  # it is used inside
+    margin = math.sqrt(max(epsilon or torch.finfo(own.dtype).eps, least))
     if drift["max_abs"] <= margin * drift["scale"]:
         return None
     return f"{drift['max_abs']:.2g}, more than {margin:.2g} of their largest, {drift['scale']:.3g}"

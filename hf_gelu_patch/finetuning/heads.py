@@ -12,6 +12,7 @@ import datasets
 import torch
 import transformers
 
+from hf_gelu_patch.evaluation.loading.checkpoints import checkpoint
 from hf_gelu_patch.evaluation.loading.models import quieten, reason_of
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.options.settings import Settings
@@ -43,18 +44,20 @@ def with_new_head(subject: Subject, data: datasets.Dataset, settings: Settings) 
     if not issubclass(info.load(), Classification):
         raise FinetuningError(f"{subject.task} needs no new head for labels: drop --new_head.")
     names = _labels(subject, data)
-    hub = {"trust_remote_code": settings.trust_remote_code, "allow_download": subject.allow_download}
-    processor = load_processor(subject.model, subject.task, **hub)
+    loading = settings.loading
+    processor = load_processor(subject.model, subject.task, loading, allow_download=subject.allow_download)
+    found = checkpoint(subject.model, loading, allow_download=subject.allow_download)
     quieten()
     torch.manual_seed(settings.seed)
     try:
         model = getattr(transformers, info.auto_class).from_pretrained(
-            subject.model,
+            found.place,
             id2label=dict(enumerate(names)),
             label2id={name: index for index, name in enumerate(names)},
-            trust_remote_code=settings.trust_remote_code,
+            trust_remote_code=loading.trust_remote_code,
             local_files_only=not subject.allow_download,
             ignore_mismatched_sizes=True,
+            **found.options,
         )
     except Exception as error:  # safetensors, pickle, json and transformers each raise their own kinds
         raise FinetuningError(

@@ -323,7 +323,7 @@ class _Run:
                     if one in self.outcomes and other in self.outcomes
                 },
                 "skipped": self.measuring.task.skipped,
-                "reloaded": reloaded(self.folder, report, trust_remote_code=self.request.settings.trust_remote_code),
+                "reloaded": reloaded(self.folder, report, self.request.settings.loading),
             }
         )
         for name, content in (

@@ -9,6 +9,7 @@ from hf_gelu_patch import Report, find_sites
 from hf_gelu_patch.activations import get_activation
 from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.evaluation.loading.models import skeleton
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.finetuning.checkpoints import RunFolder
 
 if TYPE_CHECKING:
@@ -38,16 +39,16 @@ def save_adapters(folder: RunFolder, adapters: Any) -> None:
     folder.write_folder(lambda target: adapters.save_pretrained(target / "adapter"), "")
 
 
-def reloaded(folder: RunFolder, report: Report, *, trust_remote_code: bool) -> str:
+def reloaded(folder: RunFolder, report: Report, loading: Loading) -> str:
     """What ``from_pretrained`` makes of the checkpoint without this package, in a sentence: its config is read, and a
     model built from it without memory, whose functions are compared with the trained ones.
 
     Args:
         folder: that ``save`` wrote to.
         report: of the patch.
-        trust_remote_code: run code that comes with the model.
+        loading: how the model was loaded: whether code that comes with it may run.
     """
-    built = skeleton(str(folder.path), trust_remote_code=trust_remote_code)
+    built = skeleton(str(folder.path), Loading(trust_remote_code=loading.trust_remote_code))
     own = {site.path: site.activation for site in find_sites(built, implementation="eager").sites}
     trained = {site.path: site.target for site in report.changed if site.target is not None}
     other = [path for path, name in trained.items() if path not in own or not _same(own[path], name)]

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from hf_gelu_patch.errors import first_line
 from hf_gelu_patch.verification.values import attributes
 
-__all__ = ["Exact", "copied", "exact_copy", "free_memory", "in_double", "redraw"]
+__all__ = ["Exact", "copied", "exact_copy", "free_memory", "in_double", "is_quantized", "redraw"]
 
 _Output = TypeVar("_Output")
 
@@ -57,7 +57,10 @@ def exact_copy(model: nn.Module, batch: Any, forward: Callable[[Any, Any], _Outp
     weights = [*model.parameters(), *model.buffers()]
     devices = {weight.device for weight in weights}
     if len(devices) != 1 or any("_hf_hook" in vars(module) for module in model.modules()):
-        return Exact(None, None, None, "the model is spread over devices")
+        offloaded = any(device.type == "meta" for device in devices)
+        return Exact(None, None, None, "weights are offloaded" if offloaded else "the model is spread over devices")
+    if is_quantized(model):
+        return Exact(None, None, None, "weights are quantized, and their layers compute in the precision they are for")
     (device,) = devices
     needed = 2 * 8 * sum(weight.numel() for weight in weights)
     if needed > (free := free_memory(device)):
@@ -72,6 +75,19 @@ def exact_copy(model: nn.Module, batch: Any, forward: Callable[[Any, Any], _Outp
         except Exception as error:  # whatever a model raises that is copied, or runs in float64
             reason = reason or f"the model does not run in float64: {first_line(error)}"
     return Exact(None, None, None, reason)
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether transformers has put layers with quantized weights into a model. It says so too of weights that it has
+    dequantized while it loaded them, as those of a GGUF file: these are plain numbers."""
+    for module in model.modules():
+        quantizer = getattr(module, "hf_quantizer", None)
+        if quantizer is not None and getattr(module, "is_quantized", False) is True:
+            config = getattr(quantizer, "quantization_config", None)
+            if getattr(getattr(config, "quant_method", None), "value", None) == "gguf":
+                return not all(weight.is_floating_point() for weight in module.parameters())
+            return not getattr(config, "dequantize", False)
+    return False
 
 
 def _doubled(model: nn.Module) -> nn.Module:

@@ -95,10 +95,13 @@ def _measure(reference: Reference) -> dict[str, float]:
     from accelerate import Accelerator
 
     from hf_gelu_patch.evaluation.loading.subjects import reference_subject
+    from hf_gelu_patch.evaluation.options.loading import Loading
     from hf_gelu_patch.evaluation.options.settings import Settings
     from hf_gelu_patch.evaluation.run import unpatched_metrics
 
-    return unpatched_metrics(reference_subject(reference), Settings(dtype="float32"), Accelerator(cpu=True))
+    return unpatched_metrics(
+        reference_subject(reference), Settings(loading=Loading(dtype="float32")), Accelerator(cpu=True)
+    )
 
 
 def _write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:

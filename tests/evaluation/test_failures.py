@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import subject
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.run import evaluate_subject, unpatched_metrics
@@ -266,7 +267,7 @@ def test_where_nothing_is_finite_the_models_files_or_its_dtype_are_to_blame(
     data = write_rows(tmp_path / "a.csv", ["text"], [(" ".join(["w1", "w2", "w3"] * 20),)])
     one = subject(str(place), task="causal-lm", validation_file=data)
     with pytest.raises(EvaluationError, match=rf"a\.csv: block 1 .* makes model, unpatched, give logits .*{said}"):
-        unpatched_metrics(one, Settings(**{**vars(STRICT), "dtype": dtype}), accelerator)
+        unpatched_metrics(one, Settings(**{**vars(STRICT), "loading": Loading(dtype=dtype)}), accelerator)
 
 
 @pytest.mark.parametrize("ruled_out", [[0], [0, 2]])

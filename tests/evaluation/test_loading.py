@@ -35,6 +35,7 @@ from hf_gelu_patch.evaluation.loading.models import load_model, skeleton
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import subject
 from hf_gelu_patch.evaluation.metrics.user_metric import load_metric
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.reference import REFERENCES
 from hf_gelu_patch.evaluation.tasks.registry import task_info
 
@@ -84,15 +85,18 @@ def test_a_folder_without_a_config_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("beside", [(), ("config.json",), ("config.json", "model.safetensors", "tokenizer.json")])
-def test_an_adapter_is_to_be_merged(beside: tuple[str, ...], checkpoint: Path, tmp_path: Path) -> None:
-    """Beside a model too: what would be run depends on whether peft is installed."""
+def test_an_adapter_needs_its_model(beside: tuple[str, ...], checkpoint: Path, tmp_path: Path) -> None:
+    """Beside a model too, for that need not be the one that it is for."""
     for name in beside:
         (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "some/base"}')
-    with pytest.raises(EvaluationError, match=r"PEFT adapter for some/base .*merge_and_unload\(\)\.save_pretrained"):
+    with pytest.raises(EvaluationError, match=rf"PEFT adapter for some/base, which .*\n.*--adapter {tmp_path}"):
+        locate(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(EvaluationError, match="does not say for which model"):
         locate(str(tmp_path))
     (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(EvaluationError, match="merge_and_unload"):
+    with pytest.raises(EvaluationError, match="cannot be read"):
         locate(str(tmp_path))
 
 
@@ -524,7 +528,7 @@ def test_a_checkpoint_that_is_incomplete_or_of_another_kind(checkpoint: Path, tm
             load_model(place, task)
         assert place in str(raised.value)
     with pytest.raises(EvaluationError, match=re.compile("FlashAttention2.*leave out", re.DOTALL)):
-        load_model(str(checkpoint), "text-classification", attn_implementation="flash_attention_2")
+        load_model(str(checkpoint), "text-classification", Loading(attn_implementation="flash_attention_2"))
 
 
 def test_an_encoder_without_its_decoder_is_loaded_as_what_it_is(tmp_path: Path) -> None:
@@ -584,9 +588,11 @@ def test_code_of_its_own_is_run_if_it_may_be(checkpoint: Path, tmp_path: Path) -
         "from hf_gelu_patch.evaluation.loading.models import load_model, skeleton\n"
         "from hf_gelu_patch.evaluation.loading.processors import load_processor\n"
         "dynamic_module_utils.HF_MODULES_CACHE = modules\n"
-        "print(type(skeleton(place, trust_remote_code=True)).__name__)\n"
-        "print(type(load_model(place, 'text-classification', trust_remote_code=True)).__name__)\n"
-        "print(type(load_processor(place, 'text-classification', trust_remote_code=True)).__name__)\n"
+        "from hf_gelu_patch.evaluation.options.loading import Loading\n"
+        "trusted = Loading(trust_remote_code=True)\n"
+        "print(type(skeleton(place, trusted)).__name__)\n"
+        "print(type(load_model(place, 'text-classification', trusted)).__name__)\n"
+        "print(type(load_processor(place, 'text-classification', trusted)).__name__)\n"
     )
     done = processes.run("-c", code, place, tmp_path / "modules")
     assert done.stdout.split() == ["Mine", "Mine", "Words"], done.stderr

@@ -27,6 +27,7 @@ from hf_gelu_patch import caching
 from hf_gelu_patch.evaluation import reference as module
 from hf_gelu_patch.evaluation.data.reading import load_data
 from hf_gelu_patch.evaluation.loading.subjects import reference_subject
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.reference import (
     MANIFEST,
@@ -43,7 +44,7 @@ from scripts.training import __main__ as training
 
 pytestmark = pytest.mark.slow
 
-MEASURED = Settings(dtype="float32")
+MEASURED = Settings(loading=Loading(dtype="float32"))
 ROOT = Path(module.__file__).parent
 REPOSITORY = Path(__file__).parents[2]
 AUTO = {

@@ -22,6 +22,7 @@ from tiny_classifier import write_checkpoint, write_data
 from hf_gelu_patch.evaluation.environment import environment
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import subject
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.report import formats
 from hf_gelu_patch.evaluation.report.card import model_card
@@ -340,7 +341,7 @@ def test_runs_of_one_model_stand_side_by_side(data: Data, evaluate: Callable[...
 
 
 def test_other_data_or_another_dtype_are_another_model(data: Data, evaluate: Callable[..., Data]) -> None:
-    other, half = evaluate("aten", limit=20), evaluate("aten", dtype="bfloat16")
+    other, half = evaluate("aten", limit=20), evaluate("aten", loading=Loading(dtype="bfloat16"))
     found = merge([("monday", data), ("tuesday", other), ("friday", half)])
     assert [one["subject"]["name"] for one in found["models"]] == ["tiny (monday)", "tiny (tuesday)", "tiny (friday)"]
 

@@ -27,6 +27,7 @@ from hf_gelu_patch.evaluation.loading.models import load_model
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
 from hf_gelu_patch.evaluation.metrics.language import edit_distance
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.quality import judge
@@ -343,7 +344,7 @@ def test_an_implementation_that_computes_something_else_is_wrong(tiny: Subject, 
 
 def test_what_half_precision_rounds_is_not_wrong(tiny: Subject, accelerator: Accelerator) -> None:
     for dtype in ("bfloat16", "float16"):
-        [variant] = evaluate_subject(tiny, replace(QUICK, dtype=dtype), accelerator).variants
+        [variant] = evaluate_subject(tiny, replace(QUICK, loading=Loading(dtype=dtype)), accelerator).variants
         assert variant.drift.max_abs > 0
         assert variant.wrong is None
 

@@ -249,8 +249,7 @@ def test_prefill_and_decode_are_told_apart() -> None:
     models = {"before": plain, "again": plain, "after": patched}
     prefill, decode = measure_generation(
         {name: generate(name, *cost) for name, cost in models.items()},
-        prompts=[100, 60],
-        sequences=[4, 3],
+        units=[(100, 4), (60, 3)],
         new_tokens=11,
         effort=Effort(seed=0, min_rounds=30, min_seconds=0, max_seconds=1e9),
         warm_up=[0],
@@ -266,7 +265,7 @@ def test_prefill_and_decode_are_told_apart() -> None:
     assert rest.ratio is not None
     assert rest.ratio.value == pytest.approx(2.0)
     with pytest.raises(ValueError, match="at least 2; got 1"):
-        measure_generation({}, [1], [1], 1, Effort(0, min_rounds=1, min_seconds=0, max_seconds=1), warm_up=[])
+        measure_generation({}, [(1, 1)], 1, Effort(0, min_rounds=1, min_seconds=0, max_seconds=1), warm_up=[])
 
 
 def test_a_round_whose_decode_is_lost_in_noise_is_left_out_for_all() -> None:
@@ -280,8 +279,7 @@ def test_a_round_whose_decode_is_lost_in_noise_is_left_out_for_all() -> None:
 
     prefill, decode = measure_generation(
         {"before": run, "again": run},
-        [5],
-        [2],
+        [(5, 2)],
         4,
         Effort(seed=0, min_rounds=10, min_seconds=0, max_seconds=1e9),
         warm_up=[],

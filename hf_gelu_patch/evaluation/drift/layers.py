@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ __all__ = ["LayerDrift", "layer_drift"]
 
 Forward = Callable[[Any, Any], Tensor]
 """Runs a model on a batch and gives its logits: ``Task.forward``."""
+
+_Model = nn.Module | AbstractContextManager[nn.Module]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class LayerDrift:
 
 def layer_drift(
     before: nn.Module,
-    variants: Mapping[str, nn.Module],
+    variants: Mapping[str, _Model],
     batch: Any,
     forward: Forward,
     *,
@@ -52,13 +55,14 @@ def layer_drift(
 
     Layers are the members of the outermost ``nn.ModuleList`` on each branch, as far as they have parts themselves: the
     blocks of encoders and decoders. The outputs of one model at a time are kept; the others are compared with them as
-    they are computed. Arguments as for ``exact_drift``; ``output`` is what ``forward`` gives, in a word.
+    they are computed. Arguments as for ``exact_drift``; ``output`` is what ``forward`` gives, in a word. A variant may
+    be what has the model in a ``with`` block, and more than once.
 
     Returns:
         For each variant, an entry a layer in the order of their first call, the logits last.
     """
     exact = exact_copy(before, batch, forward) if exact is None else exact
-    models = {name: (model, batch) for name, model in variants.items()}
+    models: dict[str, tuple[_Model, Any]] = {name: (model, batch) for name, model in variants.items()}
     changes = _against((before, batch), models, forward)
     errors: dict[str, dict[str, float]] = {}
     if exact.model is not None:
@@ -78,7 +82,7 @@ def layer_drift(
 
 
 def _against(
-    reference: tuple[nn.Module, Any], others: Mapping[str, tuple[nn.Module, Any]], forward: Forward
+    reference: tuple[nn.Module, Any], others: Mapping[str, tuple[_Model, Any]], forward: Forward
 ) -> dict[str, dict[str, float]]:
     """For each of the others, by path: RMS of its output less the reference's / RMS of the reference's."""
     outputs: dict[tuple[str, int], Tensor] = {}
@@ -96,7 +100,9 @@ def _against(
             if (path, call) in outputs:
                 found[f"{path}[{call}]" if calls[path] > 1 else path] = _relative(output, outputs[path, call])
 
-        _watch(*other, forward, hold)
+        model, batch = other
+        with nullcontext(model) if isinstance(model, nn.Module) else model as one:
+            _watch(one, batch, forward, hold)
     return found
 
 

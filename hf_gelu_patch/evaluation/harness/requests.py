@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_gelu_patch.evaluation.drift.logits import batch_drift
+from hf_gelu_patch.evaluation.makes import arithmetic, device_of
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.records import Row
@@ -71,21 +73,27 @@ def _answered(inputs: Inputs) -> str:
     return next(name for name in ("labels", "decoder_input_ids", "input_ids") if name in inputs)
 
 
-def request_drift(requests: Requests, model: Any, others: Mapping[str, Any]) -> list[Row]:
+def request_drift(
+    requests: Requests, model: Any, others: Mapping[str, AbstractContextManager[Any] | None]
+) -> list[Row]:
     """How far each of some models moves the logits of batches, row by row; a row's ``example`` is that of its batch.
 
     Args:
         requests: what they are asked.
         model: unpatched.
-        others: patched, by their variants' names; or that same model, where a variant changes nothing.
+        others: what has the patched model in a ``with`` block, by their variants' names; None where a variant changes
+            nothing.
     """
     found = []
     for batch in requests.batches():
-        here = batch.to(model.device)
+        here = batch.to(device_of(model))
         old = requests.forward(model, here)
         for name, other in others.items():
-            new = old if other is model else requests.forward(other, here)
-            for place, row in enumerate(batch_drift(old, new, epsilon=torch.finfo(model.dtype).eps)):
+            new = old
+            if other is not None:
+                with other as patched:
+                    new = requests.forward(patched, here)
+            for place, row in enumerate(batch_drift(old, new, epsilon=arithmetic(model).epsilon)):
                 lost = 0.0
                 if not math.isfinite(row["max_abs"]):
                     lost = float((old[place].isfinite() & ~new[place].isfinite()).sum())

@@ -18,11 +18,12 @@ from hf_gelu_patch.evaluation.harness.asking import Asking, Told, write_samples
 from hf_gelu_patch.evaluation.harness.requests import Requests, request_drift
 from hf_gelu_patch.evaluation.harness.scoring import Compared
 from hf_gelu_patch.evaluation.harness.tasks import Asked, subject_of
+from hf_gelu_patch.evaluation.makes import arithmetic, devices_of
 from hf_gelu_patch.evaluation.options.harness import PREFIX, Harness
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.records import Row
-from hf_gelu_patch.evaluation.run.comparison import Comparison, Progress
+from hf_gelu_patch.evaluation.run.comparison import Comparison, Progress, Side
 from hf_gelu_patch.evaluation.run.layers import CloseLook, look_closely
 from hf_gelu_patch.evaluation.run.result import Result, VariantResult
 from hf_gelu_patch.evaluation.run.resuming import fingerprint
@@ -94,7 +95,7 @@ def evaluate_question(
     batches that the unpatched model was given: the forwards of likelihoods, and the prompts of generations.
 
     Args:
-        loaded: the model. It is not patched: twins of it are, which share its weights.
+        loaded: the model. Twins of it are patched, which share its weights; or itself in turn, where it can have none.
         question: what to ask.
         settings: what to compare, and how to measure. Its seed is for the bootstrap and for timing.
         accelerator: one process.
@@ -124,8 +125,8 @@ def evaluate_question(
     with torch.inference_mode():
         start = time.perf_counter()
         look = look_closely(comparison)
-        models = {name: comparison.running.get(name, loaded.model) for name in comparison.names}
-        rows = request_drift(few, loaded.model, models)
+        sides = {name: comparison.running.get(name) for name in comparison.names}
+        rows = request_drift(few, loaded.model, sides)
         seconds["layers"] = time.perf_counter() - start
         start = time.perf_counter()
         comparison = replace(comparison, task=task, batches=task.batches())
@@ -161,11 +162,12 @@ def check_processes(number: int) -> None:
 def _told(asking: Asking, comparison: Comparison, place: Path | None) -> dict[str, Told]:
     """What each model that is run says, the unpatched one first; each is written as soon as it is known."""
     told: dict[str, Told] = {}
-    models: Mapping[str, Any] = {BEFORE: comparison.model, **comparison.running}
+    sides = {BEFORE: Side(comparison.model), **comparison.running}
     subject = comparison.task.subject.name
-    for number, (name, model) in enumerate(models.items()):
-        comparison.tell("quality", number / len(models))
-        told[name] = asking.of(model, subject if name == BEFORE else f"{subject}, patched as {name!r},")
+    for number, (name, side) in enumerate(sides.items()):
+        comparison.tell("quality", number / len(sides))
+        with side as model:
+            told[name] = asking.of(model, subject if name == BEFORE else f"{subject}, patched as {name!r},")
         if place is not None:
             write_samples(told[name], place / re.sub(r"[^\w.,=+-]", "_", name))
     comparison.tell("quality", 1.0)
@@ -186,13 +188,15 @@ def _result(
         unpatched=variants[0].quality.before,
         activation_share=timed.activation_share,
         peak_memory=timed.peak_memory,
+        load_memory=None,
         described={number: text for one in compared.values() for number, text in one.described().items()},
         named={},
         exact_reason=look.reason,
+        in_turn=comparison.in_turn,
         model_class=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
-        device=str(model.device),
+        device=", ".join(map(str, devices_of(model))),
         attn_implementation=getattr(model.config, "_attn_implementation", None),
         batch_size=comparison.batch_size,
         seconds={},
@@ -220,7 +224,7 @@ def _variant(
         drift=drift,
         layers=look.layers[name],
         speed=timed.speeds[name],
-        wrong=wrong(patched, rows, drift, look.judged.get(name), comparison.model.dtype),
+        wrong=wrong(patched, rows, drift, look.judged.get(name), arithmetic(comparison.model)),
         tasks=compared.tasks,
     )
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
-from hf_gelu_patch.evaluation.loading.checkpoints import read_config
+from hf_gelu_patch.evaluation.loading.adapters import brought_by, with_adapter
+from hf_gelu_patch.evaluation.loading.checkpoints import Checkpoint, checkpoint, read_config
+from hf_gelu_patch.evaluation.loading.placing import check_modules, check_room, named_device, placement
+from hf_gelu_patch.evaluation.loading.quantizing import quantization_config
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.tasks.registry import task_info
 from hf_gelu_patch.evaluation.tasks.user_file import own_file
 
@@ -21,8 +25,13 @@ _GIVEN = {"input_ids": "texts", "pixel_values": "images", "input_values": "sound
 
 
 def quieten() -> None:
-    """transformers' advice and progress bars have no place beside our own."""
+    """Advice and progress bars of the libraries have no place beside our own."""
+    import logging
+
     import transformers
+
+    for name in ("accelerate", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -31,48 +40,62 @@ def quieten() -> None:
 def load_model(
     place: str,
     task: str,
+    loading: Loading | None = None,
     *,
-    dtype: str = "auto",
-    attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
     allow_download: bool = False,
     device: torch.device | None = None,
+    processes: int = 1,
 ) -> PreTrainedModel:
     """The model in evaluation mode. Where a task reads the last hidden state alone, a pooler may be missing.
 
+    Args:
+        place: as ``locate`` gave it.
+        task: its name.
+        loading: how; as usual where it is None.
+        allow_download: fetch what is not here.
+        device: to put it on, where ``loading`` does not say.
+        processes: that do the same.
+
     Raises:
         EvaluationError: the checkpoint is corrupt, or is not for this task: weights of its head are missing, or it
-            takes none of what the task has to give.
+            takes none of what the task has to give; or it does not fit; or what ``loading`` asks for is not to be had.
     """
     import torch
     import transformers
 
     quieten()
-    options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    info = task_info(task)
-    [architecture, *_] = [*map(str, read_config(place).get("architectures") or []), ""]
+    loading, info = loading or Loading(), task_info(task)
+    found = checkpoint(place, loading, allow_download=allow_download)
+    device = named_device(loading.device) if loading.device is not None else device
+    check_room(found.place, loading, device or torch.device("cpu"))
+    architecture = _architecture(found)
     name = info.class_for(architecture)
     if not name.startswith("AutoModel") or not hasattr(transformers, name):
         raise EvaluationError(f"{task}: AUTO_CLASS = {name!r} is no AutoModel… class in transformers.")
     loader = _loader(name, architecture)
+    options = _options(loading, found, device, processes, allow_download=allow_download)
+    if isinstance(options.get("device_map"), dict) and loading.device_map is not None:
+        check_modules(options["device_map"], _names(loader, found, loading), place)
     try:
         model, loaded = loader.from_pretrained(
-            place,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-            local_files_only=not allow_download,
+            found.place,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told of below
             **options,
         )
+    except EvaluationError:
+        raise
     except Exception as error:  # safetensors, pickle, json and transformers each raise their own kinds
         raise EvaluationError(f"{place} cannot be loaded for {task}: {reason_of(error, name)}") from error
-    if trouble := _lacking(loaded, pooler=name != "AutoModel"):
+    brought = () if found.adapter is None else brought_by(found.adapter)
+    if trouble := _lacking(loaded, pooler=name != "AutoModel", brought=brought):
         named = ", ".join(map(str, model.config.architectures or ["no architecture"]))
         raise EvaluationError(
             f"{place} {trouble}, which would be drawn at random. It is a model for another task (--task; its config "
             f"names {named}), or is incomplete: fetch the checkpoint again."
         )
+    if found.adapter is not None:
+        model = with_adapter(model, found.adapter, merged=loading.merge_adapter, allow_download=allow_download)
     takes = inspect.signature(model.forward).parameters
     if not own_file(task) and model.main_input_name in takes and not info.inputs & set(takes):
         given = " or ".join(dict.fromkeys(_GIVEN[name] for name in sorted(info.inputs)))
@@ -80,27 +103,80 @@ def load_model(
             f"{place} takes {model.main_input_name}, and {task} has {given} to give: name another --task, or a Python "
             "file of your own, --task FILE.py, which can ask anything."
         )
+    if "device_map" in options or loading.tp_plan is not None:  # its parts are where they belong
+        return model.eval()  # type: ignore[no-any-return]
     try:
         return model.to(device).eval()  # type: ignore[no-any-return]
     except RuntimeError as error:  # torch's, where the memory of a GPU does not do
         raise EvaluationError(
-            f"{place} cannot be put on {device}: {first_line(error)} Free its memory, or take --dtype bfloat16."
+            f"{place} cannot be put on {device}: {first_line(error)} Free its memory, take --dtype bfloat16 or "
+            "--quantization bitsandbytes-4bit, or spread it with --device_map auto."
         ) from error
 
 
-def _lacking(info: Mapping[str, Any], *, pooler: bool) -> str:
-    """Which parameters got no weights from a checkpoint; "" if none."""
-    missing = sorted(key for key in info["missing_keys"] if pooler or "pooler" not in key)
+def _options(
+    loading: Loading, found: Checkpoint, device: torch.device | None, processes: int, *, allow_download: bool
+) -> dict[str, Any]:
+    """What ``from_pretrained`` is told."""
+    import torch
+
+    options: dict[str, Any] = {
+        "dtype": loading.dtype if loading.dtype == "auto" else getattr(torch, loading.dtype),
+        "trust_remote_code": loading.trust_remote_code,
+        "local_files_only": not allow_download,
+        **found.options,
+        **placement(loading, processes),
+    }
+    if loading.attn_implementation:
+        options["attn_implementation"] = loading.attn_implementation
+    if loading.quantization is not None:
+        options["quantization_config"] = quantization_config(loading.quantization)
+        if device is not None:  # what is quantized is not moved afterwards
+            options.setdefault("device_map", {"": str(device)})
+    return options
+
+
+def _names(loader: Any, found: Checkpoint, loading: Loading) -> list[str]:
+    """The paths of all modules and weights of a model that is not loaded yet."""
+    import torch
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            found.place, trust_remote_code=loading.trust_remote_code, **found.options
+        )
+        make = getattr(loader, "from_config", None) or loader._from_config
+        with torch.device("meta"):
+            model = make(config, trust_remote_code=True) if loading.trust_remote_code else make(config)
+    except Exception as error:  # each model's constructor has its own
+        raise EvaluationError(f"no model can be made of {found.place}: {reason_of(error, loader.__name__)}") from error
+    weights = (name for name, _ in (*model.named_parameters(), *model.named_buffers()))
+    return [*(name for name, _ in model.named_modules()), *weights]
+
+
+def _lacking(info: Mapping[str, Any], *, pooler: bool, brought: Sequence[str] = ()) -> str:
+    """Which parameters got no weights from a checkpoint, and get none from the modules that an adapter brings; "" if
+    none."""
+
+    def needed(key: str) -> bool:
+        return (pooler or "pooler" not in key) and not set(brought) & set(key.split("."))
+
+    missing = sorted(filter(needed, info["missing_keys"]))
     shapes = sorted(
-        f"{key}: {list(there)} instead of {list(own)}"
-        for key, there, own in info["mismatched_keys"]
-        if pooler or "pooler" not in key
+        f"{key}: {list(there)} instead of {list(own)}" for key, there, own in info["mismatched_keys"] if needed(key)
     )
     for said, found in (("no weights for", missing), ("weights of other shapes for", shapes)):
         if found:
             shown = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
             return f"has {said} {len(found)} of the parameters that are needed ({shown})"
     return ""
+
+
+def _architecture(found: Checkpoint) -> str:
+    """The class that a checkpoint's config names; "" where there is none."""
+    config = read_config(found) if found.gguf_file is None else {}
+    [architecture, *_] = [*map(str, config.get("architectures") or []), ""]
+    return architecture
 
 
 def _loader(auto_class: str, architecture: str) -> Any:
@@ -122,11 +198,25 @@ def reason_of(error: Exception, auto_class: str) -> str:
         return f"transformers has no {auto_class} for models of its type. Name another --task."
     if isinstance(error, ImportError):
         return f"{first_line(error)}\nInstall what is missing, or leave out what needs it."
+    if isinstance(error, MemoryError) or "not enough memory" in said or "out of memory" in said:
+        return (
+            f"{first_line(error)}\nThere is no memory for it. Spread it with --device_map auto, which puts on the disk "
+            "what nothing else has room for, or take --quantization bitsandbytes-4bit."
+        )
+    if "offload_folder" in said:
+        return (
+            "some of its weights go to the disk, and no safetensors file holds them as they are needed. Say where to "
+            "write them with --offload_folder FOLDER."
+        )
     return f"{first_line(error)}\nCheck --task and --attn_implementation, or fetch the checkpoint again."
 
 
-def skeleton(place: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def skeleton(place: str, loading: Loading | None = None) -> PreTrainedModel:
     """The model that a checkpoint's config describes, on the meta device: its modules without its weights.
+
+    Args:
+        place: as ``locate`` gave it.
+        loading: which of its files are meant, and whether code that comes with it may run.
 
     Raises:
         EvaluationError: there is no such model.
@@ -135,10 +225,15 @@ def skeleton(place: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     import transformers
 
     quieten()
+    loading = loading or Loading()
+    found, trusted = checkpoint(place, loading), loading.trust_remote_code
     try:
-        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+        config = transformers.AutoConfig.from_pretrained(found.place, trust_remote_code=trusted, **found.options)
+        if found.gguf_file is not None and not config.architectures:
+            known: Any = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+            config.architectures = [known.__name__]
         with torch.device("meta"):
-            return _made(config, trust_remote_code=trust_remote_code)
+            return _made(config, trust_remote_code=trusted)
     except Exception as error:  # each model's constructor has its own
         raise EvaluationError(f"no model can be made of {place}: {reason_of(error, 'AutoModel')}") from error
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
+from hf_gelu_patch.evaluation.hub import stored_file
+from hf_gelu_patch.evaluation.loading.checkpoints import Checkpoint, checkpoint
 from hf_gelu_patch.evaluation.loading.models import quieten
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.tasks.registry import task_info
 from hf_gelu_patch.evaluation.tasks.vocabulary import check_vocabulary
 
@@ -16,9 +20,10 @@ _CALLED = {
 }
 
 
-def load_processor(place: str, task: str, *, trust_remote_code: bool = False, allow_download: bool = False) -> Any:
+def load_processor(place: str, task: str, loading: Loading | None = None, *, allow_download: bool = False) -> Any:
     """The checkpoint's tokenizer, image processor, feature extractor of sounds, or a processor that has two of them;
-    whichever it has, where the task could do with several.
+    whichever it has, where the task could do with several. That of an adapter comes before its model's; a GGUF file's
+    before that of its folder.
 
     Raises:
         EvaluationError: it has none that can be loaded.
@@ -26,12 +31,14 @@ def load_processor(place: str, task: str, *, trust_remote_code: bool = False, al
     import transformers
 
     quieten()
+    loading = loading or Loading()
     kinds = task_info(task).processors
     failed: list[Exception] = []
-    for kind in kinds:
+    places = _places(checkpoint(place, loading, allow_download=allow_download))
+    for kind, (where, options) in itertools.product(kinds, places):
         try:
             found = getattr(transformers, kind).from_pretrained(
-                place, trust_remote_code=trust_remote_code, local_files_only=not allow_download
+                where, trust_remote_code=loading.trust_remote_code, local_files_only=not allow_download, **options
             )
         except Exception as error:  # each has its own kinds, and so have the libraries beneath
             failed.append(error)
@@ -46,3 +53,17 @@ def load_processor(place: str, task: str, *, trust_remote_code: bool = False, al
     raise EvaluationError(f"{place} has no {names} that can be loaded: {first_line(failed[0])}\n{remedy}") from failed[
         0
     ]
+
+
+def _places(found: Checkpoint) -> list[tuple[str, dict[str, Any]]]:
+    """Where a tokenizer may be, and what ``from_pretrained`` is told beside that, the likeliest first."""
+    options = dict(found.options)
+    places = [(found.place, options)]
+    if options.pop("gguf_file", None):
+        places = [(found.place, found.options), (found.place, options)]
+    if found.adapter is not None and any(stored_file(found.adapter, name) for name in _TOKENIZERS):
+        places.insert(0, (found.adapter, {}))
+    return places
+
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")

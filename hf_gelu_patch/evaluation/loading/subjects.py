@@ -11,9 +11,18 @@ from hf_gelu_patch.evaluation.data.columns import Wanted
 from hf_gelu_patch.evaluation.data.paths import data_file
 from hf_gelu_patch.evaluation.data.reading import TRAINING, load_data
 from hf_gelu_patch.evaluation.errors import EvaluationError
-from hf_gelu_patch.evaluation.loading.checkpoints import locate, read_config, unavailable_told
+from hf_gelu_patch.evaluation.loading.checkpoints import (
+    Checkpoint,
+    adapter_config,
+    checkpoint,
+    gguf_architecture,
+    locate,
+    read_config,
+    unavailable_told,
+)
 from hf_gelu_patch.evaluation.metrics.user_metric import find_metric
 from hf_gelu_patch.evaluation.options.declaring import declared
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.reference import REFERENCES, Reference
 from hf_gelu_patch.evaluation.tasks.labels import READINGS
@@ -24,11 +33,12 @@ if TYPE_CHECKING:
     import datasets
 
 
-def subject(model: str, **asked: Any) -> Subject:
+def subject(model: str, loading: Loading | None = None, **asked: Any) -> Subject:
     """Complete what was named to all that an evaluation needs; no model is loaded.
 
     Args:
-        model: a reference's name, a checkpoint folder, or an id on the hub.
+        model: a reference's name, a checkpoint folder, a GGUF file, or an id on the hub.
+        loading: which of its files are meant.
         asked: options of ``Subject`` as the command line spells them (``validation_file`` for its data), those that
             are not None or empty. What is not asked for is a reference's own, read off the model, or usual for the
             task.
@@ -47,7 +57,7 @@ def subject(model: str, **asked: Any) -> Subject:
             )
         found = reference_subject(reference)
     else:
-        found = _named(model, asked)
+        found = _named(model, loading or Loading(), asked)
         if found.target_column is None and not own_file(found.task):
             asked.pop("target_column", None)  # the input is its own answer, or there is none
     task_info(found.task).check_libraries()
@@ -83,10 +93,11 @@ def look_up(asked: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _named(model: str, asked: Mapping[str, Any]) -> Subject:
+def _named(model: str, loading: Loading, asked: Mapping[str, Any]) -> Subject:
     """A model by itself, with what its task usually takes."""
-    place = locate(model, allow_download=asked.get("allow_download", False))
-    task = asked.get("task") or _task_of(model, place)
+    download = asked.get("allow_download", False)
+    place = locate(model, loading, allow_download=download)
+    task = asked.get("task") or _task_of(model, checkpoint(place, loading, allow_download=download))
     usual = task_info(task)
     if "data" not in asked:
         columns = ", ".join(usual.columns)
@@ -124,8 +135,22 @@ def load_rows(subject: Subject, *, skip_bad_rows: bool = False, training: bool =
     )
 
 
-def _task_of(model: str, place: str) -> str:
-    config = read_config(place)
+_OF_GGUF = {"t5": "seq2seq"}  # of all others a language model is read
+_OF_ADAPTERS = {
+    "SEQ_CLS": "text-classification",
+    "CAUSAL_LM": "causal-lm",
+    "SEQ_2_SEQ_LM": "seq2seq",
+    "FEATURE_EXTRACTION": "feature-drift",
+}
+"""PEFT's task_type → the task here."""
+
+
+def _task_of(model: str, found: Checkpoint) -> str:
+    if found.gguf_file is not None:
+        return _OF_GGUF.get(gguf_architecture(found), "causal-lm")
+    if found.adapter is not None and (task := _OF_ADAPTERS.get(str(adapter_config(found.adapter).get("task_type")))):
+        return task
+    config = read_config(found)
     architectures = list(map(str, config.get("architectures") or []))
     for architecture in architectures:
         ends = [(end, task) for task, info in TASKS.items() for end in info.architectures if architecture.endswith(end)]

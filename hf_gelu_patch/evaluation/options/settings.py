@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hf_gelu_patch.evaluation.options.declaring import GROUPS, above_zero, option, positive
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.variants import Variant
 
 __all__ = ["Settings"]
@@ -18,6 +19,7 @@ class Settings:
     calls them; beside them there are:
 
     Attributes:
+        loading: how to load the model.
         min_rounds: how many rounds to time the forward at least; each of what is timed beside it takes a third.
         min_seconds: for how long to time each variant's forward at least.
         max_seconds: for how long to time them all together at most, though for three rounds in any case.
@@ -35,16 +37,6 @@ class Settings:
     skip_bad_rows: bool = option(False, "leave out rows that cannot be used, and count them", _DATA)
     limit: int | None = option(
         None, "use the first N rows, or blocks of text (default: all)", _DATA, metavar="N", read=positive
-    )
-    trust_remote_code: bool = option(False, "run code that comes with the model", _DATA)
-    dtype: str = option(
-        "auto",
-        "of the weights (default: the checkpoint's)",
-        _DATA,
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )
-    attn_implementation: str | None = option(
-        None, "eager, sdpa, … (default: transformers' choice)", _DATA, metavar="NAME"
     )
     batch_size: int | None = option(
         None,
@@ -81,5 +73,6 @@ class Settings:
         "where the data were changed since, start anew and say so",
         _MEASURING,
     )
+    loading: Loading = field(default_factory=Loading)
     min_rounds: int = 30
     max_seconds: float = 60.0

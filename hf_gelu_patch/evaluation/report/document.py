@@ -21,6 +21,7 @@ __all__ = [
     "Table",
     "Text",
     "left_out",
+    "memory",
     "patched",
     "sections",
     "summary",
@@ -388,13 +389,26 @@ def _speeds(data: Data) -> tuple[Table | Text, ...]:
     said = []
     for model in data["models"]:
         share, most = float(model["activation_share"]), float(model["amdahl"])
-        memory = {"unpatched": model["peak_memory"], **{v["name"]: v["peak_memory"] for v in model["variants"]}}
-        peaks = ", ".join(f"{name} {int(size) / 2**20:,.0f} MiB" for name, size in memory.items() if size is not None)
         said.append(
             f"{model['subject']['name']}: activations take {share:.1%} of the forward, so that nothing done to them "
-            f"can make it more than {most:.2f}× as fast{f'; peak memory: {peaks}' if peaks else ''}."
+            f"can make it more than {most:.2f}× as fast."
         )
-    return (Table(headings, tuple(rows), heads=2), *map(Text, said))
+    return (Table(headings, tuple(rows), heads=2), *map(Text, said), *memory(data))
+
+
+def memory(data: Data) -> tuple[Text, ...]:
+    """Of each model the most memory there was in use, and whether there was one of it for all variants."""
+    found = []
+    for model in data["models"]:
+        sizes = {"loading": model.get("load_memory"), "unpatched": model["peak_memory"]}
+        sizes |= {variant["name"]: variant["peak_memory"] for variant in model["variants"]}
+        peaks = ", ".join(f"{name} {int(size) / 2**20:,.0f} MiB" for name, size in sizes.items() if size is not None)
+        said = [f"peak memory: {peaks}"] if peaks else []
+        if model.get("in_turn"):
+            said.append(f"one model, patched and unpatched in turn, for {model['in_turn']}")
+        if said:
+            found.append(Text(f"{model['subject']['name']}: {'; '.join(said)}."))
+    return tuple(found)
 
 
 def _memory(data: Data) -> tuple[Table | Text, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from hf_gelu_patch.evaluation.report.document import NOTES, left_out, patched, summary, tone
+from hf_gelu_patch.evaluation.report.document import NOTES, left_out, memory, patched, summary, tone
 from hf_gelu_patch.evaluation.report.results import Data
 from hf_gelu_patch.evaluation.report.shipping import listed, shipping, together
 
@@ -18,8 +18,8 @@ _STYLES = {"good": "green", "bad": "red", "": ""}
 
 
 def print_results(data: Data, console: Console) -> None:
-    """What is to be done with each variant, the summary, below it the rows that its figures leave out, and what each
-    patch did. Colours are rich's matter: none where there is no terminal, or where NO_COLOR is set."""
+    """What is to be done with each variant, the summary, below it the rows that its figures leave out, the memory, and
+    what each patch did. Colours are rich's matter: none where there is no terminal, or where NO_COLOR is set."""
     from rich.table import Table as Grid
     from rich.text import Text as Words
 
@@ -36,7 +36,8 @@ def print_results(data: Data, console: Console) -> None:
     console.print(grid)
     console.print(NOTES, markup=False, highlight=False)
     console.print()
-    for text in [*(block.text for block in left_out(data)), *(block.text for block in patched(data))]:
+    below = [*left_out(data), *memory(data)]
+    for text in [*(block.text for block in below), *(block.text for block in patched(data))]:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -20,8 +20,11 @@ from accelerate.utils import gather_object
 from hf_gelu_patch.evaluation import records
 from hf_gelu_patch.evaluation.drift.logits import LogitDrift, total_drift
 from hf_gelu_patch.evaluation.loading.models import load_model
+from hf_gelu_patch.evaluation.loading.placing import named_device
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import load_rows
+from hf_gelu_patch.evaluation.makes import arithmetic, devices_of
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.padding import check_padding
@@ -34,6 +37,7 @@ from hf_gelu_patch.evaluation.run.resuming import Recording, fingerprint, open_r
 from hf_gelu_patch.evaluation.run.timings import TimedRun, time_all
 from hf_gelu_patch.evaluation.run.training_memory import with_memory
 from hf_gelu_patch.evaluation.run.verdict import wrong
+from hf_gelu_patch.evaluation.speed.memory import peak_memory
 from hf_gelu_patch.evaluation.tasks.base import Task
 from hf_gelu_patch.evaluation.tasks.limits import Limits
 from hf_gelu_patch.evaluation.tasks.making import make_task
@@ -61,12 +65,24 @@ def evaluate_subject(
     start = time.perf_counter()
     if progress is not None:
         progress("load", 0.0)
-    model, task, rows = load(subject, settings, accelerator)
+    loaded: list[tuple[PreTrainedModel, Task, datasets.Dataset]] = []
+    memory = peak_memory(
+        lambda: loaded.append(load(subject, settings, accelerator)), *_devices(settings.loading, accelerator)
+    )
+    model, task, rows = loaded.pop()
     if progress is not None:
         progress("load", 1.0)
     seconds = time.perf_counter() - start
     found = evaluate(model, task, settings, accelerator, progress, rows=rows, folder=folder)
-    return replace(found, seconds={**found.seconds, "load": seconds})
+    [memory] = gather_object([memory] if accelerator.is_main_process else [])
+    return replace(found, seconds={**found.seconds, "load": seconds}, load_memory=memory)
+
+
+def _devices(loading: Loading, accelerator: Accelerator) -> list[torch.device]:
+    """Those that a model may be loaded onto."""
+    if loading.device_map is not None and torch.cuda.is_available():
+        return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    return [named_device(loading.device) if loading.device is not None else accelerator.device]
 
 
 def unpatched_metrics(subject: Subject, settings: Settings, accelerator: Accelerator) -> dict[str, float]:
@@ -84,15 +100,15 @@ def load(
 ) -> tuple[PreTrainedModel, Task, datasets.Dataset]:
     """A model in evaluation mode, its task, and the data that this is made of. Errors as for the loading."""
     rows = load_rows(subject, skip_bad_rows=settings.skip_bad_rows)
-    hub = {"trust_remote_code": settings.trust_remote_code, "allow_download": subject.allow_download}
-    processor = load_processor(subject.model, subject.task, **hub)
+    loading, download = settings.loading, subject.allow_download
+    processor = load_processor(subject.model, subject.task, loading, allow_download=download)
     model = load_model(
         subject.model,
         subject.task,
-        dtype=settings.dtype,
-        attn_implementation=settings.attn_implementation,
+        loading,
+        allow_download=download,
         device=accelerator.device,
-        **hub,
+        processes=accelerator.num_processes,
     )
     _align(model)
     task = make_task(
@@ -127,8 +143,8 @@ def evaluate(
     rows: datasets.Dataset | None = None,
     folder: Path | None = None,
 ) -> Result:
-    """Evaluate a loaded model before and after patches. ``model`` itself is not patched: twins of it are, which share
-    its weights.
+    """Evaluate a loaded model before and after patches. Twins of ``model`` are patched, which share its weights. Where
+    it can have none, it is patched and unpatched in turn.
 
     All processes compute quality together. Each takes whole batches in turn, and afterwards each has all answers in
     the order of the examples. The figures are the same with two processes as with one, with the same number of threads;
@@ -136,7 +152,7 @@ def evaluate(
     they then have its figures.
 
     Args:
-        model: in evaluation mode, on ``accelerator.device``.
+        model: in evaluation mode.
         task: its data, from ``make_task``.
         settings: what to compare, and how to measure.
         accelerator: the processes.
@@ -181,13 +197,15 @@ def evaluate(
         unpatched=variants[0].quality.before,
         activation_share=timed.activation_share,
         peak_memory=timed.peak_memory,
+        load_memory=None,
         described=described,
         named=named,
         exact_reason=look.reason,
+        in_turn=comparison.in_turn,
         model_class=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
-        device=str(model.device),
+        device=", ".join(map(str, devices_of(model))),
         attn_implementation=getattr(model.config, "_attn_implementation", None),
         batch_size=comparison.batch_size,
         seconds=seconds,
@@ -215,7 +233,7 @@ def _variants(comparison: Comparison, answers: Answers, look: CloseLook, timed: 
                 drift=drift,
                 layers=look.layers[name],
                 speed=timed.speeds[name],
-                wrong=wrong(patched, rows, drift, look.judged.get(name), comparison.model.dtype),
+                wrong=wrong(patched, rows, drift, look.judged.get(name), arithmetic(comparison.model)),
             )
         )
     return tuple(found)

@@ -6,24 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from accelerate.utils import gather_object
 
 from hf_gelu_patch.evaluation.drift.logits import batch_drift
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.failures import failing, not_finite
+from hf_gelu_patch.evaluation.makes import arithmetic
 from hf_gelu_patch.evaluation.records import Row
-from hf_gelu_patch.evaluation.run.comparison import Comparison
+from hf_gelu_patch.evaluation.run.comparison import Comparison, Side
 from hf_gelu_patch.evaluation.run.resuming import Recording
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 from hf_gelu_patch.evaluation.variants import BEFORE
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 __all__ = ["all_answers"]
 
@@ -81,7 +77,7 @@ def _run_own(comparison: Comparison, recording: Recording, left: Sequence[int]) 
     with recording.writer or nullcontext():
         for turn, number in enumerate(left):
             if turn % accelerator.num_processes == accelerator.process_index:
-                said, failed = _said(comparison, comparison.batches[number].to(comparison.model.device))
+                said, failed = _said(comparison, comparison.batches[number].to(comparison.device))
                 if failed:
                     comparison.task.without(failed)  # which refuses at once, unless such rows are to be skipped
                 rows += said
@@ -108,12 +104,12 @@ def _said(comparison: Comparison, batch: Batch) -> tuple[list[Row], Failures]:
         if not (ids := tuple(example for example in batch.ids if example not in failed)):
             return [], failed
         rest = task.collate(ids, task.examples.some(ids))
-        rows, more = _said(comparison, rest.to(model.device))
+        rows, more = _said(comparison, rest.to(comparison.device))
         return rows, {**failed, **more}
     rows = [Row(example, BEFORE, outcome, None) for example, outcome in zip(batch.ids, old.outcomes, strict=True)]
     for name in comparison.names:
-        running = comparison.running.get(name)
-        new = old if running is None else _patched(task, running, name, batch)
+        side = comparison.running.get(name)
+        new = old if side is None else _patched(task, side, name, batch)
         moved = _moved(comparison, batch, old, new)
         rows += [
             Row(example, name, outcome, row)
@@ -124,7 +120,7 @@ def _said(comparison: Comparison, batch: Batch) -> tuple[list[Row], Failures]:
 
 def _moved(comparison: Comparison, batch: Batch, old: Prediction, new: Prediction) -> list[Mapping[str, float]]:
     """How far each example's logits moved, and how many numbers were lost: finite before, and not finite since."""
-    counts, epsilon = batch.targets != IGNORED, torch.finfo(comparison.model.dtype).eps
+    counts, epsilon = batch.targets != IGNORED, arithmetic(comparison.model).epsilon
     found = batch_drift(old.logits, new.logits, counts, softmax=comparison.task.softmax, epsilon=epsilon)
     moved: list[Mapping[str, float]] = []
     for place, row in enumerate(found):
@@ -136,15 +132,16 @@ def _moved(comparison: Comparison, batch: Batch, old: Prediction, new: Predictio
     return moved
 
 
-def _patched(task: Task, model: PreTrainedModel, variant: str, batch: Batch) -> Prediction:
+def _patched(task: Task, side: Side, variant: str, batch: Batch) -> Prediction:
     """What a variant says of a batch that the unpatched model runs on."""
-    try:
-        return task.predict(model, batch)
-    except EvaluationError:
-        raise
-    except Exception as error:  # it is an implementation's fault
-        [(example, reason), *_] = failing(task, model, batch, error).items()
-        raise EvaluationError(
-            f"{task.place(example)} {reason}. That is the variant {variant!r}: the unpatched model runs on it. Leave "
-            "the site out with exclude=, or mend the implementation."
-        ) from error
+    with side as model:
+        try:
+            return task.predict(model, batch)
+        except EvaluationError:
+            raise
+        except Exception as error:  # it is an implementation's fault
+            [(example, reason), *_] = failing(task, model, batch, error).items()
+            raise EvaluationError(
+                f"{task.place(example)} {reason}. That is the variant {variant!r}: the unpatched model runs on it. "
+                "Leave the site out with exclude=, or mend the implementation."
+            ) from error

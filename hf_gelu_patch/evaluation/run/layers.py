@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hf_gelu_patch.evaluation.drift.layers import LayerDrift, layer_drift
 from hf_gelu_patch.evaluation.drift.logits import LogitDrift, against_exact
-from hf_gelu_patch.evaluation.run.comparison import Comparison
+from hf_gelu_patch.evaluation.makes import arithmetic
+from hf_gelu_patch.evaluation.run.comparison import Comparison, Side
 from hf_gelu_patch.evaluation.tasks.base import Batch
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 from hf_gelu_patch.evaluation.variants import BEFORE
@@ -41,10 +41,10 @@ def look_closely(comparison: Comparison) -> CloseLook:
     """Look at the batch in the middle, which is neither the longest nor the shortest."""
     comparison.tell("layers", 0.0)
     model, task = comparison.model, comparison.task
-    batch = comparison.batches[len(comparison.batches) // 2].to(model.device)
+    batch = comparison.batches[len(comparison.batches) // 2].to(comparison.device)
     exact = exact_copy(model, batch, task.forward)
     comparison.tell("layers", 0.3)
-    models = {name: comparison.running.get(name, model) for name in comparison.names}
+    models = {name: comparison.running.get(name, Side(model)) for name in comparison.names}
     layers = layer_drift(model, models, batch, task.forward, exact=exact, output=task.output)
     comparison.tell("layers", 0.7)
     errors, judged = _beside_exact(comparison, batch, exact)
@@ -59,13 +59,14 @@ def _beside_exact(
     if exact.output is None:
         return {}, {}
     task, what = comparison.task, comparison.task.output
-    counts, epsilon = batch.targets != IGNORED, torch.finfo(comparison.model.dtype).eps
+    counts, epsilon = batch.targets != IGNORED, arithmetic(comparison.model).epsilon
     old = task.forward(comparison.model, batch)
     own = against_exact(old, exact.output, counts, softmax=task.softmax)
     errors = {BEFORE: own} | dict.fromkeys(comparison.names, own)  # what is not run says what the unpatched model says
     judged = {}
-    for name, model in comparison.running.items():
-        new = task.forward(model, batch)
+    for name, side in comparison.running.items():
+        with side as model:
+            new = task.forward(model, batch)
         errors[name] = against_exact(new, exact.output, counts, softmax=task.softmax)
         [judged[name]] = drifts(
             {what: old[counts]}, {what: new[counts]}, {what: exact.output[counts]}, None, epsilon=epsilon

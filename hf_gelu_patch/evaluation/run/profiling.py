@@ -59,7 +59,7 @@ def profiled(
     with torch.inference_mode(), watching(model, include, exclude, activations) as watched:
         for number in range(accelerator.process_index, total, accelerator.num_processes):
             tell("profile", number / total)
-            there = comparison.batches[number].to(model.device)
+            there = comparison.batches[number].to(comparison.device)
             watched.batch(there.inputs)
             try:
                 task.forward(model, there)

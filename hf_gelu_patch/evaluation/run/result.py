@@ -55,10 +55,13 @@ class Result:
         variants: each against the unpatched model.
         unpatched: that model's metrics by name.
         activation_share: the share of its forward's time that activations take.
-        peak_memory: the memory its forward takes, as ``speed.peak_memory`` tells it.
+        peak_memory: the most memory there was in use in its forward, as ``speed.peak_memory`` tells it.
+        load_memory: while it was loaded, likewise; None also where it came loaded.
         described: a short text of each example whose answer is in some ``quality.flipped``.
         named: what people call the answers there, by what ``quality.flipped`` has: labels and tokens by their texts.
         exact_reason: why there was no float64 copy to compare with; "" where there was one.
+        in_turn: why the one model was patched and unpatched in turn; "" where each variant was a twin that shared its
+            weights.
         model_class, parameters, dtype, device, attn_implementation: the model as it ran.
         batch_size: examples in a batch.
         seconds: how long each of ``STAGES`` took.
@@ -73,9 +76,11 @@ class Result:
     unpatched: dict[str, float]
     activation_share: float
     peak_memory: int | None
+    load_memory: int | None
     described: dict[int, str]
     named: dict[str, str]
     exact_reason: str
+    in_turn: str
     model_class: str
     parameters: int
     dtype: str

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from hf_gelu_patch import __version__
 from hf_gelu_patch.evaluation import digests, records
 from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.makes import weights_of
 from hf_gelu_patch.evaluation.records import Fingerprint, Row
 from hf_gelu_patch.evaluation.run.comparison import Comparison
 
@@ -41,10 +42,10 @@ def fingerprint(comparison: Comparison) -> Fingerprint:
     for config in configs:
         for key in ("_name_or_path", "transformers_version"):
             config.pop(key, None)
-    cuda = model.device.type == "cuda"
+    device = comparison.device
     return {
         "model": type(model).__name__,
-        "weights": digests.content_digest(model.state_dict().items()),
+        "weights": digests.content_digest(weights_of(model)),
         "config": digests.text_digest(configs),
         "task": task.subject.task,
         "examples": len(task.examples),
@@ -62,7 +63,10 @@ def fingerprint(comparison: Comparison) -> Fingerprint:
         "variants": [vars(variant) for variant in comparison.settings.variants],
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn_implementation": getattr(model.config, "_attn_implementation", None),
-        "device": torch.cuda.get_device_name(model.device) if cuda else torch.backends.cpu.get_cpu_capability(),
+        "loading": comparison.settings.loading.said,
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import torch
 
-from hf_gelu_patch.evaluation.run.comparison import Comparison
+from hf_gelu_patch.evaluation.makes import devices_of
+from hf_gelu_patch.evaluation.run.comparison import Comparison, Side
 from hf_gelu_patch.evaluation.speed.memory import peak_memory
 from hf_gelu_patch.evaluation.speed.rounds import CudaClock, Effort, Timings, measure, measure_generation
 from hf_gelu_patch.evaluation.speed.share import activation_share
@@ -52,9 +53,10 @@ def time_all(comparison: Comparison, rows: datasets.Dataset | None) -> TimedRun:
         rows: the data that its task was made of; None to leave out what starts from these.
     """
     model, task = comparison.model, comparison.task
-    batches = [batch.to(model.device) for batch in _chosen(comparison.batches)]
+    batches = [batch.to(comparison.device) for batch in _chosen(comparison.batches)]
     share = activation_share(model, batches[len(batches) // 2 :][:1], task.forward)
-    timer = _Timer(comparison, batches, {BEFORE: model, AGAIN: twin(model), **comparison.running}, rows)
+    again = Side(model if comparison.in_turn else twin(model))
+    timer = _Timer(comparison, batches, {BEFORE: Side(model), AGAIN: again, **comparison.running}, rows)
     speeds = timer.summarised(timer.forward(), task.unit)
     if (timed := timer.from_rows()) is not None:
         for name, speed in timer.summarised(timed, task.unit).items():
@@ -64,8 +66,9 @@ def time_all(comparison: Comparison, rows: datasets.Dataset | None) -> TimedRun:
             for name, speed in timer.summarised(timed, unit).items():
                 more: dict[str, Any] = {part: speed}
                 speeds[name] = replace(speeds[name], **more)
-    for name, running in comparison.running.items():
-        speeds[name] = replace(speeds[name], peak_memory=_memory(task, running, batches[0]))
+    for name, side in comparison.running.items():
+        with side as running:
+            speeds[name] = replace(speeds[name], peak_memory=_memory(task, running, batches[0]))
     comparison.tell("speed", 1.0)
     return TimedRun(speeds, share, _memory(task, model, batches[0]))
 
@@ -76,7 +79,7 @@ def _chosen(batches: Sequence[Batch]) -> Sequence[Batch]:
 
 
 def _memory(task: Task, model: PreTrainedModel, batch: Batch) -> int | None:
-    return peak_memory(lambda: task.forward(model, batch), model.device)
+    return peak_memory(lambda: task.forward(model, batch), *devices_of(model))
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,13 @@ class _Timer:
     Attributes:
         comparison: what it is about.
         batches: what to run, on the model's device.
-        models: what to run it with: the variants, and the unpatched model as "before" and as "again".
+        sides: what to run it with: the variants, and the unpatched model as "before" and as "again".
         rows: of the data; None to leave out what starts from these.
     """
 
     comparison: Comparison
     batches: Sequence[Batch]
-    models: Mapping[str, PreTrainedModel]
+    sides: Mapping[str, Side]
     rows: datasets.Dataset | None
 
     @property
@@ -106,16 +109,17 @@ class _Timer:
 
     def forward(self) -> Timings:
         """The forward by itself, on a GPU by the GPU's clock."""
-        device = self.comparison.model.device
+        device = self.comparison.device
 
         def run(model: PreTrainedModel) -> Callable[[int], object]:
             return lambda batch: self.task.forward(model, self.batches[batch])
 
         return measure(
-            {name: run(model) for name, model in self.models.items()},
+            {name: run(side.model) for name, side in self.sides.items()},
             [batch.units for batch in self.batches],
             self._effort("forward"),
             warm_up=self._shapes(),
+            turns=self.sides,
             clock=CudaClock(device) if device.type == "cuda" else time.perf_counter,
         )
 
@@ -130,13 +134,14 @@ class _Timer:
             return encoding.collate(tuple(range(len(examples))), examples)
 
         def run(model: PreTrainedModel) -> Callable[[int], object]:
-            return lambda number: self.task.forward(model, batch_of(number).to(model.device))
+            return lambda number: self.task.forward(model, batch_of(number).to(self.comparison.device))
 
         return measure(
-            {name: self._waits(run(model)) for name, model in self.models.items()},
+            {name: self._waits(run(side.model)) for name, side in self.sides.items()},
             [batch_of(number).units for number in range(len(sources))],
             self._effort("rows", resolution=0.03),
             warm_up=self._shapes(),
+            turns=self.sides,
         )
 
     def generation(self) -> Iterator[tuple[str, Timings, str]]:
@@ -151,12 +156,12 @@ class _Timer:
 
         sequences = [len(batch.ids) for batch in self.batches]
         prefill, decode = measure_generation(
-            {name: self._waits(run(model)) for name, model in self.models.items()},
-            sequences,
-            sequences,
+            {name: self._waits(run(side.model)) for name, side in self.sides.items()},
+            [(count, count) for count in sequences],
             new_tokens,
             self._effort("generation"),
             warm_up=self._shapes(),
+            turns=self.sides,
         )
         yield "prefill", prefill, "prompts"
         yield "decode", decode, "tokens"
@@ -187,7 +192,7 @@ class _Timer:
 
     def _waits(self, run: Callable[..., object]) -> Callable[..., None]:
         """The same, which returns when the GPU is done too."""
-        device = self.comparison.model.device
+        device = self.comparison.device
 
         def until_done(*arguments: Any) -> None:
             run(*arguments)

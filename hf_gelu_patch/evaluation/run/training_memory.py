@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from hf_gelu_patch import PatchError
 from hf_gelu_patch.errors import first_line
 from hf_gelu_patch.evaluation.errors import EvaluationError
-from hf_gelu_patch.evaluation.run.comparison import Comparison, patched_by
+from hf_gelu_patch.evaluation.run.comparison import Comparison, Side
 from hf_gelu_patch.evaluation.twins import twin
 from hf_gelu_patch.evaluation.variants import Variant
 from hf_gelu_patch.memory import Meter
@@ -44,8 +44,9 @@ def with_memory(comparison: Comparison) -> Comparison:
 
 def _measured(comparison: Comparison, variant: Variant) -> Memory:
     """On the batch in the middle, which is neither the longest nor the shortest."""
-    model, task = twin(comparison.model), comparison.task
-    batch = comparison.batches[len(comparison.batches) // 2].to(comparison.model.device)
+    model = comparison.model if comparison.in_turn else twin(comparison.model)
+    task, batch = comparison.task, comparison.batches[len(comparison.batches) // 2].to(comparison.device)
     meter = Meter(model, batch, lambda one, rows: task.forward(one, rows))  # type: ignore[arg-type]
-    patched_by(model, variant)
-    return meter.after(model)
+    patched = comparison.patches[variant.name]
+    with Side(model, variant if patched.changed or patched.in_tiles else None):
+        return meter.after(model)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from hf_gelu_patch import Report
 from hf_gelu_patch.evaluation.drift.logits import LogitDrift
+from hf_gelu_patch.evaluation.makes import Arithmetic
 from hf_gelu_patch.evaluation.records import Row
 from hf_gelu_patch.verification import Drift, half_the_digits
 
 __all__ = ["wrong"]
 
 
-def wrong(
-    patched: Report, rows: Sequence[Row], drift: LogitDrift, judged: Drift | None, dtype: torch.dtype
-) -> str | None:
+def wrong(patched: Report, rows: Sequence[Row], drift: LogitDrift, judged: Drift | None, own: Arithmetic) -> str | None:
     """Why a variant's implementation is wrong, in words; None where nothing says so: see ``VariantResult.wrong``.
 
     Args:
@@ -24,7 +21,7 @@ def wrong(
         rows: what it says of each example.
         drift: of its logits, over all examples.
         judged: the same on one batch, beside the model's own error; None where there is nothing to judge it by.
-        dtype: of the model.
+        own: the model's arithmetic.
     """
     lost = [row.example for row in rows if row.drift is not None and row.drift["lost"]]
     if lost:
@@ -32,11 +29,10 @@ def wrong(
     if not patched.changed or any(site.equivalence not in ("identical", "rounding") for site in patched.changed):
         return None
     said = "it is said to compute the same function, and moves logits by"
-    margin = half_the_digits(torch.finfo(dtype).eps)
+    margin = half_the_digits(own.epsilon)
     if drift.positions and not drift.relative <= margin:
-        name = str(dtype).removeprefix("torch.")
         return (
-            f"{said} {drift.max_abs:.2g} (the largest is {drift.scale:.3g}): more than {margin:.2g} (√ε of {name}) of "
-            "what they usually are"
+            f"{said} {drift.max_abs:.2g} (the largest is {drift.scale:.3g}): more than {margin:.2g} (√ε of {own.name}) "
+            "of what they usually are"
         )
     return f"{said} more than they are off by themselves: {judged}" if judged is not None and judged.exceeded else None

@@ -12,19 +12,21 @@ __all__ = ["peak_memory"]
 _PROCESS = Path("/proc/self")
 
 
-def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
+def peak_memory(run: Callable[[], object], *devices: torch.device) -> int | None:
     """The most memory there was in use while something ran, in bytes.
 
-    On a GPU, what torch had allocated on it. On a CPU, what was resident of the whole process, Python, weights and all:
-    Linux's high-water mark (VmHWM in proc_pid_status(5)), set back before by writing 5 to clear_refs; None where the
-    system has no such mark or does not let it be set back.
+    On GPUs, what torch had allocated on them, the peaks of all added up. On a CPU, what was resident of the whole
+    process, Python, weights and all: Linux's high-water mark (VmHWM in proc_pid_status(5)), set back before by writing
+    5 to clear_refs; None where the system has no such mark or does not let it be set back.
     """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
+    if all(device.type == "cuda" for device in devices):
+        for device in devices:
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
         run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
+        for device in devices:
+            torch.cuda.synchronize(device)
+        return sum(map(torch.cuda.max_memory_allocated, devices))
     try:
         (_PROCESS / "clear_refs").write_text("5", encoding="ascii")
     except OSError:

@@ -10,7 +10,9 @@ import math
 import random
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +105,7 @@ def measure(
     *,
     warm_up: Sequence[int],
     clock: Callable[[], Any] = time.perf_counter,
+    turns: Mapping[str, AbstractContextManager[object]] | None = None,
 ) -> Timings:
     """Time every variant on the same batches in rounds, each in an order of its own.
 
@@ -112,11 +115,14 @@ def measure(
         effort: how long.
         warm_up: the batches that stand for all shapes there are: each variant runs them once beforehand.
         clock: moments; one less another is seconds.
+        turns: by name, within what a variant runs, each time anew; what that takes is not timed.
     """
     generator = random.Random(effort.seed)
+    turn = defaultdict(nullcontext[object], turns or {})
     for batch in warm_up:
-        for run in variants.values():
-            run(batch)
+        for name, run in variants.items():
+            with turn[name]:
+                run(batch)
     timings = Timings({name: [] for name in variants}, [])
     spent = dict.fromkeys(variants, 0.0)
     order = list(variants)
@@ -127,9 +133,10 @@ def measure(
             batch = len(timings.units) % len(units)
             generator.shuffle(order)
             for name in order:
-                start = clock()
-                variants[name](batch)
-                moments.append((name, start, clock()))
+                with turn[name]:
+                    start = clock()
+                    variants[name](batch)
+                    moments.append((name, start, clock()))
             timings.units.append(units[batch])
         for name, start, end in moments:
             seconds = end - start
@@ -156,13 +163,13 @@ def _noise(timings: Timings, seed: int) -> float:
 
 def measure_generation(
     generate: Mapping[str, Callable[[int, int], object]],
-    prompts: Sequence[int],
-    sequences: Sequence[int],
+    units: Sequence[tuple[int, int]],
     new_tokens: int,
     effort: Effort,
     *,
     warm_up: Sequence[int],
     clock: Callable[[], Any] = time.perf_counter,
+    turns: Mapping[str, AbstractContextManager[object]] | None = None,
 ) -> tuple[Timings, Timings]:
     """Time generation, up to the first new token (prefill) and from there on (decode).
 
@@ -172,10 +179,10 @@ def measure_generation(
 
     Args:
         generate: by name, what generates so many tokens, neither more nor fewer, from batch ``i``.
-        prompts: the units (tokens, examples) in each batch's prompts: those of prefill.
-        sequences: how many sequences each batch has: decode counts each one's new tokens but the first.
+        units: of each batch the units (tokens, examples) in its prompts, which are those of prefill; and how many
+            sequences it has: decode counts each one's new tokens but the first.
         new_tokens: at least two.
-        effort, warm_up, clock: as for ``measure``.
+        effort, warm_up, clock, turns: as for ``measure``.
 
     Returns:
         (prefill, decode); decode may have no rounds at all.
@@ -186,12 +193,18 @@ def measure_generation(
     if new_tokens < 2:
         raise ValueError(f"decoding is what comes after the first new token: generate at least 2; got {new_tokens}.")
 
-    def turn(run: Callable[[int, int], object], tokens: int) -> Callable[[int], object]:
+    def one(run: Callable[[int, int], object], tokens: int) -> Callable[[int], object]:
         return lambda batch: run(batch, tokens)
 
-    turns = {(name, tokens): turn(run, tokens) for name, run in generate.items() for tokens in (1, new_tokens)}
-    keys = {f"{name} {tokens}": turn for (name, tokens), turn in turns.items()}
-    timed = measure(keys, range(len(prompts)), effort, warm_up=warm_up, clock=clock)
+    amounts = (1, new_tokens)
+    timed = measure(
+        {f"{name} {tokens}": one(run, tokens) for name, run in generate.items() for tokens in amounts},
+        range(len(units)),
+        effort,
+        warm_up=warm_up,
+        clock=clock,
+        turns={f"{name} {tokens}": turn for name, turn in (turns or {}).items() for tokens in amounts},
+    )
     batches = timed.units  # each round's batch
     first = {name: timed.seconds[f"{name} 1"] for name in generate}
     rest = {
@@ -200,9 +213,9 @@ def measure_generation(
     }
     kept = [number for number in range(len(batches)) if all(rest[name][number] > 0 for name in generate)]
     return (
-        Timings(first, [prompts[batch] for batch in batches]),
+        Timings(first, [units[batch][0] for batch in batches]),
         Timings(
             {name: [rest[name][number] for number in kept] for name in generate},
-            [sequences[batches[number]] * (new_tokens - 1) for number in kept],
+            [units[batches[number]][1] * (new_tokens - 1) for number in kept],
         ),
     )

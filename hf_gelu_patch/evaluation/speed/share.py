@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from hf_gelu_patch import NoSitesError, NothingPatchedWarning, NotPatchedError, patch, unpatch
 from hf_gelu_patch.activations import ACTIVATIONS, Resolved
+from hf_gelu_patch.evaluation.makes import device_of
 from hf_gelu_patch.evaluation.speed.rounds import CudaClock
-from hf_gelu_patch.evaluation.twins import twin
+from hf_gelu_patch.evaluation.twins import obstacle, twin
 from hf_gelu_patch.implementations.registry import Implementation
 from hf_gelu_patch.sites import places
 
@@ -38,18 +39,19 @@ def activation_share(
     At each site that ``patch`` finds and can compute, the model's own activation counts. So does the product with it,
     where the site is gated. The linear layer before it does not count, nor does what ``patch`` does not find.
 
-    Each call is timed within the forward that it is part of, which makes it a microsecond longer. The model's modules
-    are copied for that, and the copy shares the weights. The share is the median of seven rounds over the batches,
+    Each call is timed within the forward that it is part of, which makes it a microsecond longer. A twin of the model
+    is patched for that, which shares its weights; where it can have none, the model itself, which then has to come
+    unpatched, and is so again afterwards. The share is the median of seven rounds over the batches,
     after one to warm up. On a GPU, time is taken by events, between the moments at which the GPU gets to them.
 
     Args:
-        model: patched or not; it is not changed.
+        model: patched or not; it is not changed, as far as it can have a twin.
         batches: what to run.
         forward: runs a model on a batch.
         clock: moments; one less another is seconds. None: the device's.
     """
-    own = twin(model)
-    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    own = model if obstacle(model) else twin(model)
+    device = device_of(model)
     now: Callable[[], Any] = clock or (CudaClock(device) if device.type == "cuda" else time.perf_counter)
     spans: list[tuple[Any, Any]] = []
 
@@ -67,21 +69,29 @@ def activation_share(
     except NoSitesError:
         return 0.0
     shares: list[float] = []
-    with torch.no_grad():
-        for _ in range(1 + _ROUNDS):
-            spans.clear()
-            start = now()
-            for batch in batches:
-                forward(own, batch)
-            end = now()
-            shares.append(sum(after - before for before, after in spans) / (end - start))
+    try:
+        with torch.no_grad():
+            for _ in range(1 + _ROUNDS):
+                spans.clear()
+                start = now()
+                for batch in batches:
+                    forward(own, batch)
+                end = now()
+                shares.append(sum(after - before for before, after in spans) / (end - start))
+    finally:
+        if own is model:
+            _unpatched(model)
     return statistics.median(shares[1:])
+
+
+def _unpatched(model: nn.Module) -> None:
+    with contextlib.suppress(NotPatchedError):
+        unpatch(model)
 
 
 def _time_sites(model: nn.Module, timed: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
     """Have ``timed`` around each site's own computation, by an implementation that nobody else can ask for."""
-    with contextlib.suppress(NotPatchedError):
-        unpatch(model)
+    _unpatched(model)
     functions = {name: record.eager for name, record in ACTIVATIONS.items() if not record.learned}
     functions |= _own_forwards(model)
     own = Implementation(
