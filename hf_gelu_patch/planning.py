@@ -22,6 +22,7 @@ from hf_gelu_patch.implementations.registry import (
     Implementation,
     Least,
     get_implementation,
+    writing_over,
 )
 from hf_gelu_patch.plans import Decision, Origin, Saved
 from hf_gelu_patch.recomputing import kept
@@ -56,6 +57,7 @@ class Plan:
         own: the plan by the site's own ops, of a site that is left alone because nothing else gains anything there.
         around: the modules to see to after each forward, from the model to the site's owner; () where there is no need.
         spared: why the user wants it left alone; None where that is not so.
+        over: whether its result is written over its input, as the model's own does.
     """
 
     site: Site
@@ -65,6 +67,7 @@ class Plan:
     own: Plan | None = None
     around: tuple[nn.Module, ...] = ()
     spared: str | None = None
+    over: bool = False
 
     @property
     def swaps(self) -> bool:
@@ -315,7 +318,7 @@ def _plan_by(
     device, dtype = torch.device(site.device), getattr(torch, site.dtype)
     if asked is not None:
         _check_runs(asked, site, device, dtype)
-    unfused = _why_not_fused(site.kind, module, use)
+    unfused = "it works in place" if current.in_place else _why_not_fused(site.kind, module, use)
     kind = "pointwise" if unfused else site.kind
     table = measured_on(device) if asked is None else None
     layer = use.linear if use is not None and kind == "linear" else None
@@ -343,7 +346,10 @@ def _plan_by(
         least=least,
     )
     eager = current.formula if target == current.activation else None
-    return Plan(site, edge, use, taken.build(target, eager, least))
+    fused = taken.build(target, eager, least)
+    if current.in_place and fused is not None:
+        return Plan(site, edge, use, writing_over(fused), over=True)
+    return Plan(site, edge, use, fused)
 
 
 def _by_own_ops(site: Site, current: Resolved, edge: Edge | None, use: Use | None) -> Plan:
@@ -364,7 +370,7 @@ def recomputed(model: nn.Module, plan: Plan) -> Plan:
     """A plan under which backward keeps no more at the site than it has to, where that gains anything. Also of a site
     that would be left alone because nothing is faster there."""
     base = plan if plan.fused is not None else plan.own
-    if base is None or base.fused is None:
+    if base is None or base.fused is None or base.over:
         return plan
     fused, site = kept(base.fused), base.site
     product = site.kind == "gated" and not _why_not_fused(site.kind, base.module, base.use)
@@ -426,7 +432,7 @@ def _why_left(place: Place, current: Resolved, wanted: Wanted) -> str | None:
     swapped = wanted.target is not None and wanted.target != source
     if swapped and not source.hidden and wanted.selection.include is None:
         return f"{source.name} is usually no hidden-layer activation: it is swapped only where include= names it"
-    if current.in_place:
+    if current.in_place and not swapped:
         return "it works in place, and what stands behind it may count on that"
     if place.use is not None and (unmet := place.use.never) is not None:
         return f"it does not run here, where {unmet}"

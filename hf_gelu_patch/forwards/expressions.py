@@ -29,7 +29,8 @@ class Expression:
 
     Attributes:
         callee: what applies it.
-        core: the node ``act(x)``.
+        core: the node ``act(x)``; where it is written ``x *= torch.sigmoid(x)``, what stands for that product.
+        in_place: the statement ``x *= torch.sigmoid(x)``, where it is one.
         arguments: the nodes of further positional and keyword arguments.
         argument: the node x.
         product: the node ``act(x) * up``, where there is one, or ``torch.mul(act(x), up)``.
@@ -58,6 +59,7 @@ class Expression:
     end_line: int = 0
     fallback: tuple[Expression, ...] = ()
     alone: Expression | None = None
+    in_place: ast.AugAssign | None = None
 
     @property
     def kind(self) -> str:
@@ -146,6 +148,7 @@ class _Finder:
                 line=line,
                 end_line=line,
                 fallback=inner,
+                in_place=node,
             )
             return
         if isinstance(node, ast.For) and (call := self.callees.chained(node)) is not None:

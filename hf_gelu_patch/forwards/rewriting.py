@@ -217,7 +217,9 @@ def _edit_chain(
 def _edit(edits: _Edits, expression: Expression, by: Fused | Substitute | OwnMethod, helper: _Helper) -> None:
     core, product, linear, moved = expression.core, expression.product, expression.linear, expression.moved
     act = _applied(edits, expression, by, helper)
-    if product is not None and (factors := expression.factors) is not None:
+    if expression.in_place is not None:
+        edits.at[expression.in_place] = lambda: f"{act}({_operand(edits, expression.argument)})"
+    elif product is not None and (factors := expression.factors) is not None:
         left, right = factors
         name = helper("gated", gated)
         factor: ast.expr = core

@@ -21,6 +21,7 @@ __all__ = [
     "Least",
     "get_implementation",
     "register_implementation",
+    "writing_over",
 ]
 
 Function = Callable[..., Tensor]
@@ -192,6 +193,18 @@ def _build(
     fused = bound(implementation.gated), bound(implementation.linear)
     keeps_inputs = implementation.keeps_inputs or not implementation.backward
     return Fused(activation.name, pointwise, eager, *fused, prepare, least, keeps_inputs)
+
+
+@functools.lru_cache(maxsize=1024)
+def writing_over(fused: Fused) -> Fused:
+    """The same, but what it computes of a tensor is written over that tensor, which is returned: what takes the place
+    of an activation that works in place."""
+    over, eager = (functools.partial(_written_over, function) for function in (fused.pointwise, fused.eager))
+    return Fused(fused.activation, over, eager, prepare=fused.prepare)
+
+
+def _written_over(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return x.copy_(function(x.clone()))  # which backward may need as it was
 
 
 def _refuse(function: Function, name: str, *inputs: Tensor | nn.Module) -> Tensor:
