@@ -14,11 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_gelu_patch.evaluation.metrics import METRICS
-from hf_gelu_patch.evaluation.metrics.registry import Columns, measured, rows_of, statistics_of
+from hf_gelu_patch.evaluation.metrics.gathered import Gathered, merged
+from hf_gelu_patch.evaluation.metrics.registry import Array, Columns, Rows, measured, statistics_of
 from hf_gelu_patch.evaluation.outcomes import Answer, Outcome
 from hf_gelu_patch.evaluation.statistics import Interval, exact_mcnemar, intervals, paired_p
 
 _LISTED = 100  # flips
+_MERGED_FROM = 2**15  # examples from which on the bootstrap counts kinds of examples rather than examples
+_ALIKE = 64  # examples of a kind, at least and on average, that make it worth while
 _VISIBLE = 1e-4  # what a report's four decimals still show
 
 
@@ -153,44 +156,102 @@ def compare(
     Raises:
         ValueError: ``before`` and ``after`` are not of the same examples, or the margin is not a positive number.
     """
-    if margin is not None and not margin > 0:
-        raise ValueError(f"a margin is a positive number; got {margin}.")
-    flips = lost = gained = answers = 0
-    flipped: list[Flip] = []
-    gains = np.zeros(len(before), dtype=np.int64)
-    for example, (old, new) in enumerate(zip(before, after, strict=True)):
-        for a, b, target in _answers(old, new):
-            answers += 1
-            if a == b:
-                continue
-            flips += 1
-            lost += a == target
-            gained += b == target
-            gains[example] += (b == target) - (a == target)
-            if len(flipped) < _LISTED:
-                flipped.append(Flip(example, str(a), str(b), "" if target is None else str(target)))
-    rows = rows_of(columns(before)), rows_of(columns(after))
-    values = measured(rows[0]), measured(rows[1])
-    differences = intervals(statistics_of, *rows, len(before), seed=seed)
-    return Quality(
-        *(values if metrics is None else metrics),
-        examples=len(before),
-        answers=answers,
-        flips=flips,
-        right_to_wrong=lost,
-        wrong_to_right=gained,
-        mcnemar_p=exact_mcnemar(lost, gained),
-        p=paired_p(gains, lost, gained),
-        differences=differences,
-        margin=margin,
-        equivalent=None if margin is None else within(differences, values[0], margin, _those(differences, "relative")),
-        flipped=tuple(flipped),
-        max_abs_logit_change=logits[0],
-        max_abs_logit=logits[1],
-        lower_is_better=_those(differences, "lower_is_better"),
-        counts_right=_those(differences, "counts_right"),
-        relative=_those(differences, "relative"),
-    )
+    changes, sides = Changes(), (Gathered(), Gathered())
+    examples = range(len(before))
+    changes.add(examples, before, after)
+    for side, outcomes in zip(sides, (before, after), strict=True):
+        side.add(examples, columns(outcomes))
+    return changes.quality(*sides, seed=seed, margin=margin, metrics=metrics, logits=logits)
+
+
+class Changes:
+    """Which answers a patch changed. Examples are added a part at a time, in any order."""
+
+    def __init__(self) -> None:
+        self._answers = self._lost = self._gained = self._flips = 0
+        self._examples: list[Array] = []
+        self._gains: list[Array] = []
+        self._flipped: list[tuple[int, int, Flip]] = []
+
+    def add(self, examples: Sequence[int], before: Sequence[Outcome], after: Sequence[Outcome]) -> None:
+        """Add some examples, by their numbers.
+
+        Raises:
+            ValueError: ``before`` and ``after`` are not of the same examples.
+        """
+        gains = np.zeros(len(examples), dtype=np.int32)
+        for place, (example, old, new) in enumerate(zip(examples, before, after, strict=True)):
+            for number, (a, b, target) in enumerate(_answers(old, new)):
+                self._answers += 1
+                if a == b:
+                    continue
+                self._flips += 1
+                self._lost += a == target
+                self._gained += b == target
+                gains[place] += int(b == target) - int(a == target)
+                self._note(example, number, Flip(example, str(a), str(b), "" if target is None else str(target)))
+        self._examples.append(np.asarray(examples, dtype=np.int64))
+        self._gains.append(gains)
+
+    def _note(self, example: int, number: int, flip: Flip) -> None:
+        """Keep it, if it may be among the first."""
+        self._flipped.append((example, number, flip))
+        if len(self._flipped) > 10 * _LISTED:
+            self._flipped = sorted(self._flipped, key=lambda one: one[:2])[:_LISTED]
+
+    def quality(
+        self,
+        before: Gathered,
+        after: Gathered,
+        *,
+        seed: int,
+        margin: float | None = None,
+        metrics: tuple[dict[str, float], dict[str, float]] | None = None,
+        logits: tuple[float, float] = (0.0, 0.0),
+    ) -> Quality:
+        """What that comes to.
+
+        Args:
+            before, after: what the metrics take, of the examples that were added.
+            seed, margin, metrics, logits: as for ``compare``, which has the errors too.
+        """
+        if margin is not None and not margin > 0:
+            raise ValueError(f"a margin is a positive number; got {margin}.")
+        rows = before.rows(), after.rows()
+        values = measured(rows[0]), measured(rows[1])
+        nothing = np.zeros(0, dtype=np.int64)
+        order = np.argsort(np.concatenate([nothing, *self._examples]), kind="stable")
+        gains = np.concatenate([nothing, *self._gains])[order]
+        differences = _differences(*rows, len(gains), seed)
+        return Quality(
+            *(values if metrics is None else metrics),
+            examples=len(gains),
+            answers=self._answers,
+            flips=self._flips,
+            right_to_wrong=self._lost,
+            wrong_to_right=self._gained,
+            mcnemar_p=exact_mcnemar(self._lost, self._gained),
+            p=paired_p(gains, self._lost, self._gained),
+            differences=differences,
+            margin=margin,
+            equivalent=(
+                None if margin is None else within(differences, values[0], margin, _those(differences, "relative"))
+            ),
+            flipped=tuple(flip for *_, flip in sorted(self._flipped, key=lambda one: one[:2])[:_LISTED]),
+            max_abs_logit_change=logits[0],
+            max_abs_logit=logits[1],
+            lower_is_better=_those(differences, "lower_is_better"),
+            counts_right=_those(differences, "counts_right"),
+            relative=_those(differences, "relative"),
+        )
+
+
+def _differences(before: Rows, after: Rows, size: int, seed: int) -> dict[str, Interval]:
+    alike = merged(before, after, size // _ALIKE) if size >= _MERGED_FROM else None
+    if alike is None:
+        return intervals(statistics_of, before, after, size, seed=seed)
+    old, new, counts = alike
+    return intervals(statistics_of, old, new, size, seed=seed, counts=counts)
 
 
 def _those(metrics: Iterable[str], kind: str) -> tuple[str, ...]:

@@ -11,8 +11,10 @@ import io
 import itertools
 import json
 import os
+import tempfile
 import time
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +35,9 @@ __all__ = [
     "RestartedWarning",
     "Row",
     "Writer",
+    "contradiction",
+    "damaged",
+    "files",
     "folder_name",
     "prepare",
     "read",
@@ -48,6 +53,7 @@ _ASKED = frozenset({"rows", "data", "order", "examples"})
 """What a fingerprint says of the data: where nothing else differs, someone changed them."""
 
 _SYNC_SECONDS = 5.0
+_BLOCK = 2**16  # bytes of a file's end that are looked at together
 
 
 class RestartedWarning(UserWarning):
@@ -171,6 +177,11 @@ def _plain_copy(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
+def files(folder: Path) -> list[Path]:
+    """The files of a folder whose first line is whole: all of one run, once ``prepare`` was there."""
+    return [path for path in sorted(folder.glob("*.jsonl")) if _header(path) is not None]
+
+
 def read(folder: Path) -> tuple[Fingerprint | None, dict[Key, Row]]:
     """Everything in the files of a folder; (None, {}) where there is nothing.
 
@@ -192,13 +203,10 @@ def read(folder: Path) -> tuple[Fingerprint | None, dict[Key, Row]]:
             try:
                 row = Row.from_json(data)
             except (KeyError, TypeError, ValueError) as error:
-                raise _damaged(path, number) from error
+                raise damaged(path, number) from error
             known = found.setdefault((row.example, row.variant), (data, row))
             if known[0] != data:
-                raise EvaluationError(
-                    f"{path}: line {number} says of example {row.example} ({row.variant}) what another line does not. "
-                    "Leave out --resume to start anew; the records are kept aside."
-                )
+                raise contradiction(path, number, row.example, row.variant)
     return fingerprint, {key: row for key, (_, row) in found.items()}
 
 
@@ -206,7 +214,7 @@ def _header(path: Path) -> Fingerprint | None:
     """The fingerprint of the run that wrote a file; None where it died before it could."""
     for number, data in _lines(path):
         if not isinstance(data, dict) or not isinstance(data.get("fingerprint"), dict):
-            raise _damaged(path, number)
+            raise damaged(path, number)
         fingerprint: Fingerprint = data["fingerprint"]
         return fingerprint
     return None
@@ -222,15 +230,24 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
                 try:
                     yield number, json.loads(line)
                 except ValueError as error:
-                    raise _damaged(path, number) from error
+                    raise damaged(path, number) from error
     except OSError as error:
         raise EvaluationError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _damaged(path: Path, number: int) -> EvaluationError:
+def damaged(path: Path, number: int) -> EvaluationError:
+    """A line, counted from 1, is none that was written."""
     return EvaluationError(
         f"{path}: line {number} is damaged. Remove that line, whose batch will be run again, or leave out --resume to "
         "start anew."
+    )
+
+
+def contradiction(path: Path, number: int, example: int, variant: str) -> EvaluationError:
+    """A line, counted from 1, does not go with another one."""
+    return EvaluationError(
+        f"{path}: line {number} says of example {example} ({variant}) what another line does not. "
+        "Leave out --resume to start anew; the records are kept aside."
     )
 
 
@@ -238,10 +255,22 @@ def _damaged(path: Path, number: int) -> EvaluationError:
 
 
 class Writer:
-    """One process's file, made when there is something to write. A context manager."""
+    """One process's file, made when there is something to write. A context manager.
 
-    def __init__(self, folder: Path, fingerprint: Fingerprint, rank: int) -> None:
-        self.path = folder / f"{text_digest(fingerprint)}.rank{rank}.jsonl"
+    Args:
+        folder: for the file; None for a temporary one, which is gone when the process ends.
+        fingerprint: the run's.
+        rank: the process's.
+
+    Attributes:
+        path: of the file.
+    """
+
+    def __init__(self, folder: Path | None, fingerprint: Fingerprint, rank: int) -> None:
+        self.path = Path(tempfile.gettempdir() if folder is None else folder) / (
+            f"{text_digest(fingerprint)}.rank{rank}.jsonl"
+        )
+        self._temporary = folder is None
         self._fingerprint = fingerprint
         self._file: io.FileIO | None = None
         self._synced = 0.0
@@ -253,10 +282,16 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del kind, error, trace
-        if self._file is not None:
+        if self._file is not None and not self._temporary:
             with _told(self.path):
                 os.fsync(self._file.fileno())
             self._file.close()
+            self._file = None
+
+    @property
+    def descriptor(self) -> int | None:
+        """Of the temporary file, if there is one."""
+        return self._file.fileno() if self._temporary and self._file is not None else None
 
     def append(self, rows: Iterable[Row]) -> None:
         """Write some rows, and see them off to the system; to the disk every five seconds.
@@ -264,39 +299,65 @@ class Writer:
         Raises:
             EvaluationError: the disk is full, or fails. What was written before is kept.
         """
-        text = "".join(json.dumps(row.to_json(), separators=(",", ":")) + "\n" for row in rows)
-        with _told(self.path):
+        self.append_lines("".join(json.dumps(row.to_json(), separators=(",", ":")) + "\n" for row in rows).encode())
+
+    def append_lines(self, lines: bytes) -> None:
+        """Write rows that are lines already, and end as such; errors as for ``append``."""
+        with _told(self.path, temporary=self._temporary):
             if self._file is None:
                 self._file = self._open()
-            self._write(text)
-            if time.monotonic() - self._synced > _SYNC_SECONDS:
+            self._write(lines)
+            if not self._temporary and time.monotonic() - self._synced > _SYNC_SECONDS:
                 os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
 
     def _open(self) -> io.FileIO:
-        file = self.path.open("a+b", buffering=0)
-        file.seek(0)
-        whole = file.read().rpartition(b"\n")
-        kept = len(whole[0]) + len(whole[1])
-        file.truncate(kept)
+        file: Any
+        if self._temporary:
+            file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed with the writer
+            weakref.finalize(self, file.close)
+            kept = 0
+        else:
+            file = self.path.open("a+b", buffering=0)
+            kept = _end_of_last_line(file)
+            file.truncate(kept)
         self._file = file
         if not kept:
-            self._write(json.dumps({"fingerprint": self._fingerprint}, sort_keys=True) + "\n")
-        return file
+            self._write(f"{json.dumps({'fingerprint': self._fingerprint}, sort_keys=True)}\n".encode())
+        found: io.FileIO = file
+        return found
 
-    def _write(self, text: str) -> None:
+    def _write(self, content: bytes) -> None:
         assert self._file is not None
-        left = memoryview(text.encode())
+        left = memoryview(content)
         while left:  # the system may take a part of it, as it does before it says that the disk is full
             left = left[self._file.write(left) :]
 
 
+def _end_of_last_line(file: io.FileIO) -> int:
+    """Up to where the lines of a file are whole."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        begin = max(0, end - _BLOCK)
+        file.seek(begin)
+        content = file.read(end - begin)
+        if (found := content.rfind(b"\n")) >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
+
+
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _told(path: Path, *, temporary: bool = False) -> Iterator[None]:
     """Say of an error of the system which file it was about, and what to do."""
     try:
         yield
     except OSError as error:
+        if temporary:
+            raise EvaluationError(
+                f"what the models say cannot be kept in {path.parent}: {error.strerror or error}. Make room, or name a "
+                "folder with TMPDIR."
+            ) from error
         raise EvaluationError(
             f"{path} cannot be written: {error.strerror or error}. What was found out so far is kept there: make room, "
             "and run the same with --resume."

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,11 +31,17 @@ class Interval:
     a few long texts (Hesterberg 2015, "What Teachers Should Know About the Bootstrap"). One example gives (−∞, ∞).
     Draws in which the metric is undefined are left out; all NaN where it is undefined on the examples themselves. What
     never changed among n examples has the interval (0, 0), though it may be up to 3/n of all others.
+
+    Attributes:
+        value, low, high: the difference, and its bounds.
+        p: how likely a difference at least as far from 0 is if there is none, by the same t with the same spread,
+            two-sided. 1.0 where it is 0, or where one example says nothing about others; NaN where it is undefined.
     """
 
     value: float
     low: float
     high: float
+    p: float = field(default=math.nan, compare=False)
 
 
 def exact_mcnemar(lost: int, gained: int) -> float:
@@ -76,7 +82,8 @@ def intervals(
     size: int,
     *,
     seed: int,
-    resamples: int = _RESAMPLES,
+    resamples: int | None = None,
+    counts: Array | None = None,
 ) -> dict[str, Interval]:
     """after − before of each figure.
 
@@ -86,40 +93,56 @@ def intervals(
         before, after: what there is to count about each example.
         size: how many examples there are.
         seed: for the samples.
-        resamples: how many samples to draw, where a figure takes long.
+        resamples: how many samples to draw, where a figure takes long; None for 2,000.
+        counts: how many examples each entry of ``before`` and ``after`` stands for; None where each is one. The samples
+            are then drawn as such counts, from the multinomial distribution that they have.
     """
-    resampled = _bootstrap(statistics, before, after, size, seed=seed, resamples=resamples) if size > 1 else {}
-    whole = np.ones((1, size))
+    samples = _samples(size, resamples or _RESAMPLES, counts, np.random.default_rng(seed))
+    resampled = _bootstrap(statistics, before, after, samples) if size > 1 else {}
+    whole = np.ones((1, size)) if counts is None else counts[None].astype(np.float64)
     values = statistics(whole, before), statistics(whole, after)
-    student = math.sqrt(size / (size - 1)) * float(stdtrit(size - 1, (1 + _CONFIDENCE) / 2)) if size > 1 else math.inf
     found = {}
     for name, first in values[0].items():
         value = float(_difference(first[0], values[1][name][0]))
         if math.isnan(value):
             found[name] = Interval(math.nan, math.nan, math.nan)
         elif size < 2 or math.isinf(value):
-            found[name] = Interval(value, -math.inf, math.inf)
+            found[name] = Interval(value, -math.inf, math.inf, 1.0)
         else:
             defined = resampled[name][np.isfinite(resampled[name])]
-            reach = student * float(defined.std(ddof=1)) if len(defined) > 1 else math.inf
-            found[name] = Interval(value, value - reach, value + reach)
+            spread = float(defined.std(ddof=1)) if len(defined) > 1 else math.inf
+            found[name] = _interval(value, math.sqrt(size / (size - 1)) * spread, size - 1)
     return found
 
 
+def _interval(value: float, error: float, freedom: int) -> Interval:
+    """Around a value with a standard error, by Student's t with so many degrees of freedom."""
+    reach = error * float(stdtrit(freedom, (1 + _CONFIDENCE) / 2))
+    far = abs(value) / error if error else math.inf
+    return Interval(value, value - reach, value + reach, 2 * float(stdtr(freedom, -far)) if value else 1.0)
+
+
 def _bootstrap(
-    statistics: Callable[[Array, T], dict[str, Array]], before: T, after: T, size: int, *, seed: int, resamples: int
+    statistics: Callable[[Array, T], dict[str, Array]], before: T, after: T, samples: Iterable[Array]
 ) -> dict[str, Array]:
-    """after − before of each figure, for some resamples of the examples."""
-    generator = np.random.default_rng(seed)
+    """after − before of each figure, for samples by their weights."""
     found: dict[str, list[Array]] = {}
-    for draws in _chunks(resamples, size):
-        drawn = generator.integers(0, size, (draws, size))
-        cells = (drawn + np.arange(draws)[:, None] * size).ravel()
-        weights = np.bincount(cells, minlength=draws * size).reshape(draws, size).astype(np.float64)
+    for weights in samples:
         old, new = statistics(weights, before), statistics(weights, after)
         for name, values in old.items():
             found.setdefault(name, []).append(_difference(values, new[name]))
     return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _samples(size: int, resamples: int, counts: Array | None, generator: np.random.Generator) -> Iterator[Array]:
+    """How often each entry is in samples of ``size`` examples: [sample, entry], some samples at a time."""
+    for draws in _chunks(resamples, size if counts is None else len(counts)):
+        if counts is not None:
+            yield generator.multinomial(size, counts / size, draws).astype(np.float64)
+            continue
+        drawn = generator.integers(0, size, (draws, size))
+        cells = (drawn + np.arange(draws)[:, None] * size).ravel()
+        yield np.bincount(cells, minlength=draws * size).reshape(draws, size).astype(np.float64)
 
 
 def _chunks(resamples: int, size: int) -> Iterator[int]:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.json_values import as_json
@@ -16,7 +17,7 @@ from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.padding import check_padding
 from hf_gelu_patch.evaluation.quality import Quality, compare
-from hf_gelu_patch.evaluation.run.answers import all_answers
+from hf_gelu_patch.evaluation.run.answers import Answers, all_answers
 from hf_gelu_patch.evaluation.run.comparison import Comparison, Progress
 from hf_gelu_patch.evaluation.run.resuming import Recording
 from hf_gelu_patch.evaluation.tasks.base import Task
@@ -52,9 +53,8 @@ class Measuring:
         comparison = Comparison.unpatched(model, self.task, self.settings, self.accelerator, tell)
         with torch.no_grad():
             check_padding(self.task, model, comparison.batches)
-            usable, answers = all_answers(comparison, Recording())
-        found = Measuring(usable.task, self.settings, self.accelerator)
-        return found, [row.outcome for row in answers[BEFORE]]
+            usable, answers = all_answers(comparison, Recording.temporary(comparison))
+        return Measuring(usable.task, self.settings, self.accelerator), _everyones(answers)
 
     def again(self, model: PreTrainedModel, tell: Progress) -> list[Outcome]:
         """What a model says later: of the same rows, in evaluation mode.
@@ -65,14 +65,14 @@ class Measuring:
         model.train(False)
         comparison = Comparison.unpatched(model, self.task, self.settings, self.accelerator, tell)
         with torch.no_grad():
-            usable, answers = all_answers(comparison, Recording())
+            usable, answers = all_answers(comparison, Recording.temporary(comparison))
         if usable.task is not self.task:
             [(row, why), *_] = sorted(set(usable.task.skipped) - set(self.task.skipped))
             raise EvaluationError(
                 f"{self.task.subject.name}: row {row} {why}. The model as it came has an answer: take a smaller "
                 "--learning_rate, or leave sites out of the swap with --exclude."
             )
-        return [row.outcome for row in answers[BEFORE]]
+        return _everyones(answers)
 
     def metrics(self, outcomes: list[Outcome]) -> dict[str, float]:
         """The task's metrics by name."""
@@ -84,6 +84,13 @@ class Measuring:
         settings = self.settings
         columns = partial(self.task.columns, examples=self.task.examples)
         return compare(before, after, columns, seed=settings.seed, margin=settings.margin, metrics=both)
+
+
+def _everyones(answers: Answers | None) -> list[Outcome]:
+    """What the main process can read, on all of them."""
+    [found] = gather_object([] if answers is None else [answers.outcomes(BEFORE)])
+    outcomes: list[Outcome] = found
+    return outcomes
 
 
 def written(outcomes: list[Outcome]) -> bytes:

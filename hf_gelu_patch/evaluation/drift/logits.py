@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,15 @@ from torch import Tensor
 
 from hf_gelu_patch.verification import Scale, relative
 
-__all__ = ["LogitDrift", "against_exact", "batch_drift", "total_drift"]
+__all__ = ["LogitDrift", "TotalDrift", "against_exact", "batch_drift", "total_drift"]
 
 _AT_A_TIME = 2**18  # numbers that are looked at together: they stay in the processor's cache
 _SMALL = 0.01  # |Δ| of logits up to which KL is half their variance
 _MEASURED = ("max_abs", "sum_abs", "scale", "relative", "kl", "agree")  # at each position; the last two with softmax
 _SAMPLE = 2**14  # numbers of a batch by which its scale is told
-_LARGEST = ("max_abs", "scale", "relative", "kl_max")  # of what ``batch_drift`` gives: the others add up
+# What ``batch_drift`` gives, of which the largest counts, and what is added up; what needs softmax comes last.
+_LARGEST = ("max_abs", "scale", "relative", "kl_max")
+_ADDED = ("positions", "elements", "sum_abs", "kl_sum", "agree")
 
 
 @dataclass(frozen=True)
@@ -185,30 +187,48 @@ def _moved(before: Tensor, after: Tensor, scale: Scale, epsilon: float, *, softm
     return found
 
 
+class TotalDrift:
+    """The drift over examples, of which ``batch_drift`` gave the rows: they are added up a part at a time."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = {}
+        self._largest: dict[str, float] = {}
+        self._softmax = True
+
+    def add(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Add some examples. A sum over them is exact; over parts, their sums are added up."""
+        if not rows:
+            return
+        self._softmax = self._softmax and all("kl_sum" in row for row in rows)
+        for name in _LARGEST[: None if self._softmax else -1]:
+            most = max(row[name] for row in rows)
+            self._largest[name] = max(self._largest.get(name, most), most)
+        for name in _ADDED[: None if self._softmax else -2]:
+            self._sums.setdefault(name, []).append(math.fsum(row[name] for row in rows))
+
+    @property
+    def found(self) -> LogitDrift:
+        """Of all that was added."""
+        sums, largest = {name: math.fsum(parts) for name, parts in self._sums.items()}, self._largest
+        if not (positions := sums.get("positions", 0.0)):
+            return LogitDrift(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 0)
+        return LogitDrift(
+            max_abs=largest["max_abs"],
+            mean_abs=sums["sum_abs"] / sums["elements"],
+            scale=largest["scale"],
+            kl_mean=sums["kl_sum"] / positions if self._softmax else None,
+            kl_max=largest["kl_max"] if self._softmax else None,
+            top1_agreement=sums["agree"] / positions if self._softmax else None,
+            positions=int(positions),
+            relative=largest["relative"],
+        )
+
+
 def total_drift(rows: Iterable[Mapping[str, float]]) -> LogitDrift:
     """The drift over the examples of which ``batch_drift`` gave these rows."""
-    rows = list(rows)
-
-    def largest(name: str) -> float:
-        return max((row[name] for row in rows), default=math.nan)
-
-    def total(name: str) -> float:
-        return math.fsum(row[name] for row in rows)
-
-    positions, elements = total("positions"), total("elements")
-    if not positions:
-        return LogitDrift(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 0)
-    softmax = all("kl_sum" in row for row in rows)
-    return LogitDrift(
-        max_abs=largest("max_abs"),
-        mean_abs=total("sum_abs") / elements,
-        scale=largest("scale"),
-        kl_mean=total("kl_sum") / positions if softmax else None,
-        kl_max=largest("kl_max") if softmax else None,
-        top1_agreement=total("agree") / positions if softmax else None,
-        positions=int(positions),
-        relative=largest("relative"),
-    )
+    total = TotalDrift()
+    total.add([*rows])
+    return total.found
 
 
 def against_exact(logits: Tensor, exact: Tensor, counts: Tensor | None = None, *, softmax: bool = True) -> LogitDrift:

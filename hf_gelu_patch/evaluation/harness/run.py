@@ -29,7 +29,7 @@ from hf_gelu_patch.evaluation.run.result import Result, VariantResult
 from hf_gelu_patch.evaluation.run.resuming import fingerprint
 from hf_gelu_patch.evaluation.run.timings import TimedRun, time_all
 from hf_gelu_patch.evaluation.run.training_memory import with_memory
-from hf_gelu_patch.evaluation.run.verdict import wrong
+from hf_gelu_patch.evaluation.run.verdict import first_lost, wrong
 from hf_gelu_patch.evaluation.variants import BEFORE
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def _variant(
         drift=drift,
         layers=look.layers[name],
         speed=timed.speeds[name],
-        wrong=wrong(patched, rows, drift, look.judged.get(name), arithmetic(comparison.model)),
+        wrong=wrong(patched, first_lost(rows), drift, look.judged.get(name), arithmetic(comparison.model)),
         tasks=compared.tasks,
     )
 

@@ -38,7 +38,7 @@ _LABEL = {"predictions": "int64", "references": "int64"}
 register_answers(Answers("label", _LABEL, _label_rows))  # the ids of labels
 register_answers(Answers("ranked label", {**_LABEL, "top5": "bool"}, _ranked_rows))  # is it among the five likeliest?
 register_answers(
-    Answers("label set", {"predictions": "string", "references": "string"}, _set_rows)
+    Answers("label set", {"predictions": "string", "references": "string"}, _set_rows, apart=True)
 )  # "0110": a digit each
 
 # --------------------------------------------------------------------------------------------------------- metrics

@@ -36,9 +36,11 @@ def _sequence_rows(predictions: Array, references: Array, losses: Array, tokens:
 _TOKENS = {"losses": "float64", "tokens": "int64", "hits": "int64"}
 _SEQUENCE = {"predictions": "string", "references": "string", "losses": "float64", "tokens": "int64"}
 
-register_answers(Answers("tokens", _TOKENS))
-register_answers(Answers("text", {**_TOKENS, "bytes": "float64"}))  # whose tokens stand for so many bytes of UTF-8
-register_answers(Answers("sequence", _SEQUENCE, _sequence_rows))  # tokens separated by spaces
+register_answers(Answers("tokens", _TOKENS, apart=True))
+register_answers(
+    Answers("text", {**_TOKENS, "bytes": "float64"}, apart=True)
+)  # whose tokens stand for so many bytes of UTF-8
+register_answers(Answers("sequence", _SEQUENCE, _sequence_rows, apart=True))  # tokens separated by spaces
 
 # --------------------------------------------------------------------------------------------------------- metrics
 

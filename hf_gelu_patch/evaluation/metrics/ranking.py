@@ -38,7 +38,7 @@ def _reciprocal_rank(scores: Array, relevant: Array) -> float:
 
 
 # Of each query, lists with a number for each document: how well it fits in the model's eyes, and in fact.
-register_answers(Answers("ranking", {"scores": "string", "relevance": "string"}, _ranking_rows))
+register_answers(Answers("ranking", {"scores": "string", "relevance": "string"}, _ranking_rows, apart=True))
 
 # --------------------------------------------------------------------------------------------------------- metrics
 

@@ -46,11 +46,14 @@ class Answers:
         columns: what a task gives of its outcomes: the dtype of each column by its name; "string" for texts.
         rows: makes of these columns what the metrics count about each example. It is computed once, however often the
             examples are resampled.
+        apart: whether ``rows`` tells of each example by itself what there is to count, so that it can be asked about
+            some of them at a time. Labels' codes and scores' ranks depend on all.
     """
 
     name: str
     columns: Mapping[str, str]
     rows: Callable[..., Mapping[str, Array]] = dict
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,12 +144,13 @@ def rows_of(columns: Columns) -> Rows:
         KeyError: there is no such kind of answer, or it has no such column.
     """
     return {
-        kind: ANSWERS[kind].rows(**{name: _array(ANSWERS[kind].columns[name], given) for name, given in some.items()})
+        kind: ANSWERS[kind].rows(**{name: array_of(ANSWERS[kind].columns[name], given) for name, given in some.items()})
         for kind, some in columns.items()
     }
 
 
-def _array(dtype: str, values: Any) -> Array:
+def array_of(dtype: str, values: Any) -> Array:
+    """A column as an array; texts as objects."""
     return np.asarray(values, dtype=object if dtype == "string" else dtype)
 
 

@@ -50,7 +50,7 @@ def _overlap(said: str, right: str) -> float:
 SPAN = "span"
 """The kind of answer that is a piece of a text; its references are lists."""
 
-register_answers(Answers(SPAN, {"predictions": "string", "references": "string"}, _span_rows))
+register_answers(Answers(SPAN, {"predictions": "string", "references": "string"}, _span_rows, apart=True))
 
 # --------------------------------------------------------------------------------------------------------- metrics
 

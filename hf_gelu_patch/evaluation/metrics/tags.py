@@ -45,8 +45,10 @@ def _entity_rows(predictions: Array, references: Array) -> dict[str, Array]:
 
 _TAGS = {"predictions": "string", "references": "string"}  # of each example a list of names, one for each word
 
-register_answers(Answers("tags", _TAGS, _tag_rows))
-register_answers(Answers("entities", _TAGS, _entity_rows))  # O, and B-, I-, E- or S- before the entity's kind
+register_answers(Answers("tags", _TAGS, _tag_rows, apart=True))
+register_answers(
+    Answers("entities", _TAGS, _entity_rows, apart=True)
+)  # O, and B-, I-, E- or S- before the entity's kind
 
 # --------------------------------------------------------------------------------------------------------- metrics
 

@@ -23,7 +23,7 @@ def _transcript_rows(predictions: Array, references: Array) -> dict[str, Array]:
     return {name: np.array(values, dtype=np.int64) for name, values in counted.items()}
 
 
-register_answers(Answers("transcript", {"predictions": "string", "references": "string"}, _transcript_rows))
+register_answers(Answers("transcript", {"predictions": "string", "references": "string"}, _transcript_rows, apart=True))
 
 
 def _wer(weights: Array, rows: Mapping[str, Array]) -> Array:

@@ -1,15 +1,15 @@
 """One model evaluated before and after patches: the same examples, the same batches, in one process or several.
 
 comparison (the model beside its patched twins) → training_memory (where it is asked for) → resuming (what is recorded
-already) → answers (what they say of each example) → layers, timings (one batch looked at, and the clock; by the main
-process alone) → verdict → result.
+already) → answers (what they say of each example) → together (what several processes wrote) → tallying, layers,
+timings (what all of it comes to, one batch looked at, and the clock; by the main process alone) → verdict → result.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ import torch
 from accelerate.utils import gather_object
 
 from hf_gelu_patch.evaluation import records
-from hf_gelu_patch.evaluation.drift.logits import LogitDrift, total_drift
 from hf_gelu_patch.evaluation.loading.models import load_model
 from hf_gelu_patch.evaluation.loading.placing import named_device
 from hf_gelu_patch.evaluation.loading.processors import load_processor
@@ -28,12 +27,12 @@ from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.padding import check_padding
-from hf_gelu_patch.evaluation.quality import Quality, compare
-from hf_gelu_patch.evaluation.run.answers import Answers, all_answers
+from hf_gelu_patch.evaluation.run.answers import all_answers
 from hf_gelu_patch.evaluation.run.comparison import STAGES, Comparison, Progress
 from hf_gelu_patch.evaluation.run.layers import CloseLook, look_closely
 from hf_gelu_patch.evaluation.run.result import Result, VariantResult
 from hf_gelu_patch.evaluation.run.resuming import Recording, fingerprint, open_recording
+from hf_gelu_patch.evaluation.run.tallying import Tally, all_metrics, tally
 from hf_gelu_patch.evaluation.run.timings import TimedRun, time_all
 from hf_gelu_patch.evaluation.run.training_memory import with_memory
 from hf_gelu_patch.evaluation.run.verdict import wrong
@@ -91,8 +90,10 @@ def unpatched_metrics(subject: Subject, settings: Settings, accelerator: Acceler
     comparison = Comparison.unpatched(model, task, settings, accelerator)
     with torch.inference_mode():
         check_padding(task, model, comparison.batches)
-        usable, answers = all_answers(comparison, Recording())
-    return usable.task.metrics([row.outcome for row in answers[BEFORE]])
+        usable, answers = all_answers(comparison, Recording.temporary(comparison))
+    [found] = gather_object([] if answers is None else [all_metrics(usable, answers)])
+    metrics: dict[str, float] = found
+    return metrics
 
 
 def load(
@@ -146,10 +147,10 @@ def evaluate(
     """Evaluate a loaded model before and after patches. Twins of ``model`` are patched, which share its weights. Where
     it can have none, it is patched and unpatched in turn.
 
-    All processes compute quality together. Each takes whole batches in turn, and afterwards each has all answers in
-    the order of the examples. The figures are the same with two processes as with one, with the same number of threads;
-    tests hold that for what they run. The main process alone looks at layers and measures speed, while the others wait;
-    they then have its figures.
+    All processes run the models together: each takes whole batches in turn, and writes down what is said. The main
+    process alone reads all of it, looks at layers and measures speed, while the others wait; they then have its
+    figures. These are the same with two processes as with one, with the same number of threads; tests hold that for
+    what they run. No process holds more than some thousands of examples or answers in memory.
 
     Args:
         model: in evaluation mode.
@@ -175,21 +176,22 @@ def evaluate(
     with torch.inference_mode():
         check_padding(task, model, comparison.batches)
         known = fingerprint(comparison)
-        recording = Recording() if place is None else open_recording(place, known, comparison)
+        recording = Recording.temporary(comparison) if place is None else open_recording(place, known, comparison)
         comparison, answers = all_answers(comparison, recording)
-        seconds = {"load": 0.0, "quality": time.perf_counter() - start}
         found = []
-        if accelerator.is_main_process:
+        if answers is not None:
+            tallies = tally(comparison, answers)
+            seconds = {"load": 0.0, "quality": time.perf_counter() - start}
             start = time.perf_counter()
             look = look_closely(comparison)
             seconds["layers"] = time.perf_counter() - start
             start = time.perf_counter()
             timed = time_all(comparison, rows)
             seconds["speed"] = time.perf_counter() - start
-            found.append((look, timed, seconds))
+            found.append((tallies, look, timed, seconds))
         accelerator.wait_for_everyone()
-        [(look, timed, seconds)] = gather_object(found)
-    variants = _variants(comparison, answers, look, timed)
+        [(tallies, look, timed, seconds)] = gather_object(found)
+    variants = _variants(comparison, tallies, look, timed)
     described, named = _told(comparison.task, variants)
     return Result(
         subject=task.subject,
@@ -215,42 +217,26 @@ def evaluate(
     )
 
 
-def _variants(comparison: Comparison, answers: Answers, look: CloseLook, timed: TimedRun) -> tuple[VariantResult, ...]:
+def _variants(
+    comparison: Comparison, tallies: Mapping[str, Tally], look: CloseLook, timed: TimedRun
+) -> tuple[VariantResult, ...]:
     found = []
     for variant in comparison.settings.variants:
-        name, rows = variant.name, answers[variant.name]
-        drift = replace(
-            total_drift(row.drift for row in rows if row.drift is not None),
-            own=look.errors.get(BEFORE),
-            exact=look.errors.get(name),
-        )
+        name, told = variant.name, tallies[variant.name]
+        drift = replace(told.drift, own=look.errors.get(BEFORE), exact=look.errors.get(name))
         patched = comparison.patches[name]
         found.append(
             VariantResult(
                 variant=variant,
                 patch=patched,
-                quality=_quality(comparison, answers, name, drift),
+                quality=told.quality,
                 drift=drift,
                 layers=look.layers[name],
                 speed=timed.speeds[name],
-                wrong=wrong(patched, rows, drift, look.judged.get(name), arithmetic(comparison.model)),
+                wrong=wrong(patched, told.lost, drift, look.judged.get(name), arithmetic(comparison.model)),
             )
         )
     return tuple(found)
-
-
-def _quality(comparison: Comparison, answers: Answers, name: str, drift: LogitDrift) -> Quality:
-    task, settings = comparison.task, comparison.settings
-    before, after = ([row.outcome for row in answers[one]] for one in (BEFORE, name))
-    return compare(
-        before,
-        after,
-        partial(task.columns, examples=task.examples),
-        seed=settings.seed,
-        margin=settings.margin,
-        metrics=None if task.extra is None else (task.metrics(before), task.metrics(after)),
-        logits=(drift.max_abs, drift.scale),
-    )
 
 
 def _told(task: Task, variants: tuple[VariantResult, ...]) -> tuple[dict[int, str], dict[str, str]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from accelerate.utils import gather_object
@@ -14,78 +14,111 @@ from hf_gelu_patch.evaluation.drift.logits import batch_drift
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.failures import failing, not_finite
 from hf_gelu_patch.evaluation.makes import arithmetic
+from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.records import Row
 from hf_gelu_patch.evaluation.run.comparison import Comparison, Side
 from hf_gelu_patch.evaluation.run.resuming import Recording
+from hf_gelu_patch.evaluation.run.together import bring_together
+from hf_gelu_patch.evaluation.stored import Stored
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task
+from hf_gelu_patch.evaluation.tasks.batches import Batches
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 from hf_gelu_patch.evaluation.variants import BEFORE
 
-__all__ = ["all_answers"]
-
-Answers = dict[str, list[Row]]
-"""A row for each example, in their order, by the variant's name; those of the unpatched model as "before"."""
+__all__ = ["Answers", "all_answers"]
 
 Failures = dict[int, str]
 """Why the unpatched model gives nothing usable for an example."""
 
+_PART = 4096  # examples that are looked at together, about
 
-def all_answers(comparison: Comparison, recording: Recording) -> tuple[Comparison, Answers]:
+
+class Answers:
+    """What the unpatched model, as "before", and each variant say of each example. It is read when it is asked for.
+
+    Args:
+        stored: where it stands.
+        numbers: of each example, its number there.
+        batches: the examples as they were run: they are read in this order, in which they were written.
+    """
+
+    def __init__(self, stored: Stored, numbers: np.ndarray[Any, Any], batches: Batches) -> None:
+        self._stored = stored
+        self._numbers = numbers
+        self._batches = batches
+
+    def parts(self) -> Iterator[list[int]]:
+        """All examples, some thousands at a time."""
+        part: list[int] = []
+        for ids in self._batches.all_ids():
+            part += ids
+            if len(part) >= _PART:
+                yield part
+                part = []
+        if part:
+            yield part
+
+    def rows(self, name: str, examples: Sequence[int]) -> list[Row]:
+        """What a model says of some examples."""
+        numbers = self._numbers[examples].tolist()
+        return [
+            row if number == example else replace(row, example=example)
+            for example, number, row in zip(examples, numbers, self._stored.rows(name, numbers), strict=True)
+        ]
+
+    def outcomes(self, name: str) -> list[Outcome]:
+        """What a model says of all examples, in their order."""
+        return [row.outcome for row in self.rows(name, range(len(self._numbers)))]
+
+
+def all_answers(comparison: Comparison, recording: Recording) -> tuple[Comparison, Answers | None]:
     """What the unpatched model and each variant say of all examples. What is recorded is taken from there; the other
     batches are run, each whole by one of the processes in turn.
 
     Returns:
         The comparison without the rows that the unpatched model fails on; and the answers, numbered as its task
-        numbers the examples.
+        numbers the examples, on the main process alone.
 
     Raises:
         EvaluationError: a row fails and is not to be skipped, or a variant fails on one; or a process was lost.
     """
-    everyone = (BEFORE, *comparison.names)
-    found = dict(recording.known)
-    left = [
-        number
-        for number, ids in enumerate(comparison.batches.all_ids())
-        if any((example, name) not in found for example in ids for name in everyone)
-    ]
-    own, own_failures = _run_own(comparison, recording, left)
-    gathered: list[Row] = gather_object(own)
+    left = [number for number, ids in enumerate(comparison.batches.all_ids()) if not recording.known[:, ids].all()]
+    own_failures = _run_own(comparison, recording, left)
     failures: Failures = dict(gather_object(list(own_failures.items())))
-    found.update({(row.example, row.variant): row for row in gathered})
+    bring_together(recording, comparison.accelerator)
     task = comparison.task
-    wanted = {(example, name) for example in range(len(task.examples)) if example not in failures for name in everyone}
-    due = (sum(len(comparison.batches.ids(number)) for number in left) - len(failures)) * len(everyone)
-    if found.keys() != wanted or due != len(gathered):
-        raise EvaluationError(
-            f"{len(found)} results came back where {len(wanted)} were due: a process was lost. Run it again."
-        )
+    if comparison.accelerator.is_main_process:
+        wanted = np.ones_like(recording.known)
+        wanted[:, list(failures)] = False
+        came = recording.stored.known
+        lost = [] if (came == wanted).all() else [(int(came.sum()), int(wanted.sum()))]
+    else:
+        lost = []
+    for count, due in gather_object(lost):
+        raise EvaluationError(f"{count} results came back where {due} were due: a process was lost. Run it again.")
     usable = comparison.on(task.without(failures) if failures else task)
-    kept = np.flatnonzero(np.isin(task.examples.numbers, usable.task.examples.numbers)).tolist()
-    return usable, {
-        name: [replace(found[example, name], example=number) for number, example in enumerate(kept)]
-        for name in everyone
-    }
+    if not comparison.accelerator.is_main_process:
+        return usable, None
+    numbers = np.flatnonzero(np.isin(task.examples.numbers, usable.task.examples.numbers))
+    return usable, Answers(recording.stored, numbers, usable.batches)
 
 
-def _run_own(comparison: Comparison, recording: Recording, left: Sequence[int]) -> tuple[list[Row], Failures]:
-    """What this process finds out, each batch recorded as soon as it is done."""
+def _run_own(comparison: Comparison, recording: Recording, left: Sequence[int]) -> Failures:
+    """Run this process's batches, each recorded as soon as it is done."""
     accelerator = comparison.accelerator
     total = len(comparison.batches)
-    rows: list[Row] = []
     failures: Failures = {}
     comparison.tell("quality", 1 - len(left) / total)
-    with recording.writer or nullcontext():
+    with recording.writer:
         for turn, number in enumerate(left):
             if turn % accelerator.num_processes == accelerator.process_index:
                 said, failed = _said(comparison, comparison.batches[number].to(comparison.device))
                 if failed:
                     comparison.task.without(failed)  # which refuses at once, unless such rows are to be skipped
-                rows += said
                 failures |= failed
-                if recording.writer is not None:
-                    recording.writer.append(said)
+                recording.writer.append(said)
             comparison.tell("quality", 1 - (len(left) - turn - 1) / total)
-    return rows, failures
+    return failures
 
 
 def _said(comparison: Comparison, batch: Batch) -> tuple[list[Row], Failures]:

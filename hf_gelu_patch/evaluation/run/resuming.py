@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from accelerate.utils import gather_object
@@ -14,8 +15,10 @@ from hf_gelu_patch import __version__
 from hf_gelu_patch.evaluation import digests, records
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.makes import weights_of
-from hf_gelu_patch.evaluation.records import Fingerprint, Row
+from hf_gelu_patch.evaluation.records import Fingerprint
 from hf_gelu_patch.evaluation.run.comparison import Comparison
+from hf_gelu_patch.evaluation.stored import Known, Stored
+from hf_gelu_patch.evaluation.variants import BEFORE
 
 __all__ = ["Recording", "fingerprint", "open_recording"]
 
@@ -25,12 +28,35 @@ class Recording:
     """What is known already of a run's answers, and where to write the rest.
 
     Attributes:
-        known: rows by example and variant.
-        writer: this process's; None to write nothing.
+        stored: the rows that this process can read.
+        known: the rows that some process can read.
+        writer: this process's.
+        place: the folder for records; None where they are gone when the process ends.
     """
 
-    known: Mapping[tuple[int, str], Row] = field(default_factory=dict)
-    writer: records.Writer | None = None
+    stored: Stored
+    known: Known
+    writer: records.Writer
+    place: Path | None
+
+    @classmethod
+    def temporary(cls, comparison: Comparison) -> Recording:
+        """To write nothing that stays."""
+        stored = _nothing(comparison)
+        return cls(stored, stored.known, records.Writer(None, {}, comparison.accelerator.process_index), None)
+
+    def refresh(self) -> None:
+        """Take in what was written since to the files that this process can read."""
+        if self.place is None:
+            if self.writer.descriptor is not None:
+                self.stored.add(self.writer.path, self.writer.descriptor)
+            return
+        for path in records.files(self.place):
+            self.stored.add(path)
+
+
+def _nothing(comparison: Comparison) -> Stored:
+    return Stored((BEFORE, *comparison.names), len(comparison.task.examples))
 
 
 def fingerprint(comparison: Comparison) -> Fingerprint:
@@ -86,17 +112,19 @@ def open_recording(place: Path, print_: Fingerprint, comparison: Comparison) -> 
     Raises:
         EvaluationError: on every process, where one of them cannot read or write there, or finds another run's records.
     """
-    accelerator = comparison.accelerator
+    accelerator, stored = comparison.accelerator, _nothing(comparison)
+    found = Recording(stored, stored.known, records.Writer(place, print_, accelerator.process_index), place)
     failed: list[str] = []
-    known: list[dict[tuple[int, str], Row]] = []
     for turn in (accelerator.is_main_process, accelerator.is_local_main_process and not accelerator.is_main_process):
         if turn:
             try:
                 records.prepare(place, print_, resume=comparison.settings.resume)
-                known.append(records.read(place)[1])
+                found.refresh()
             except EvaluationError as error:
                 failed.append(str(error))
         if told := gather_object(failed):
             raise EvaluationError(told[0])
-    together = {key: row for one in gather_object(known) for key, row in one.items()}
-    return Recording(together, records.Writer(place, print_, accelerator.process_index))
+    own = [np.packbits(stored.known)] if accelerator.is_local_main_process else []
+    known = np.bitwise_or.reduce(gather_object(own))
+    shape = stored.known.shape
+    return replace(found, known=np.unpackbits(known, count=math.prod(shape)).reshape(shape).astype(bool))

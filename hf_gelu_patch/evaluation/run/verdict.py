@@ -10,22 +10,26 @@ from hf_gelu_patch.evaluation.makes import Arithmetic
 from hf_gelu_patch.evaluation.records import Row
 from hf_gelu_patch.verification import Drift, half_the_digits
 
-__all__ = ["wrong"]
+__all__ = ["first_lost", "wrong"]
 
 
-def wrong(patched: Report, rows: Sequence[Row], drift: LogitDrift, judged: Drift | None, own: Arithmetic) -> str | None:
+def first_lost(rows: Sequence[Row]) -> int | None:
+    """The first example of which a variant gives numbers that are not finite where the unpatched model's are."""
+    return min((row.example for row in rows if row.drift is not None and row.drift["lost"]), default=None)
+
+
+def wrong(patched: Report, lost: int | None, drift: LogitDrift, judged: Drift | None, own: Arithmetic) -> str | None:
     """Why a variant's implementation is wrong, in words; None where nothing says so: see ``VariantResult.wrong``.
 
     Args:
         patched: what its patch did.
-        rows: what it says of each example.
+        lost: from ``first_lost`` of all that it says.
         drift: of its logits, over all examples.
         judged: the same on one batch, beside the model's own error; None where there is nothing to judge it by.
         own: the model's arithmetic.
     """
-    lost = [row.example for row in rows if row.drift is not None and row.drift["lost"]]
-    if lost:
-        return f"it gives numbers that are not finite where the unpatched model's are, first in example {lost[0]}"
+    if lost is not None:
+        return f"it gives numbers that are not finite where the unpatched model's are, first in example {lost}"
     if not patched.changed or any(site.equivalence not in ("identical", "rounding") for site in patched.changed):
         return None
     said = "it is said to compute the same function, and moves logits by"

@@ -226,7 +226,7 @@ def _interval(aggregation: Aggregation, old: Sequence[Any], new: Sequence[Any], 
         new,
         len(old),
         seed=seed,
-        **({} if aggregation.resamples is None else {"resamples": aggregation.resamples}),
+        resamples=aggregation.resamples,
     ).values()
     return found
 

@@ -165,9 +165,14 @@ class Task(ABC):
             EvaluationError: the other metric does not take what this task predicts.
         """
         found = measured(rows_of(self.columns(outcomes, self.examples)))
-        if self.extra is None:
-            return found
-        predictions, references = self.pairs(outcomes, self.examples)
+        return found if self.extra is None else self.with_extra(found, *self.pairs(outcomes, self.examples))
+
+    def with_extra(
+        self, metrics: Mapping[str, float], predictions: list[Any], references: list[Any]
+    ) -> dict[str, float]:
+        """The task's metrics and the other metric's numbers; arguments from ``pairs``, errors as for ``metrics``."""
+        assert self.extra is not None
+        found = dict(metrics)
         try:
             others = self.extra.compute(predictions=predictions, references=references) or {}
         except Exception as error:  # it is someone else's code
