@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
 from evaluation_worker import write_rows
 from transformers import AutoConfig, AutoTokenizer
 
 from hf_gelu_patch.evaluation.data.reading import load_data
+from hf_gelu_patch.evaluation.data.tables import PART, PROBLEM
 from hf_gelu_patch.evaluation.digests import list_digest, text_digest
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import subject
@@ -97,3 +100,69 @@ def test_a_batch_is_made_when_it_is_asked_for(counting: Counting) -> None:
     sizes = [max(counting.examples.sizes[[*ids]]) for ids in batches.all_ids()]
     assert sizes == sorted(sizes, reverse=True)
     assert [len(one.ids) for one in batches] == [16] * 12 + [8]
+
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+
+
+def test_rows_of_many_parts_are_one_table_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the values of a column have in common shows in their last part only."""
+    count, temporary = 2 * PART + 5000, tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+
+    def row(number: int) -> dict[str, Any]:
+        late = number > 2 * PART
+        return {
+            "text": f"w{number} ü",
+            "label": number % 3,
+            "number": number + 0.5 if late else number,
+            "mixed": "x" if number == PART + 1 else number,
+            "list": [0.5] if late else [number],
+            "object": {"b": str(number)} if late else {"a": number},
+            "large": 2**53 + 1 if number == 0 else number + 0.5 if late else number,
+        } | ({"late": True} if late else {})
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row(number)) + "\n" for number in range(count)))
+    found = load_data(path, ["text", "label"])
+    expected = pandas.DataFrame([row(number) for number in range(count)])
+    assert len(found) == count
+    assert found["text"][:] == expected["text"].tolist()
+    assert found["label"][:] == expected["label"].tolist()
+    assert found["number"][:] == expected["number"].tolist()
+    assert found["list"][-1] == [0.5]
+    assert found["list"][7] == [7.0]
+    assert (found["object"][7], found["object"][-1]) == ({"a": 7, "b": None}, {"a": None, "b": str(count - 1)})
+    assert [found["mixed"][number] for number in (0, PART + 1, count - 1)] == ["0", '"x"', str(count - 1)]
+    assert [found["large"][number] for number in (0, 1, count - 1)] == [str(2**53 + 1), "1", f"{count - 0.5}"]
+    assert (found["late"][0], found["late"][-1]) == (None, True)
+    assert not list(temporary.iterdir())
+
+
+def test_a_bad_row_of_a_later_part_is_named_or_left_out(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": "a", "label": 1})] * (PART + 10)
+    lines[PART + 3] = json.dumps({"text": 5, "label": 1})
+    lines[PART + 7] = "no json"
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(EvaluationError, match=rf"row {PART + 8} \(line {PART + 8}\) is not JSON"):
+        load_data(path, ["text", "label"])
+    found = load_data(path, ["text", "label"], skip_bad_rows=True)
+    assert {row: why for row, why in enumerate(found[PROBLEM][:]) if why} == {
+        PART + 3: "is bad in the column 'text': it holds a number, where others hold a text",
+        PART + 7: f"(line {PART + 8}) is not JSON: Expecting value: line 1 column 1 (char 0)",
+    }
+    lines[PART + 7] = lines[0]
+    path.write_text("\n".join(lines))
+    with pytest.raises(EvaluationError, match=rf"row {PART + 4} is bad in the column 'text'"):
+        load_data(path, ["text", "label"])
+
+
+def test_parquet_of_many_rows_is_read_a_part_at_a_time(tmp_path: Path) -> None:
+    frame = pandas.DataFrame({"text": [f"w{number}" for number in range(PART + 10)]})
+    frame["label"] = pandas.Categorical([("no", "yes")[number % 2] for number in range(PART + 10)])
+    frame.to_parquet(tmp_path / "rows.parquet", row_group_size=4000)
+    found = load_data(tmp_path / "rows.parquet", ["text", "label"])
+    assert found["text"][:] == frame["text"].tolist()
+    assert found["label"][:] == frame["label"].tolist()

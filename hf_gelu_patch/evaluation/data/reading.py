@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -181,9 +182,9 @@ def _file(path: Path, columns: Sequence[str], *, skip_bad_rows: bool) -> dataset
             return as_dataset(read_parquet(path) if kind == "parquet" else read_arrow(path))
         if kind == "text":
             text = path.read_text(encoding="utf-8-sig")
-            return assembled(path, [{"text": text}] if text else [], columns, skip_bad_rows=skip_bad_rows)
+            return assembled(path, lambda: [{"text": text}] if text else [], columns, skip_bad_rows=skip_bad_rows)
         read = {"csv": csv_rows, "json": json_rows, "jsonl": json_lines}[kind]
-        return assembled(path, read(path), columns, skip_bad_rows=skip_bad_rows)
+        return assembled(path, partial(read, path), columns, skip_bad_rows=skip_bad_rows)
     except EvaluationError:
         raise
     except UnicodeDecodeError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MAX_LENGTH = 512
+_PART = 1000  # rows that are looked at together
 _MAX_NAME = 4096  # characters in the name of a file
 
 
@@ -132,8 +133,8 @@ class Task(ABC):
     @abstractmethod
     def encode(self, data: datasets.Dataset, limit: int | None) -> Iterable[dict[str, Any]]:
         """The examples in the first ``limit`` rows (or the first ``limit`` blocks of running text), in their order:
-        a list, or a generator, which need not hold more of them than one. They are written to disk as
-        they come, and have to be what pickle takes.
+        a list, or a generator that takes some rows at a time (see ``parts``) and holds no more than these. Examples
+        are written to disk as they come, and have to be what pickle takes.
 
         Raises:
             EvaluationError: a row holds what the task cannot take, and is not to be skipped; the message names it.
@@ -333,23 +334,33 @@ class Task(ABC):
 
     def rows(self, data: datasets.Dataset) -> list[int]:
         """The rows that could be read."""
-        if PROBLEM not in data.column_names:
-            return list(range(len(data)))
-        problems = data[PROBLEM][:]
-        for row, reason in enumerate(problems):
-            if reason is not None:
-                self.leave_out(row, reason)
-        return [row for row, reason in enumerate(problems) if reason is None]
+        return [row for rows in self.parts(data) for row in rows]
+
+    def parts(self, data: datasets.Dataset, size: int = _PART) -> Iterator[list[int]]:
+        """The same, some of them at a time: for ``encode`` to give their examples before it looks at the next ones."""
+        for start in range(0, len(data), size):
+            rows = range(start, min(start + size, len(data)))
+            problems = data[PROBLEM][start : rows.stop] if PROBLEM in data.column_names else [None] * len(rows)
+            for row, reason in zip(rows, problems, strict=True):
+                if reason is not None:
+                    self.leave_out(row, reason)
+            yield [row for row, reason in zip(rows, problems, strict=True) if reason is None]
+
+    def values(self, data: datasets.Dataset, column: str | None, rows: Iterable[int]) -> dict[int, Any]:
+        """What stands in a column, by row. Nothing before the first of the rows or behind the last one is read."""
+        rows = list(rows)
+        first = min(rows, default=0)
+        found = data[column][first : max(rows) + 1] if rows else []
+        return {row: found[row - first] for row in rows}
 
     def texts(self, data: datasets.Dataset, column: str | None, rows: Iterable[int]) -> dict[int, str]:
         """The texts of a column, by row."""
-        values = data[column][:]
         found = {}
-        for row in rows:
-            if isinstance(values[row], str):
-                found[row] = values[row]
+        for row, value in self.values(data, column, rows).items():
+            if isinstance(value, str):
+                found[row] = value
             else:
-                self.leave_out(row, f"of the column {column!r} is no text: {shortened(repr(values[row]))}")
+                self.leave_out(row, f"of the column {column!r} is no text: {shortened(repr(value))}")
         return found
 
     def tokens(self, rows: Sequence[int], texts: Mapping[int, str], **options: Any) -> dict[int, dict[str, Any]]:

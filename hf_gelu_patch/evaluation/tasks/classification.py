@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
@@ -14,12 +14,15 @@ from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
 from hf_gelu_patch.evaluation.tasks.heads import head_of
-from hf_gelu_patch.evaluation.tasks.images import pixel_sizes, pixels_of, stacked_pixels
+from hf_gelu_patch.evaluation.tasks.images import AT_A_TIME, pixel_sizes, pixels_of, stacked_pixels
 from hf_gelu_patch.evaluation.tasks.labels import BadLabelError, LabelsError
 from hf_gelu_patch.evaluation.tasks.sounds import sound_sizes, sounds_of, stacked_sounds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_AT_A_TIME = 10_000  # values of a column
 
 
 class Classification(Task):
@@ -36,16 +39,15 @@ class Classification(Task):
     def answers(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, Any]:
         """The right answers, by row. How a column is to be read is told from the whole of it, once."""
         column = self.subject.target_column
-        values = data[column][:]
         if self._answer is None:
             try:
-                self._answer = self.head.reader(values, data.features[column])
+                self._answer = self.head.reader(_Column(data, column), data.features[column])
             except LabelsError as error:
                 raise EvaluationError(f"{self.subject.name}: {self.subject.data}, column {column!r}: {error}") from None
         found = {}
-        for row in rows:
+        for row, value in self.values(data, column, rows).items():
             try:
-                found[row] = self._answer(values[row])
+                found[row] = self._answer(value)
             except BadLabelError as error:
                 self.leave_out(row, str(error))
         return found
@@ -82,24 +84,34 @@ class Classification(Task):
         return [self.examples[example]["label"] for example in ids]
 
 
+class _Column:
+    """The values of a column, some of which are read at a time, as often as they are asked for."""
+
+    def __init__(self, data: datasets.Dataset, name: str | None) -> None:
+        self._data, self._name = data, name
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, len(self._data), _AT_A_TIME):
+            yield from self._data[self._name][start : start + _AT_A_TIME]
+
+
 class TextClassification(Classification):
     """A text, or a pair of texts, and what is right of it."""
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
-        every, data = data, first_rows(data, limit)
-        texts = self.texts(data, self.subject.input_column, self.rows(data))
-        options = {}
-        if self.subject.second_column is not None:
-            seconds = self.texts(data, self.subject.second_column, texts)
-            texts = {row: texts[row] for row in seconds}
-        labels = self.answers(every, texts)
-        if self.subject.second_column is not None:
-            options["text_pair"] = [seconds[row] for row in labels]
-        encoded = self.tokens(list(labels), texts, **options)
-        return [
-            {"row": row, "tokens": tokens, "input_ids": tokens["input_ids"], "label": labels[row], "shown": texts[row]}
-            for row, tokens in encoded.items()
-        ]
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
+        first = first_rows(data, limit)
+        for rows in self.parts(first):
+            texts = self.texts(first, self.subject.input_column, rows)
+            options = {}
+            if self.subject.second_column is not None:
+                seconds = self.texts(first, self.subject.second_column, texts)
+                texts = {row: texts[row] for row in seconds}
+            labels = self.answers(data, texts)
+            if self.subject.second_column is not None:
+                options["text_pair"] = [seconds[row] for row in labels]
+            for row, tokens in self.tokens(list(labels), texts, **options).items():
+                ids = tokens["input_ids"]
+                yield {"row": row, "tokens": tokens, "input_ids": ids, "label": labels[row], "shown": texts[row]}
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
         return Batch(ids, self.padded(examples), self.head.targets([e["label"] for e in examples]), len(ids))
@@ -112,10 +124,12 @@ class ImageClassification(Classification):
 
     names_files = True
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         first = first_rows(data, limit)
-        labels = self.answers(data, self.rows(first))
-        return [{**image, "label": labels[row]} for row, image in pixels_of(self, first, labels).items()]
+        for rows in self.parts(first, AT_A_TIME):
+            labels = self.answers(data, rows)
+            for row, image in pixels_of(self, first, labels).items():
+                yield {**image, "label": labels[row]}
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
         targets = self.head.targets([example["label"] for example in examples])

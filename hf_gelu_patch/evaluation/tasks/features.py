@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
-from hf_gelu_patch.evaluation.tasks.images import pixel_sizes, pixels_of, stacked_pixels
+from hf_gelu_patch.evaluation.tasks.images import AT_A_TIME, pixel_sizes, pixels_of, stacked_pixels
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 from hf_gelu_patch.evaluation.tasks.vocabulary import check_vocabulary
 
@@ -53,18 +53,18 @@ class FeatureDrift(Task):
     output = "features"
     names_files = True
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         data = first_rows(data, limit)
-        rows = self.rows(data)
-        self.processor, images = self._reader(data, rows)
+        self.processor, images = self._reader(data, next(filter(None, self.parts(data)), []))
         if images:
-            return list(pixels_of(self, data, rows).values())
+            for rows in self.parts(data, AT_A_TIME):
+                yield from pixels_of(self, data, rows).values()
+            return
         check_vocabulary(self.processor, self.subject.name)
-        texts = self.texts(data, self.subject.input_column, rows)
-        return [
-            {"row": row, "tokens": tokens, "input_ids": tokens["input_ids"], "shown": texts[row]}
-            for row, tokens in self.tokens(list(texts), texts).items()
-        ]
+        for rows in self.parts(data):
+            texts = self.texts(data, self.subject.input_column, rows)
+            for row, tokens in self.tokens(list(texts), texts).items():
+                yield {"row": row, "tokens": tokens, "input_ids": tokens["input_ids"], "shown": texts[row]}
 
     def _reader(self, data: datasets.Dataset, rows: Sequence[int]) -> tuple[Any, bool]:
         """The tokenizer or the image processor, and whether it is the latter: of a processor with both the one that the

@@ -5,9 +5,10 @@ A head reads the right answers from a column of the data, and the model's answer
 
 from __future__ import annotations
 
+import math
 import reprlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,11 @@ class Head(ABC):
         self.outputs = outputs
 
     @abstractmethod
-    def reader(self, values: Sequence[Any], feature: Any) -> Callable[[Any], Any]:
+    def reader(self, values: Iterable[Any], feature: Any) -> Callable[[Any], Any]:
         """What gives the right answer that a value of a column is.
 
         Args:
-            values: the whole column.
+            values: the whole column, of which not all need be in memory; it is gone through once or twice.
             feature: what datasets says of it.
 
         Raises:
@@ -93,7 +94,7 @@ class SingleLabel(Head):
         self._labels = labels
         self._likeliest = likeliest if likeliest is not None and len(labels) > likeliest else None
 
-    def reader(self, values: Sequence[Any], feature: Any) -> Callable[[Any], int]:
+    def reader(self, values: Iterable[Any], feature: Any) -> Callable[[Any], int]:
         return self._labels.reader(values, class_names(feature))
 
     def targets(self, right: Sequence[int]) -> Tensor:
@@ -144,7 +145,7 @@ class MultiLabel(Head):
         self._labels = labels
         self._threshold = threshold
 
-    def reader(self, values: Sequence[Any], feature: Any) -> Callable[[Any], str]:
+    def reader(self, values: Iterable[Any], feature: Any) -> Callable[[Any], str]:
         read = self._labels.set_reader(values, class_names(feature))
 
         def bits(value: Any) -> str:
@@ -200,7 +201,7 @@ class Regression(Head):
         super().__init__(1)
         self._threshold = threshold
 
-    def reader(self, values: Sequence[Any], feature: Any) -> Callable[[Any], float]:
+    def reader(self, values: Iterable[Any], feature: Any) -> Callable[[Any], float]:
         names = class_names(feature)
         if names is not None and any(as_number(name) is None for name in names):
             raise LabelsError(
@@ -220,16 +221,17 @@ class Regression(Head):
             self._check_sides(values, read, self._threshold)
         return read
 
-    def _check_sides(self, values: Sequence[Any], read: Callable[[Any], float], threshold: float) -> None:
-        found = set()
+    def _check_sides(self, values: Iterable[Any], read: Callable[[Any], float], threshold: float) -> None:
+        least, most = math.inf, -math.inf
         for value in values:
             try:
-                found.add(read(value))
+                number = read(value)
             except BadLabelError:
                 continue
-        if len(found) > 1 and len({number > threshold for number in found}) == 1:
+            least, most = min(least, number), max(most, number)
+        if least < most and (least > threshold) == (most > threshold):
             raise LabelsError(
-                f"all right answers, {min(found):g} to {max(found):g}, lie on one side of the threshold {threshold:g}: "
+                f"all right answers, {least:g} to {most:g}, lie on one side of the threshold {threshold:g}: "
                 "take a --threshold between them."
             )
 

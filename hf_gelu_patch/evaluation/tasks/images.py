@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+AT_A_TIME = 64  # images that are processed together
+
+
 def pixels_of(
-    task: Task, data: datasets.Dataset, rows: Iterable[int], processor: Any = None, *, together: int = 64
+    task: Task, data: datasets.Dataset, rows: Iterable[int], processor: Any = None, *, together: int = AT_A_TIME
 ) -> dict[int, dict[str, Any]]:
     """The images of the rows as an image processor makes them, by row: ``pixels``, tensors by name, and ``size``, the
     image's own height and width.

@@ -127,7 +127,7 @@ class Labels:
         names = ", ".join(f"{index} ({name})" for index, name in enumerate(self.names[:_LISTED]))
         return names + (", …" if len(self.names) > _LISTED else "")
 
-    def reader(self, values: Sequence[Any], classes: Sequence[str] | None) -> Callable[[Any], int]:
+    def reader(self, values: Iterable[Any], classes: Sequence[str] | None) -> Callable[[Any], int]:
         """What gives the id of the label that a value of a column means.
 
         Args:
@@ -245,12 +245,13 @@ class Labels:
 
     # ------------------------------------------------------------------------------------------------ several labels
 
-    def set_reader(self, values: Sequence[Any], classes: Sequence[str] | None) -> Callable[[Any], tuple[int, ...]]:
+    def set_reader(self, values: Iterable[Any], classes: Sequence[str] | None) -> Callable[[Any], tuple[int, ...]]:
         """What gives the ids, in their order, of the labels that a value of a column has: a list of names or of ids, a
         vector of 0 and 1, or one label; in text, a list as JSON, Python or numpy writes it, or names between "|", ";",
         "," or spaces. Arguments and errors as for ``reader``."""
-        separator = self._separator([value for value in values if isinstance(value, str)])
-        lists = [found for value in values if (found := _members(value, separator)) is not None]
+        separator = self._separator(list(dict.fromkeys(value for value in values if isinstance(value, str))))
+        different = {repr(value): value for value in values}
+        lists = [found for value in different.values() if (found := _members(value, separator)) is not None]
         vector = classes is None and self._are_vectors(lists)
         texts: list[str] = list(classes or ())
         known: dict[str, int] = {}

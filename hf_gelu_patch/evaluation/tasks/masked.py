@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -27,21 +27,18 @@ class MaskedLM(LanguageModel):
     between what the tokenizer puts around a text.
     """
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         if self.processor.mask_token_id is None:
             raise EvaluationError(f"the tokenizer of {self.subject.name} has no mask token: it is for another --task.")
-        texts = self.texts(data, self.subject.input_column, self.rows(data))
-        before, behind = tokens_around(self.processor, texts.values())
+        before, behind = tokens_around(self.processor, (text for _, text in self._texts(data)))
         room = self.length() - before - behind
         if room < 1:
             raise EvaluationError(
                 f"{before + behind} tokens of {self.length()} are the tokenizer's own, which leaves none for the text: "
                 "take a larger --max_length."
             )
-        examples: list[dict[str, Any]] = []
-        for row, text in texts.items():
-            if limit is not None and len(examples) >= limit:
-                break
+        count = 0
+        for row, text in self._texts(data):
             encoded = {key: ids for key, ids in self.processor(text, verbose=False).items() if self.limits.takes(key)}
             end = len(encoded["input_ids"]) - behind
             shown = {**encoded, "input_ids": [*encoded["input_ids"], self.processor.mask_token_id]}
@@ -53,9 +50,14 @@ class MaskedLM(LanguageModel):
                 stop = min(start + room, end)
                 kept = [*range(before), *range(start, stop), *range(end, end + behind)]
                 tokens = {key: [values[place] for place in kept] for key, values in encoded.items()}
-                masked = self._masked(tokens, range(before, before + stop - start), len(examples))
-                examples.append({"row": row, **masked})
-        return examples[:limit]
+                yield {"row": row, **self._masked(tokens, range(before, before + stop - start), count)}
+                count += 1
+                if count == limit:
+                    return
+
+    def _texts(self, data: datasets.Dataset) -> Iterator[tuple[int, str]]:
+        for rows in self.parts(data):
+            yield from self.texts(data, self.subject.input_column, rows).items()
 
     def _masked(self, tokens: dict[str, Any], places: Sequence[int], example: int) -> dict[str, Any]:
         chosen = random.Random(f"masked-lm {example}").sample(places, max(1, round(_MASKED * len(places))))

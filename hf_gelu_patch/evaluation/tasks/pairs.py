@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -34,30 +34,31 @@ class SentenceSimilarity(Task):
     softmax = False
     output = "embeddings"
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         data = first_rows(data, limit)
-        first = self.texts(data, self.subject.input_column, self.rows(data))
+        for rows in self.parts(data):
+            yield from self._encoded(data, rows)
+
+    def _encoded(self, data: datasets.Dataset, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+        first = self.texts(data, self.subject.input_column, rows)
         second = self.texts(data, self.subject.second_column, first)
-        scores = data[self.subject.target_column][:]
         right = {}
-        for row in second:
-            number = as_number(scores[row])
+        for row, score in self.values(data, self.subject.target_column, second).items():
+            number = as_number(score)
             if number is None:
-                self.leave_out(row, f"has no score that is a number: {scores[row]!r}")
+                self.leave_out(row, f"has no score that is a number: {score!r}")
             else:
                 right[row] = number
         one = self.tokens(list(right), first)
         two = self.tokens(list(one), second)
-        return [
-            {
+        for row in two:
+            yield {
                 "row": row,
                 "pair": (one[row], two[row]),
                 "input_ids": max(one[row]["input_ids"], two[row]["input_ids"], key=len),
                 "score": right[row],
                 "shown": f"{shortened(first[row])} | {shortened(second[row])}",
             }
-            for row in two
-        ]
 
     def logits_per_example(self) -> int:
         return 2 * int(self.config.get_text_config().hidden_size)

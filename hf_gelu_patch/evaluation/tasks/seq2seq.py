@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -34,34 +34,35 @@ class Seq2Seq(Task):
 
     generates = True
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
-        data = first_rows(data, limit)
-        sources = self.texts(data, self.subject.input_column, self.rows(data))
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
+        data, longest = first_rows(data, limit), 1
+        for rows in self.parts(data):
+            for example in self._encoded(data, rows):
+                longest = max(longest, len(example["labels"]))
+                yield example
+        self.new_tokens, self.decode_tokens, self._longest = longest + 8, min(MOST_DECODED, longest), longest
+
+    def _encoded(self, data: datasets.Dataset, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+        sources = self.texts(data, self.subject.input_column, rows)
         targets = self.texts(data, self.subject.target_column, sources)
         encoded = self.tokens(list(targets), sources)
         given = [targets[row] for row in encoded]
         labels = self.processor(text_target=given, truncation=True, max_length=self.length()) if given else {}
-        examples = []
         for number, (row, tokens) in enumerate(encoded.items()):
             if not labels["input_ids"][number]:
                 self.leave_out(row, "has no tokens in the right answer")
                 continue
-            examples.append(
-                {
-                    "row": row,
-                    "tokens": {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens},
-                    "input_ids": tokens["input_ids"],
-                    "labels": labels["input_ids"][number],
-                    "target": " ".join(targets[row].split()),
-                    "shown": sources[row],
-                }
-            )
-        longest = max((len(example["labels"]) for example in examples), default=1)
-        self.new_tokens, self.decode_tokens = longest + 8, min(MOST_DECODED, longest)
-        return examples
+            yield {
+                "row": row,
+                "tokens": {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens},
+                "input_ids": tokens["input_ids"],
+                "labels": labels["input_ids"][number],
+                "target": " ".join(targets[row].split()),
+                "shown": sources[row],
+            }
 
     def logits_per_example(self) -> int:
-        return max(len(example["labels"]) for example in self.examples) * int(self.config.get_text_config().vocab_size)
+        return self._longest * int(self.config.get_text_config().vocab_size)
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
         labels = pad_sequence([torch.tensor(e["labels"]) for e in examples], batch_first=True, padding_value=IGNORED)
