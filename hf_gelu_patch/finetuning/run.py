@@ -126,7 +126,7 @@ def _loaded(request: Request, accelerator: Accelerator) -> tuple[PreTrainedModel
     learnt = make_task(
         subject,
         model.config,
-        task.processor,
+        task.loaded,
         data,
         limit=settings.limit,
         limits=Limits.of(model),
@@ -292,7 +292,7 @@ class _Run:
         if self.request.training.gradient_checkpointing:
             _checkpoint_activations(model, on=False)
         model.train(False)
-        processor = self.measuring.task.processor
+        processor = self.measuring.task.loaded
         if adapters is not None:
             agreed(self.accelerator, lambda: save_adapters(self.folder, adapters))
             adapters.merge_and_unload()

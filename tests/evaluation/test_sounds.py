@@ -370,3 +370,22 @@ def test_what_the_commands_say_of_them(wav2vec2: Path, data: Path, capsys: pytes
     asked = ["--model_name_or_path", str(wav2vec2), "--validation_file", str(data)]
     assert main(["evaluate", *asked, "--dry_run"]) == 0
     assert ": automatic-speech-recognition\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("which", "task"), [("classifier", "audio-classification"), ("whisper", None)])
+def test_they_are_trained_and_written_with_all_that_reads_sounds(
+    which: str, task: str | None, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    asked = ["--model_name_or_path", str(request.getfixturevalue(which)), "--train_file", str(data)]
+    more = ["--output_dir", str(tmp_path / "out"), "--activation", "silu", "--max_train_steps", "2", "--limit", "4"]
+    assert main(["finetune", *asked, "--validation_file", str(data), *more, *(["--task", task] if task else [])]) == 0
+    [place] = [path.parent for path in (tmp_path / "out").rglob("model.safetensors")]
+    if which == "whisper":
+        assert transformers.AutoProcessor.from_pretrained(place).tokenizer.get_vocab()
+    assert transformers.AutoFeatureExtractor.from_pretrained(place).sampling_rate == RATE
+
+
+def test_ctc_is_not_trained(wav2vec2: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--model_name_or_path", str(wav2vec2), "--train_file", str(data), "--validation_file", str(data)]
+    assert main(["finetune", *asked, "--output_dir", str(tmp_path / "out"), "--activation", "silu"]) == 1
+    assert "is learned by CTC's loss, which is not built in here" in capsys.readouterr().err

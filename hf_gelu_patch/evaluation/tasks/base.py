@@ -81,6 +81,8 @@ class Task(ABC):
             does not.
         output: what ``forward`` gives, in a word.
         limits: what the model takes.
+        processor: the tokenizer, or the image processor or feature extractor of a task without texts.
+        loaded: the same, or the processor that it is a part of, as it was loaded.
         examples: encoded, in the order of the data, without the rows that were left out; on disk.
         skipped: each row that was left out, counted from 1, and why.
         asked: a hash of the rows that count, as they stand in the data.
@@ -113,7 +115,7 @@ class Task(ABC):
         self.subject = subject
         self.config = config
         self.limits = limits
-        self.processor = processor
+        self.processor = self.loaded = processor
         self.extra = None
         self._skip_bad_rows = skip_bad_rows
         self._bad: dict[int, str] = {}

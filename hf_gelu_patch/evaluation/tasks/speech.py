@@ -53,6 +53,7 @@ class SpeechRecognition(Task):
         check_vocabulary(tokenizer, subject.name)
         self.generates = bool(config.is_encoder_decoder)  # type: ignore[misc]  # not of the class: each model has its own way
         super().__init__(subject, config, tokenizer, *arguments, **options)
+        self.loaded = processor
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
         data = first_rows(data, limit)

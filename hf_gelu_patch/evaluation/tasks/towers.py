@@ -34,6 +34,7 @@ class TwoTowers(Task):
             )
         check_vocabulary(tokenizer, subject.name)
         super().__init__(subject, config, tokenizer, *arguments, **options)
+        self.loaded = processor
 
     def shape(self, example: dict[str, Any]) -> tuple[Any, ...]:
         return pixel_sizes(example)
