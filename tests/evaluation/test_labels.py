@@ -276,6 +276,19 @@ def test_several_labels_can_be_said_to_be_vectors_or_ids() -> None:
     assert read_sets(COLOURS, [[0, 1, 2], [1]], asked="vector") == [None, None]
 
 
+@pytest.mark.parametrize("counts", [[2, 0, 0], ["2", "2"], "[1, 2, 1]"])
+def test_ids_that_occur_twice_may_be_counts(counts: Any) -> None:
+    assert read_sets(COLOURS, [counts, [2]]) == [None, {2}]
+    assert read_sets(COLOURS, [[2, 0, 0], [2]], asked="ids") == [{0, 2}, {2}]
+
+
+@pytest.mark.parametrize("names", [("other", "other", "x"), ("other", "Other", "other"), ("x", "y", "other", "other")])
+def test_a_name_of_several_labels_is_told(names: Sequence[str]) -> None:
+    labels = Labels(names)
+    with pytest.raises(BadLabelError, match=r"'other', which is the name of several of the model's: 0 \("):
+        labels.one("other", labels.meanings(["other", "x", "Other"]), ["other", "x"])
+
+
 def test_several_classes_have_names() -> None:
     assert read_sets(["b", "a"], [[0, 1], [], [0], [-1], 1, -1], ["A", "B"]) == [{0, 1}, set(), {1}, None, {0}, None]
     assert read_sets(GENERIC, [[0, 2]], ["x", "y", "z"]) == [{0, 2}]

@@ -583,6 +583,30 @@ def test_what_is_wrong_with_a_task_of_ones_own_is_said(code: str, said: str, cla
         load(subject(str(classifier), task=str(tmp_path / "own.py"), validation_file=data))
 
 
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [
+        ('[-100 if row["text"] == "w2" else 1 for row in rows]', r"a\.csv: row 2 .*right class is -100"),
+        ("[-1 for row in rows]", r"a\.csv: row 1 has the right class -1, by .*own\.py, .* gives 2 classes"),
+        ('[7 if row["text"] == "w2" else 1 for row in rows]', r"a\.csv: row 2 has the right class 7"),
+        ('[[3] if row["text"] == "w2" else [-100] for row in rows]', r"a\.csv: row 2 has the right class 3"),
+    ],
+)
+def test_right_classes_that_a_model_does_not_have(right: str, said: str, classifier: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN.replace('[config.label2id[row["label"]] for row in rows]', right))
+    data = write_rows(tmp_path / "a.csv", ["text", "label"], [("w1", "yes"), ("w2", "no")])
+    with pytest.raises(EvaluationError, match=said):
+        run(*load(subject(str(classifier), task=str(tmp_path / "own.py"), validation_file=data))[::2], 2)
+
+
+def test_right_classes_may_be_booleans(classifier: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN.replace('config.label2id[row["label"]]', 'row["label"] == "yes"'))
+    data = str(write_data(tmp_path / "a.csv"))
+    model, _, task = load(subject(str(classifier), task=str(tmp_path / "own.py"), validation_file=data))
+    _, _, built_in = load(subject(str(classifier), validation_file=data))
+    assert [o.targets for o in run(model, task, 5)] == [o.targets for o in run(model, built_in, 5)]
+
+
 def test_rows_that_a_task_of_ones_own_cannot_take(classifier: Path, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     data = write_rows(tmp_path / "a.csv", ["text", "label"], [("w1", "yes"), ("w2", "maybe"), ("w3", "no")])

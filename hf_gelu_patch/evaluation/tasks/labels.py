@@ -165,6 +165,12 @@ class Labels:
             BadLabelError: it is not there; the message has the labels of the model, and ``texts``, those of the data.
         """
         if text not in known:
+            several = [index for index, name in enumerate(self.names) if self._key(name) == self._key(text)]
+            if len(several) > 1:
+                raise BadLabelError(
+                    f"has the label {_quoted(text)}, which is the name of several of the model's: {self}. Give each a "
+                    "name of its own in the model's config.json (id2label and label2id), or write ids"
+                )
             raise BadLabelError(
                 f"has the label {_quoted(text)}, which the model does not know (it has: {self}; the data have: "
                 f"{shown(texts)})"
@@ -272,6 +278,12 @@ class Labels:
             if vector:
                 return self._held(found)
             written = [_text(one) if classes is None else classes[one] for one in found]
+            twice = len(set(written)) < len(written) and all(_whole(text) is not None for text in written)
+            if twice and classes is None and self._asked is None:
+                raise BadLabelError(
+                    f"has {reprlib.repr(value)} for its labels, in which an id occurs twice: if they are ids, say so "
+                    "with --labels ids"
+                )
             return tuple(sorted({self.one(text, known, texts) for text in written}))
 
         return read

@@ -18,6 +18,7 @@ from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
 from hf_gelu_patch.evaluation.tasks.heads import label_columns
 from hf_gelu_patch.evaluation.tasks.language import token_columns, token_pairs
+from hf_gelu_patch.evaluation.tasks.logits import IGNORED, read_logits
 from hf_gelu_patch.evaluation.tasks.registry import task_info
 from hf_gelu_patch.evaluation.tasks.user_file import own_task
 
@@ -67,6 +68,8 @@ class OwnTask(Task):
             raise TypeError("batch has to give two things: a dict of tensors, and the right classes")
         inputs = dict(made[0])
         targets = None if made[1] is None else torch.as_tensor(made[1])
+        if targets is not None and targets.dtype == torch.bool:
+            targets = targets.long()
         for name, value in [*inputs.items(), *([] if targets is None else [("the right classes", targets)])]:
             if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != len(examples):
                 raise TypeError(f"{name} is no tensor with a row for each of {len(examples)} rows")
@@ -75,6 +78,8 @@ class OwnTask(Task):
                 "the right classes are no whole numbers, one for each row or one for each position, and a task of "
                 "one's own has no others: give None in their place to look at drift and speed alone"
             )
+        if targets is not None and targets.dim() == 1 and (targets == IGNORED).any():
+            raise TypeError(f"its right class is {IGNORED}, which is for single positions that do not count")
         return inputs, targets
 
     def _trouble(self, example: dict[str, Any]) -> str | None:
@@ -106,9 +111,24 @@ class OwnTask(Task):
         return logits if self._kind == "many" else logits.flatten(1)[:, None]
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> Prediction:
-        if self._kind != "none":
-            return super().predict(model, batch)
-        return Prediction(self.forward(model, batch), (Outcome((), (), 0.0, 0),) * len(batch.ids))
+        logits = self.forward(model, batch)
+        if self._kind == "none":
+            return Prediction(logits, (Outcome((), (), 0.0, 0),) * len(batch.ids))
+        self._check_classes(batch, logits.shape[-1])
+        return Prediction(logits, tuple(Outcome(*read) for read in read_logits(logits, batch.targets)))
+
+    def _check_classes(self, batch: Batch, classes: int) -> None:
+        """Raises EvaluationError."""
+        others = (batch.targets != IGNORED) & ((batch.targets < 0) | (batch.targets >= classes))
+        if not others.any():
+            return
+        place, column = others.nonzero()[0].tolist()
+        row, right = self.examples[batch.ids[place]]["row"] + 1, int(batch.targets[place, column])
+        raise EvaluationError(
+            f"{self.subject.name}: {self.subject.data}: row {row} has the right class {right}, by {self.subject.task}, "
+            f"and the model gives {classes} classes, counted from 0. Let batch return those, or leave such rows out of "
+            "the data."
+        )
 
     def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
         del examples
