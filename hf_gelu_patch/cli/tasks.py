@@ -6,7 +6,7 @@ import importlib.util
 
 from hf_gelu_patch.cli.command import Command, Said
 from hf_gelu_patch.evaluation.options.harness import PREFIX
-from hf_gelu_patch.evaluation.tasks.registry import TASKS
+from hf_gelu_patch.evaluation.tasks.registry import TASKS, TaskInfo
 
 __all__ = ["COMMAND"]
 
@@ -18,7 +18,7 @@ def _run(said: Said) -> int:
     for name, task in TASKS.items():
         print(f"{name}: {task.summary}")
         classes = " or ".join([task.auto_class, *(name for _, name in task.other_classes)])
-        print(f"  models: {classes}; columns: {', '.join(task.columns)}")
+        print(f"  models: {classes}; columns: {', '.join(_spelled(task, column) for column in task.columns)}")
         print(f"  metrics: {', '.join(task.metrics) or 'none, only drift and speed'}")
         if task.missing:
             print(f"  not here: {', '.join(task.missing)} missing (pip install 'hf-gelu-patch[{task.extra}]')")
@@ -29,6 +29,12 @@ def _run(said: Said) -> int:
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         print(f"\nnot available here: {', '.join(missing)} missing (pip install 'hf-gelu-patch[evaluation]')")
     return 0
+
+
+def _spelled(task: TaskInfo, column: str) -> str:
+    """A column, and what else it may be called."""
+    others = task.also.get(column, ())
+    return f"{column} (or {', '.join(others)})" if others else column
 
 
 COMMAND = Command("tasks", "what models can be asked", "List the tasks.", _run)

@@ -167,6 +167,18 @@ RANKINGS = {
     "relevance": [[1, 0], [0, 1, 0], [2, 1], [1, 0, 3]],
 }
 
+TEXTS = {
+    "predictions": ["the cat sat on the mat", "a dog ran away quickly", "", "no word in common here"],
+    "references": [
+        ["the cat sat on a mat", "a cat sat on the mat today"],
+        ["the dog ran away quickly"],
+        ["x"],
+        ["y z"],
+    ],
+    "losses": [0.1, 0.2, 0.3, 0.4],
+    "tokens": [2, 1, 2, 2],
+}
+
 SIDES = {"predictions": [0, 1, 0, 1], "references": [0, 0, 0, 1]}
 
 TRANSCRIPTS = {"predictions": ["a b", "", "c d", "d e f"], "references": ["a b", "b", "a c", "d f"]}
@@ -214,6 +226,8 @@ COLUMNS: list[dict[str, dict[str, list[Any]]]] = [
     {"regions": REGIONS},
     {"reconstruction": {"errors": [1.5, 2.5, 0.1, 4.0], "values": [3, 4, 1, 2]}},
     {"ranks": RANKS},
+    {"summary": TEXTS},
+    {"translation": TEXTS},
 ]
 
 

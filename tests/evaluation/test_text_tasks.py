@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +17,13 @@ import pytest
 import seqeval.metrics
 import torch
 import transformers
-from sklearn.metrics import accuracy_score, ndcg_score
-from text_models import WORDS, evaluated, texts, write_bert, write_lines, write_tokenizer
+from evaluated import VARIANT, evaluated, refusal
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, mean_squared_error, ndcg_score
+from text_models import WORDS, save, texts, write_bert, write_lines, write_tokenizer
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from torchmetrics.functional.retrieval import retrieval_reciprocal_rank
 from torchmetrics.functional.text.squad import squad
@@ -28,6 +36,7 @@ from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Task
 from hf_gelu_patch.evaluation.tasks.making import make_task
+from hf_gelu_patch.evaluation.variants import BEFORE
 
 pytestmark = pytest.mark.slow
 
@@ -36,12 +45,6 @@ def task_of(model: Path, data: Path, **options: Any) -> tuple[Any, Task]:
     one = subject(str(model), validation_file=str(data), **options)
     loaded, processor = load_model(one.model, one.task), load_processor(one.model, one.task)
     return loaded, make_task(one, loaded.config, processor, load_rows(one))
-
-
-def refused(capsys: pytest.CaptureFixture[str], model: Path, data: Path, *options: str) -> str:
-    """What the command says that it cannot go on with."""
-    assert main(["evaluate", "--model_name_or_path", str(model), "--validation_file", str(data), *options]) != 0
-    return capsys.readouterr().err
 
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -66,9 +69,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_entities(tagger: Path, tmp_path: Path) -> None:
     rows = tagged()
     data = write_lines(tmp_path / "a.jsonl", rows)
-    found = [evaluated(tmp_path / str(size), tagger, data, "--per_device_eval_batch_size", size) for size in (1, 8)]
-    assert found[0].outcomes["before"] == found[1].outcomes["before"] or found[0].before == found[1].before
-    for run, side, figures in ((found[1], "before", found[1].before), (found[1], "after", found[1].after)):
+    found = [evaluated(tagger, data, tmp_path / str(size), size=size) for size in (1, 8)]
+    assert found[0].outcomes[BEFORE] == found[1].outcomes[BEFORE] or found[0].before == found[1].before
+    for run, side, figures in ((found[1], BEFORE, found[1].before), (found[1], VARIANT, found[1].after)):
         said = [[TAGS[answer] for answer in outcome.answers] for outcome in run.outcomes[side]]
         right = [[TAGS[target] for target in outcome.targets] for outcome in run.outcomes[side]]
         assert right == [row["tags"] for row in rows]
@@ -132,10 +135,10 @@ def test_tags_that_are_no_entities_are_counted_word_by_word(tmp_path: Path) -> N
     rows = [
         {"tokens": text.split(), "pos_tags": draw.choices(["NOUN", "VERB"], k=len(text.split()))} for text in texts(9)
     ]
-    run = evaluated(tmp_path / "results", model, write_lines(tmp_path / "a.jsonl", rows))
+    run = evaluated(model, write_lines(tmp_path / "a.jsonl", rows), tmp_path / "results")
     assert run.before.keys() == {"tag_accuracy"}
     said, right = (
-        [tag for one in run.outcomes["before"] for tag in getattr(one, side)] for side in ("answers", "targets")
+        [tag for one in run.outcomes[BEFORE] for tag in getattr(one, side)] for side in ("answers", "targets")
     )
     assert run.before["tag_accuracy"] == pytest.approx(accuracy_score(right, said))
 
@@ -154,7 +157,7 @@ def test_rows_without_tags_are_named_or_left_out(
     row: dict[str, Any], said: str, tagger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_lines(tmp_path / "a.jsonl", [*tagged(2), row, *tagged(2)])
-    assert said in refused(capsys, tagger, data)
+    assert said in refusal(tagger, data, tmp_path / "results", capsys)
     one = subject(str(tagger), validation_file=str(data))
     config, processor = transformers.AutoConfig.from_pretrained(tagger), load_processor(one.model, one.task)
     task = make_task(one, config, processor, load_rows(one, skip_bad_rows=True), skip_bad_rows=True)
@@ -166,10 +169,12 @@ def test_data_without_its_columns_and_without_the_library(
     tagger: Path, reader: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_lines(tmp_path / "a.jsonl", [{"text": "w1"}])
-    assert "no column 'tokens' and no column 'tags'; it has: text" in refused(capsys, tagger, data)
-    assert "no column 'question' and no column 'context'" in refused(capsys, reader, data)
+    assert "no column 'tokens' and no column 'tags'; it has: text" in refusal(
+        tagger, data, tmp_path / "results", capsys
+    )
+    assert "no column 'question' and no column 'context'" in refusal(reader, data, tmp_path / "results", capsys)
     monkeypatch.setitem(sys.modules, "seqeval", None)
-    said = refused(capsys, tagger, data)
+    said = refusal(tagger, data, tmp_path / "results", capsys)
     assert "token-classification needs seqeval, not installed here: pip install 'hf-gelu-patch[text]'" in said
     assert main(["tasks"]) == 0
     assert "not here: seqeval missing (pip install 'hf-gelu-patch[text]')" in capsys.readouterr().out
@@ -197,10 +202,15 @@ def answered(count: int = 24) -> list[dict[str, Any]]:
 
 def test_answers_out_of_a_context(reader: Path, tmp_path: Path) -> None:
     rows = answered()
-    data = write_lines(tmp_path / "a.jsonl", rows)
-    found = [evaluated(tmp_path / str(size), reader, data, "--per_device_eval_batch_size", size) for size in (1, 8)]
+    model, task = task_of(reader, write_lines(tmp_path / "a.jsonl", rows))
+    for number in range(0, len(rows), 3):  # so that some are right
+        with torch.inference_mode():
+            said = task.predict(model, task.alone(number)).outcomes[0].details["text"]
+        rows[number]["answers"]["text"] = ["w0 w0", f"The {said}!"]
+    data = write_lines(tmp_path / "b.jsonl", rows)
+    found = [evaluated(reader, data, tmp_path / str(size), size=size) for size in (1, 8)]
     assert found[0].outcomes == found[1].outcomes
-    for side, figures in (("before", found[1].before), ("after", found[1].after)):
+    for side, figures in ((BEFORE, found[1].before), (VARIANT, found[1].after)):
         outcomes = found[1].outcomes[side]
         assert [outcome.details["references"] for outcome in outcomes] == [row["answers"]["text"] for row in rows]
         said = [{"prediction_text": one.details["text"], "id": str(i)} for i, one in enumerate(outcomes)]
@@ -212,6 +222,7 @@ def test_answers_out_of_a_context(reader: Path, tmp_path: Path) -> None:
         assert figures["exact_match"] == pytest.approx(float(theirs["exact_match"]) / 100, abs=1e-6)
         assert figures["answer_f1"] == pytest.approx(float(theirs["f1"]) / 100, abs=1e-6)
         assert 0 < figures["answer_f1"] < 1
+    assert 0 < found[1].before["exact_match"] < 1
 
 
 @torch.inference_mode()
@@ -293,7 +304,7 @@ def test_rows_without_answers_are_named(
 ) -> None:
     usual = answered(3)
     data = write_lines(tmp_path / "a.jsonl", [usual[0], {**usual[1], **row}, usual[2]])
-    assert said in refused(capsys, reader, data)
+    assert said in refusal(reader, data, tmp_path / "results", capsys)
 
 
 def test_what_taggers_and_readers_learn_is_what_transformers_trains(tagger: Path, reader: Path, tmp_path: Path) -> None:
@@ -352,24 +363,24 @@ def test_reranking(outputs: int, tmp_path: Path) -> None:
     rows = ranked_rows()
     model = write_bert(tmp_path / "model", "BertForSequenceClassification", num_labels=outputs)
     data = write_lines(tmp_path / "a.jsonl", rows)
-    asked = ("--task", "reranking", "--per_device_eval_batch_size")
-    found = [evaluated(tmp_path / str(size), model, data, *asked, size) for size in (1, 8)]
+    asked = ("--task", "reranking")
+    found = [evaluated(model, data, tmp_path / str(size), *asked, size=size) for size in (1, 8)]
     assert found[0].before == pytest.approx(found[1].before, abs=1e-12)
-    for side, figures in (("before", found[1].before), ("after", found[1].after)):
+    for side, figures in ((BEFORE, found[1].before), (VARIANT, found[1].after)):
         outcomes = found[1].outcomes[side]
         assert [one.details["relevance"] for one in outcomes] == [row["relevance"] for row in rows]
         held_to_the_libraries(outcomes, figures)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(model).eval()
     with torch.inference_mode():
-        for row, outcome in zip(rows[:4], found[1].outcomes["before"], strict=False):
+        for row, outcome in zip(rows[:4], found[1].outcomes[BEFORE], strict=False):
             pairs = [tokenizer(row["query"], text, truncation=True, return_tensors="pt") for text in row["documents"]]
             logits = torch.cat([loaded(**pair).logits for pair in pairs])
             wanted = logits[:, 0] if outputs == 1 else logits[:, 1] - logits[:, 0]
             assert outcome.details["scores"] == pytest.approx(wanted.tolist(), abs=1e-4)
             order = torch.tensor(outcome.details["scores"]).argsort(descending=True) + 1
             assert outcome.answers == (" ".join(map(str, order.tolist()[:10])),)
-    quality = found[1].model["variants"][0]["quality"]
+    quality = found[1].found["variants"][0]["quality"]
     assert quality["flips"] == sum(a.answers != b.answers for a, b in zip(*found[1].outcomes.values(), strict=True)) > 0
 
 
@@ -389,10 +400,10 @@ def embeddings(model: Path, given: Sequence[str]) -> torch.Tensor:
 def test_retrieval_among_a_rows_own_documents(embedder: Path, tmp_path: Path) -> None:
     rows = ranked_rows(12)
     data = write_lines(tmp_path / "a.jsonl", rows)
-    run = evaluated(tmp_path / "results", embedder, data, "--task", "retrieval", "--per_device_eval_batch_size", 5)
-    for side, figures in (("before", run.before), ("after", run.after)):
+    run = evaluated(embedder, data, tmp_path / "results", "--task", "retrieval", size=5)
+    for side, figures in ((BEFORE, run.before), (VARIANT, run.after)):
         held_to_the_libraries(run.outcomes[side], figures)
-    for row, outcome in zip(rows, run.outcomes["before"], strict=True):
+    for row, outcome in zip(rows, run.outcomes[BEFORE], strict=True):
         query, *documents = embeddings(embedder, [row["query"], *row["documents"]])
         assert outcome.details["scores"] == pytest.approx([float(query @ one) for one in documents], abs=1e-5)
 
@@ -403,10 +414,10 @@ def test_retrieval_among_the_documents_of_all_rows(embedder: Path, tmp_path: Pat
     queries[9] = queries[4]  # has two right answers
     rows = [{"query": query, "document": text} for query, text in zip(queries, documents, strict=True)]
     data = write_lines(tmp_path / "a.jsonl", rows)
-    asked = ("--task", "retrieval", "--per_device_eval_batch_size")
-    found = [evaluated(tmp_path / str(size), embedder, data, *asked, size) for size in (1, 8)]
+    asked = ("--task", "retrieval")
+    found = [evaluated(embedder, data, tmp_path / str(size), *asked, size=size) for size in (1, 8)]
     assert found[0].before == pytest.approx(found[1].before, abs=1e-12)
-    held_to_the_libraries(found[1].outcomes["before"], found[1].before)
+    held_to_the_libraries(found[1].outcomes[BEFORE], found[1].before)
     corpus = list(dict.fromkeys(documents))
     assert len(corpus) < 25
     scores = embeddings(embedder, queries) @ embeddings(embedder, corpus).T
@@ -416,7 +427,7 @@ def test_retrieval_among_the_documents_of_all_rows(embedder: Path, tmp_path: Pat
     ]
     assert sum(right[4]) == 2
     assert found[1].before["ndcg_at_10"] == pytest.approx(ndcg_score(right, scores, k=10), abs=1e-9)
-    [first, *_] = found[1].outcomes["before"]
+    [first, *_] = found[1].outcomes[BEFORE]
     assert first.answers[0].split()[0] == str(documents.index(corpus[int(scores[0].argmax())]) + 1)
 
 
@@ -451,4 +462,181 @@ def test_rows_without_relevant_documents_are_named(
 ) -> None:
     usual = {"query": "w1", "documents": ["w2", "w3"], "relevance": [0, 1]}
     data = write_lines(tmp_path / "a.jsonl", [usual, {**usual, **row}, usual])
-    assert said in refused(capsys, embedder, data, "--task", "retrieval")
+    assert said in refusal(embedder, data, tmp_path / "results", capsys, "--task", "retrieval")
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 with a gated gelu_new, which writes the forty words."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2, "vocab_size": 45}
+    config = transformers.T5Config(
+        **sizes, feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=3, decoder_start_token_id=0
+    )
+    return save(transformers.T5ForConditionalGeneration(config), tmp_path_factory.mktemp("models") / "writer")
+
+
+def rewritten(count: int = 16) -> tuple[list[str], list[list[str]]]:
+    """Sources, and one to three references of each, half of whose words are the few that the model likes to write."""
+    draw = random.Random(11)
+    return texts(count, 9), [
+        [" ".join(draw.choices(WORDS[:40], k=4 + number % 5)) for _ in range(1 + number % 3)] for number in range(count)
+    ]
+
+
+def with_what_it_writes(writer: Path, sources: Sequence[str], references: list[list[str]]) -> list[list[str]]:
+    """Every second reference begins with what the model writes, so that figures are not zero."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(writer)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(writer).eval()
+    found = []
+    for number, (source, right) in enumerate(zip(sources, references, strict=True)):
+        inputs = {key: value for key, value in tokenizer(source, return_tensors="pt").items() if "type" not in key}
+        said = tokenizer.decode(model.generate(**inputs, max_new_tokens=9)[0], skip_special_tokens=True).split()
+        found.append([" ".join([*said[:5], *right[0].split()[:3]]), *right[1:]] if number % 2 else right)
+    return found
+
+
+def test_summaries(writer: Path, tmp_path: Path) -> None:
+    sources, references = rewritten()
+    references = with_what_it_writes(writer, sources, references)
+    rows = [{"document": source, "highlights": right} for source, right in zip(sources, references, strict=True)]
+    data = write_lines(tmp_path / "a.jsonl", rows)
+    asked = ("--task", "summarization")
+    found = [evaluated(writer, data, tmp_path / str(size), *asked, size=size) for size in (1, 8)]
+    assert found[0].before == pytest.approx(found[1].before, rel=1e-5)
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    for side, figures in ((BEFORE, found[1].before), (VARIANT, found[1].after)):
+        outcomes = found[1].outcomes[side]
+        right = [list(one.details.get("references", one.targets)) for one in outcomes]
+        assert right == references
+        theirs = [scorer.score_multi(one, said.answers[0]) for one, said in zip(right, outcomes, strict=True)]
+        for name in ("rouge1", "rouge2", "rougeL"):
+            assert figures[name] == pytest.approx(np.mean([one[name].fmeasure for one in theirs]), abs=1e-12)
+        assert figures["loss"] == pytest.approx(sum(o.loss for o in outcomes) / sum(o.tokens for o in outcomes))
+    assert 0 < found[1].before["rouge2"] < found[1].before["rouge1"] < 1
+
+
+def test_translations_are_sacrebleus_to_the_last_digit(writer: Path, tmp_path: Path) -> None:
+    sources, references = rewritten()
+    references = with_what_it_writes(writer, sources, references)
+    rows = [{"translation": {"en": source, "de": right}} for source, right in zip(sources, references, strict=True)]
+    data = write_lines(tmp_path / "a.jsonl", rows)
+    columns = ("--input_column", "translation.en", "--target_column", "translation.de")
+    run = evaluated(writer, data, tmp_path / "results", "--task", "translation", *columns)
+    streams = [[one[n] if n < len(one) else None for one in references] for n in range(3)]
+    for side, figures in ((BEFORE, run.before), (VARIANT, run.after)):
+        said = [str(one.answers[0]) for one in run.outcomes[side]]
+        assert figures["bleu"] == BLEU().corpus_score(said, streams).score / 100
+        assert figures["chrf"] == CHRF().corpus_score(said, streams).score / 100
+    assert 0 < run.before["bleu"] < run.before["chrf"] < 1
+    difference = run.found["variants"][0]["quality"]["differences"]["bleu"]
+    assert difference["low"] < difference["value"] < difference["high"]
+
+
+def test_a_source_begins_with_its_prefix(writer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_lines(tmp_path / "a.jsonl", [{"article": "w1 w2", "summary": "w3"}])
+    _, task = task_of(writer, data, task="summarization", source_prefix="w39 ")
+    assert task.examples[0]["input_ids"] == [2, 44, 6, 7, 3]
+    assert task.describe(0) == "w1 w2"
+    said = refusal(writer, data, tmp_path / "results", capsys, "--task", "masked-lm", "--source_prefix", "w1")
+    assert "masked-lm puts nothing before its texts, only seq2seq and summarization and translation does" in said
+
+
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [
+        ([], "row 2 has no reference in the column 'target'"),
+        (["w1", " "], "row 2 has an empty reference in the column 'target'"),
+        (None, "row 2 of the column 'target' is no text, and no list of texts: None"),
+    ],
+)
+def test_texts_without_references_are_named(
+    right: Any, said: str, writer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"source": "w1", "target": one} for one in (["w2"], right, ["w3"])]
+    assert said in refusal(
+        writer, write_lines(tmp_path / "a.jsonl", rows), tmp_path / "results", capsys, "--task", "translation"
+    )
+
+
+@pytest.mark.parametrize("task", ["summarization", "translation"])
+def test_without_its_library_a_task_says_so(
+    task: str, writer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = {"summarization": "rouge_score", "translation": "sacrebleu"}[task]
+    data = write_lines(tmp_path / "a.jsonl", [{"source": "w1", "target": "w2"}])
+    monkeypatch.setitem(sys.modules, library, None)
+    said = refusal(writer, data, tmp_path / "results", capsys, "--task", task)
+    assert f"{task} needs {library}, not installed here: pip install 'hf-gelu-patch[text]'" in said
+
+
+def test_pairs_several_labels_and_numbers(tmp_path: Path) -> None:
+    """What a head says decides: the same command for a pair's label, for several labels and for a number."""
+    draw, kind = random.Random(4), "BertForSequenceClassification"
+    names = ["entailment", "neutral", "contradiction"]
+    first, second = texts(30, 6), texts(30, 5, seed=6)
+    pairs = [{"premise": a, "hypothesis": b, "label": draw.choice(names)} for a, b in zip(first, second, strict=True)]
+    model = write_bert(tmp_path / "pairs", kind, names)
+    data = write_lines(tmp_path / "1.jsonl", pairs)
+    run = evaluated(model, data, tmp_path / "1", "--task", "natural-language-inference")
+    said, right = ([getattr(one, side)[0] for one in run.outcomes[BEFORE]] for side in ("answers", "targets"))
+    assert [names[target] for target in right] == [row["label"] for row in pairs]
+    assert run.before["accuracy"] == pytest.approx(accuracy_score(right, said))
+    assert run.before["macro_f1"] == pytest.approx(f1_score(right, said, average="macro"))
+
+    several = [{"text": text, "label": [name for name in names if draw.random() < 0.4]} for text in first]
+    model = write_bert(tmp_path / "several", kind, names, problem_type="multi_label_classification")
+    run = evaluated(model, write_lines(tmp_path / "2.jsonl", several), tmp_path / "2")
+    said, right = (
+        np.array([[int(bit) for bit in getattr(one, side)[0]] for one in run.outcomes[VARIANT]])
+        for side in ("answers", "targets")
+    )
+    assert right.tolist() == [[int(name in row["label"]) for name in names] for row in several]
+    assert run.after["subset_accuracy"] == pytest.approx(accuracy_score(right, said))
+    assert run.after["micro_f1"] == pytest.approx(f1_score(right, said, average="micro"))
+    assert run.after["macro_f1"] == pytest.approx(f1_score(right, said, average="macro"))
+
+    numbers = [{"text": text, "label": round(draw.uniform(0, 5), 1)} for text in first]
+    model = write_bert(tmp_path / "number", kind, num_labels=1)
+    run = evaluated(model, write_lines(tmp_path / "3.jsonl", numbers), tmp_path / "3")
+    scores = [one.score or 0.0 for one in run.outcomes[BEFORE]]
+    right = [row["label"] for row in numbers]
+    assert run.before["pearson"] == pytest.approx(pearsonr(scores, right).statistic, abs=1e-9)
+    assert run.before["spearman"] == pytest.approx(spearmanr(scores, right).statistic, abs=1e-9)
+    assert run.before["mse"] == pytest.approx(mean_squared_error(right, scores))
+
+
+def test_two_processes_search_one_corpus(embedder: Path, tmp_path: Path) -> None:
+    """Each embeds all documents, and finds them for its own queries."""
+    rows = [{"query": a, "document": b} for a, b in zip(texts(25, 5), texts(25, 9, seed=8), strict=True)]
+    data = write_lines(tmp_path / "a.jsonl", rows)
+    alone = evaluated(embedder, data, tmp_path / "alone", "--task", "retrieval", size=4)
+    words = ["--model_name_or_path", embedder, "--validation_file", data, "--task", "retrieval", "--variant", VARIANT]
+    launch = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", 2, "-m", "hf_gelu_patch"]
+    settings = ["--per_device_eval_batch_size", 4, "--timing_seconds", 0.01, "--num_processes", 2]
+    done = subprocess.run(
+        [*map(str, [*launch, "evaluate", *words, *settings])],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    [model] = json.loads((tmp_path / "results" / "evaluation.json").read_text(encoding="utf-8"))["models"]
+    assert model["variants"][0]["quality"] == alone.found["variants"][0]["quality"]
+    assert len(list((tmp_path / "results" / model["records"]).glob("*.jsonl"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        ("token-classification", "BertForTokenClassification"),
+        ("question-answering", "BertForQuestionAnswering"),
+    ],
+)
+def test_the_head_tells_the_task(task: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_bert(tmp_path / "model", kind)
+    data = write_lines(tmp_path / "a.jsonl", [{"text": "w1"}])
+    assert main(["evaluate", "--dry_run", "--model_name_or_path", str(model), "--validation_file", str(data)]) == 0
+    assert f": {task}\n" in capsys.readouterr().out

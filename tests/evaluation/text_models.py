@@ -1,22 +1,16 @@
-"""Tiny random models for tasks of texts, saved as checkpoints with a tokenizer of forty words; rows for them; and what
-the command line makes of both."""
+"""Tiny random models for tasks of texts, saved as checkpoints with a tokenizer of forty words; and rows."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-from hf_gelu_patch.cli import main
-from hf_gelu_patch.evaluation.outcomes import Outcome
-from hf_gelu_patch.evaluation.records import read
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [f"w{number}" for number in range(40)]
@@ -71,44 +65,3 @@ def texts(count: int, most: int = 12, seed: int = 3) -> list[str]:
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the command left.
-
-    Attributes:
-        status: its exit status.
-        outcomes: what the unpatched model ("before") and the variant ("after") said of each example, in their order.
-        model: the model's part of the results.
-        folder: the results.
-    """
-
-    status: int
-    outcomes: dict[str, list[Outcome]]
-    model: dict[str, Any]
-    folder: Path
-
-    @property
-    def before(self) -> dict[str, float]:
-        """The unpatched model's metrics."""
-        return {name: float(value) for name, value in self.model["unpatched"].items()}
-
-    @property
-    def after(self) -> dict[str, float]:
-        """The patched model's."""
-        return {name: float(value) for name, value in self.model["variants"][0]["quality"]["after"].items()}
-
-
-def evaluated(folder: Path, model: Path, data: Path, *options: object, activation: str = "relu") -> Run:
-    """``hf-gelu-patch evaluate`` in this process."""
-    words = ["evaluate", "--model_name_or_path", model, "--validation_file", data, "--output_dir", folder, *options]
-    status = main([*map(str, words), "--activation", activation, "--timing_seconds", "0.02"])
-    if not (folder / "evaluation.json").is_file():
-        return Run(status, {}, {}, folder)
-    [found] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["models"]
-    rows = read(folder / found["records"])[1]
-    by_name: dict[str, list[Outcome]] = {}
-    for (_, variant), row in sorted(rows.items()):
-        by_name.setdefault("before" if variant == "before" else "after", []).append(row.outcome)
-    return Run(status, by_name, found, folder)

@@ -22,6 +22,7 @@ from hf_gelu_patch.evaluation.metrics import (
     objects,
     pictures,
     ranking,
+    rewritten,
     spans,
     tags,
     transcripts,
@@ -49,4 +50,4 @@ __all__ = [
 ]
 
 # They are imported for what they register.
-del labels, language, numbers, objects, pictures, ranking, spans, tags, transcripts
+del labels, language, numbers, objects, pictures, ranking, rewritten, spans, tags, transcripts

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 
 from hf_gelu_patch.evaluation.metrics.registry import Answers, Array, Metric, register_answers, register_metric
+from hf_gelu_patch.evaluation.metrics.rewritten import SUMMARY, TRANSLATION
 from hf_gelu_patch.evaluation.metrics.spans import SPAN
 from hf_gelu_patch.evaluation.metrics.sums import mean_of, ratio, sums
 
@@ -81,4 +82,4 @@ register_metric(Metric("token_accuracy", ("tokens", "text"), _token_accuracy, co
 register_metric(Metric("bits_per_byte", ("text",), _bits_per_byte, **_SMALL))
 register_metric(Metric("exact_match", ("sequence", SPAN), _exact_match, counts_right=True))
 register_metric(Metric("edit_error_rate", ("sequence",), _edit_error_rate, lower_is_better=True))
-register_metric(Metric("loss", ("sequence",), _loss, lower_is_better=True))
+register_metric(Metric("loss", ("sequence", SUMMARY, TRANSLATION), _loss, lower_is_better=True))

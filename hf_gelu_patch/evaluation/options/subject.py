@@ -30,7 +30,9 @@ class Subject:
         max_length: None for the model's own limit, at most 512.
         second_column: None where there is none.
         metric: besides the task's own, by the path of its script or its name on the hub.
-        stride: for causal-lm; None for blocks that do not overlap.
+        stride: how far a window moves on. None: for causal-lm blocks that do not overlap, for question-answering
+            windows that share 128 tokens.
+        source_prefix: for seq2seq and its kin, what each source begins with; None for nothing.
         labels: one of ``labels.READINGS``; None to tell it from the data.
         threshold: for a classifier's head that gives a number, the answer is 1 above it and else 0, and measured as
             such too; for one of several labels, the logit above which a label holds. None for no such answer, and for
@@ -78,10 +80,14 @@ class Subject:
     )
     stride: int | None = option(
         None,
-        "running text by a window that moves on by N tokens (default: in blocks)",
+        "running text, or a long context, by a window that moves on by N tokens (default: in blocks; so that two share "
+        "128 tokens)",
         _DATA,
         metavar="N",
         read=positive,
+    )
+    source_prefix: str | None = option(
+        None, "what each source begins with, as T5 wants it: 'summarize: '", _DATA, metavar="TEXT"
     )
     labels: str | None = option(
         None,

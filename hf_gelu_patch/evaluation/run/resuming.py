@@ -78,6 +78,7 @@ def fingerprint(comparison: Comparison) -> Fingerprint:
         "limit": comparison.settings.limit,
         "max_length": task.subject.max_length,
         "stride": task.subject.stride,
+        "source_prefix": task.subject.source_prefix,
         "labels": task.subject.labels,
         "threshold": task.subject.threshold,
         "batch_size": comparison.batch_size,

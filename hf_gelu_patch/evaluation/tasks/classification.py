@@ -16,13 +16,11 @@ from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_r
 from hf_gelu_patch.evaluation.tasks.heads import head_of
 from hf_gelu_patch.evaluation.tasks.images import AT_A_TIME, pixel_sizes, pixels_of, stacked_pixels
 from hf_gelu_patch.evaluation.tasks.labels import BadLabelError, LabelsError
+from hf_gelu_patch.evaluation.tasks.lists import Column
 from hf_gelu_patch.evaluation.tasks.sounds import sound_sizes, sounds_of, stacked_sounds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-_AT_A_TIME = 10_000  # values of a column
 
 
 class Classification(Task):
@@ -41,7 +39,7 @@ class Classification(Task):
         column = self.subject.target_column
         if self._answer is None:
             try:
-                self._answer = self.head.reader(_Column(data, column), data.features[column])
+                self._answer = self.head.reader(Column(data, column), data.features[column])
             except LabelsError as error:
                 raise EvaluationError(f"{self.subject.name}: {self.subject.data}, column {column!r}: {error}") from None
         found = {}
@@ -82,17 +80,6 @@ class Classification(Task):
 
     def _right(self, ids: Iterable[int]) -> list[Any]:
         return [self.examples[example]["label"] for example in ids]
-
-
-class _Column:
-    """The values of a column, some of which are read at a time, as often as they are asked for."""
-
-    def __init__(self, data: datasets.Dataset, name: str | None) -> None:
-        self._data, self._name = data, name
-
-    def __iter__(self) -> Iterator[Any]:
-        for start in range(0, len(self._data), _AT_A_TIME):
-            yield from self._data[self._name][start : start + _AT_A_TIME]
 
 
 class TextClassification(Classification):

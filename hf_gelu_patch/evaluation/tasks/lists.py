@@ -1,15 +1,31 @@
-"""Lists in cells of data, and lists as one column."""
+"""Columns of data read as lists, and lists in their cells."""
 
 from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-__all__ = ["array_of", "listed", "written"]
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["Column", "array_of", "listed", "written"]
+
+_AT_A_TIME = 10_000  # values of a column
+
+
+class Column:
+    """The values of a column, some of which are read at a time, as often as they are asked for."""
+
+    def __init__(self, data: datasets.Dataset, name: str | None) -> None:
+        self._data, self._name = data, name
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, len(self._data), _AT_A_TIME):
+            yield from self._data[self._name][start : start + _AT_A_TIME]
 
 
 def written(text: str) -> Any:

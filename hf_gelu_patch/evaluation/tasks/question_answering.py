@@ -16,7 +16,7 @@ from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.metrics.spans import normalised
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows, shortened
-from hf_gelu_patch.evaluation.tasks.lists import written
+from hf_gelu_patch.evaluation.tasks.lists import Column, written
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED, widened
 
 if TYPE_CHECKING:
@@ -81,16 +81,16 @@ class QuestionAnswering(Task):
                 f"the tokenizer of {self.subject.name} does not say where its tokens stand, as fast ones do: save "
                 "AutoTokenizer.from_pretrained(original, use_fast=True) to its folder."
             )
-        column = self.subject.target_column or ""
-        every = data[column][:]
-        self.may_be_none = any(_is_empty(value) for value in every)
-        data = first_rows(data, limit)
-        questions = self.texts(data, self.subject.input_column, self.rows(data))
-        contexts = self.texts(data, self.subject.second_column, questions)
+        self.may_be_none = any(_listed(value) == [] for value in Column(data, self.subject.target_column))
         self._most = 1  # windows of a row
-        for row, answers in self._answers(every, contexts).items():
-            windows = self._windows(row, questions[row].lstrip(), contexts[row])
-            if windows:
+        data = first_rows(data, limit)
+        for rows in self.parts(data):
+            questions = self.texts(data, self.subject.input_column, rows)
+            contexts = self.texts(data, self.subject.second_column, questions)
+            for row, answers in self._answers(data, contexts).items():
+                windows = self._windows(row, questions[row].lstrip(), contexts[row])
+                if not windows:
+                    continue
                 self._most = max(self._most, len(windows))
                 yield {
                     "row": row,
@@ -102,16 +102,16 @@ class QuestionAnswering(Task):
                     "shown": f"{shortened(questions[row])} | {shortened(contexts[row])}",
                 }
 
-    def _answers(self, values: Sequence[Any], rows: Iterable[int]) -> dict[int, list[tuple[str, int | None]]]:
+    def _answers(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, list[tuple[str, int | None]]]:
         """The right answers by row, each with the character at which it begins, where the data say so."""
         found = {}
-        for row in rows:
-            answers = _listed(values[row])
+        for row, value in self.values(data, self.subject.target_column, rows).items():
+            answers = _listed(value)
             if answers is None:
                 self.leave_out(
                     row,
                     f"has no answers in the column {self.subject.target_column!r} "
-                    f"({reprlib.repr(values[row])}): write a text, a list of texts, or [] where there is none",
+                    f"({reprlib.repr(value)}): write a text, a list of texts, or [] where there is none",
                 )
             elif not all(text.strip() for text, _ in answers):
                 self.leave_out(row, "has an empty text for an answer: write [] where there is none")
@@ -277,10 +277,6 @@ def _place(answers: Sequence[tuple[str, int | None]], context: str) -> tuple[int
             start = context.find(text)
         return (None, 0) if start < 0 else (start, start + len(text))
     return None, 0
-
-
-def _is_empty(value: Any) -> bool:
-    return _listed(value) == []
 
 
 def _listed(value: Any) -> list[tuple[str, int | None]] | None:

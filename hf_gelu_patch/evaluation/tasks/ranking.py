@@ -23,7 +23,7 @@ from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
 from hf_gelu_patch.evaluation.tasks.features import embedded
 from hf_gelu_patch.evaluation.tasks.labels import as_number
-from hf_gelu_patch.evaluation.tasks.lists import array_of, listed
+from hf_gelu_patch.evaluation.tasks.lists import Column, array_of, listed
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED, widened
 
 if TYPE_CHECKING:
@@ -49,28 +49,35 @@ class Ranking(Task):
     most: int
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
-        every, data = data, first_rows(data, limit)
-        queries = self.texts(data, self.subject.input_column, self.rows(data))
+        column = Column(data, self.subject.target_column)
+        texts = any(isinstance(one, str) for value in column for one in listed(value) or ())
         self.most = 1
-        for row, (documents, relevance) in self.candidates(every, queries).items():
-            example = self.encoded(row, queries[row], documents, relevance)
-            if example is not None:
-                self.most = max(self.most, len(documents))
-                yield {"row": row, **example, "shown": queries[row]}
+        data = first_rows(data, limit)
+        for rows in self.parts(data):
+            queries = self.texts(data, self.subject.input_column, rows)
+            for row, (documents, relevance) in self.candidates(data, queries, texts=texts).items():
+                example = self.encoded(row, queries[row], documents, relevance)
+                if example is not None:
+                    self.most = max(self.most, len(documents))
+                    yield {"row": row, **example, "shown": queries[row]}
 
     @abstractmethod
     def encoded(self, row: int, query: str, documents: list[str], relevance: list[float]) -> dict[str, Any] | None:
         """What there is to say of a row, with its tokens; None if it cannot be used."""
 
     def candidates(
-        self, data: datasets.Dataset, queries: Mapping[int, str]
+        self, data: datasets.Dataset, rows: Iterable[int], *, texts: bool
     ) -> dict[int, tuple[list[str], list[float]]]:
-        """The documents and how relevant they are, by row. Whether the second column holds numbers or texts is told
-        from the whole of it."""
-        documents, others = data[self.subject.second_column][:], data[self.subject.target_column][:]
-        texts = any(isinstance(one, str) for value in others for one in listed(value) or ())
+        """The documents and how relevant they are, by row.
+
+        Args:
+            texts: whether the last column holds other documents, rather than numbers.
+        """
+        rows = list(rows)
+        documents = self.values(data, self.subject.second_column, rows)
+        others = self.values(data, self.subject.target_column, rows)
         found = {}
-        for row in queries:
+        for row in rows:
             held = _documents(documents[row], others[row] if texts else None)
             if held is None:
                 self.leave_out(
@@ -79,8 +86,8 @@ class Ranking(Task):
                     f"{reprlib.repr(documents[row])}",
                 )
                 continue
-            (first, second), relevance = held, listed(others[row])
-            numbers = [1.0] * len(first) + [0.0] * len(second) if texts else _numbers(relevance)
+            first, second = held
+            numbers = [1.0] * len(first) + [0.0] * len(second) if texts else _numbers(listed(others[row]))
             trouble = _trouble([*first, *second], numbers)
             if trouble is None:
                 found[row] = [*first, *second], numbers or []
@@ -214,7 +221,7 @@ class Retrieval(Ranking):
             )
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
-        documents, relevance = data[self.subject.second_column][:], data[self.subject.target_column][:]
+        documents, relevance = Column(data, self.subject.second_column), Column(data, self.subject.target_column)
         corpus = all(value is None for value in relevance) and not any(map(listed, documents))
         self._corpus = {} if corpus else None
         yield from self._pairs(data, limit, self._corpus) if self._corpus is not None else super().encode(data, limit)
@@ -224,16 +231,16 @@ class Retrieval(Ranking):
     ) -> Iterator[dict[str, Any]]:
         """The rows, each with a document of its own, which goes into the corpus."""
         data = first_rows(data, limit)
-        queries = self.texts(data, self.subject.input_column, self.rows(data))
-        texts = self.texts(data, self.subject.second_column, queries)
         self.most, self._answers = 1, defaultdict(set)
-        for row, text in texts.items():
-            if not text.strip():
-                self.leave_out(row, "has an empty document")
-            elif (example := self.encoded(row, queries[row], [text], [1.0])) is not None:
-                document = corpus.setdefault(text, _Document(len(corpus), row + 1, example["documents"][0]))
-                self._answers[queries[row]].add(document.place)
-                yield {"row": row, **example, "shown": queries[row]}
+        for rows in self.parts(data):
+            queries = self.texts(data, self.subject.input_column, rows)
+            for row, text in self.texts(data, self.subject.second_column, queries).items():
+                if not text.strip():
+                    self.leave_out(row, "has an empty document")
+                elif (example := self.encoded(row, queries[row], [text], [1.0])) is not None:
+                    document = corpus.setdefault(text, _Document(len(corpus), row + 1, example["documents"][0]))
+                    self._answers[queries[row]].add(document.place)
+                    yield {"row": row, **example, "shown": queries[row]}
 
     def encoded(self, row: int, query: str, documents: list[str], relevance: list[float]) -> dict[str, Any] | None:
         own, texts = self.read(row, [query]), self.read(row, documents)

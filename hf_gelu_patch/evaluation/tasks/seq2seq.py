@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
 import numpy as np
@@ -15,6 +16,7 @@ from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
 from hf_gelu_patch.evaluation.tasks.generation import MOST_DECODED, generate_greedily
+from hf_gelu_patch.evaluation.tasks.lists import array_of
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED, read_logits
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ class Seq2Seq(Task):
     """A text and the text it should become.
 
     The answer is generated greedily. For the loss and the logits, the decoder is given the right answer token by
-    token, and this forward is what is timed.
+    token, and this forward is what is timed. With ``--source_prefix``, each source begins with that text, as T5 was
+    trained.
 
     Attributes:
         new_tokens: generate at most so many where the model's generation config does not say.
@@ -33,6 +36,8 @@ class Seq2Seq(Task):
     """
 
     generates = True
+    kind: ClassVar[str] = "sequence"
+    """Its kind of answer."""
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         data, longest = first_rows(data, limit), 1
@@ -44,9 +49,10 @@ class Seq2Seq(Task):
 
     def _encoded(self, data: datasets.Dataset, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
         sources = self.texts(data, self.subject.input_column, rows)
-        targets = self.texts(data, self.subject.target_column, sources)
-        encoded = self.tokens(list(targets), sources)
-        given = [targets[row] for row in encoded]
+        references = self.references(data, sources)
+        prefix = self.subject.source_prefix or ""
+        encoded = self.tokens(list(references), {row: prefix + text for row, text in sources.items()})
+        given = [references[row][0] for row in encoded]
         labels = self.processor(text_target=given, truncation=True, max_length=self.length()) if given else {}
         for number, (row, tokens) in enumerate(encoded.items()):
             if not labels["input_ids"][number]:
@@ -57,9 +63,13 @@ class Seq2Seq(Task):
                 "tokens": {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens},
                 "input_ids": tokens["input_ids"],
                 "labels": labels["input_ids"][number],
-                "target": " ".join(targets[row].split()),
+                "references": [" ".join(text.split()) for text in references[row]],
                 "shown": sources[row],
             }
+
+    def references(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, list[str]]:
+        """The right answers by row, the first of which the decoder is given."""
+        return {row: [text] for row, text in self.texts(data, self.subject.target_column, rows).items()}
 
     def logits_per_example(self) -> int:
         return self._longest * int(self.config.get_text_config().vocab_size)
@@ -82,10 +92,15 @@ class Seq2Seq(Task):
         texts = self.processor.batch_decode(generated, skip_special_tokens=True)
         read = read_logits(logits, batch.targets)
         outcomes = (
-            Outcome((" ".join(text.split()),), (self.examples[example]["target"],), loss, tokens)
+            self._outcome(text, self.examples[example]["references"], loss, tokens)
             for example, text, (_, _, loss, tokens) in zip(batch.ids, texts, read, strict=True)
         )
         return Prediction(logits, tuple(outcomes))
+
+    def _outcome(self, text: str, references: list[str], loss: float, tokens: int) -> Outcome:
+        """All references stand in the details, where there are several."""
+        details = {"references": references} if len(references) > 1 else {}
+        return Outcome((" ".join(text.split()),), (references[0],), loss, tokens, details=details)
 
     def generate(self, model: PreTrainedModel, batch: Batch, new_tokens: int | None = None) -> Tensor:
         """Generate greedily, always ``decode_tokens`` of them, whatever comes. With one, it is the prefill (the
@@ -95,10 +110,47 @@ class Seq2Seq(Task):
 
     def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
         del examples
-        sequences = {
+        return {self.kind: self._columns(outcomes)}
+
+    def _columns(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+        return {
             "predictions": np.array([outcome.answers[0] for outcome in outcomes], dtype=object),
             "references": np.array([outcome.targets[0] for outcome in outcomes], dtype=object),
             "losses": np.array([outcome.loss for outcome in outcomes], dtype=np.float64),
             "tokens": np.array([outcome.tokens for outcome in outcomes], dtype=np.int64),
         }
-        return {"sequence": sequences}
+
+
+class Rewriting(Seq2Seq):
+    """A text, and one or several texts that it may become: a text, or a list of texts in the data. The loss is that of
+    the first."""
+
+    def references(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, list[str]]:
+        column, found = self.subject.target_column, {}
+        for row, value in self.values(data, column, rows).items():
+            texts = [value] if isinstance(value, str) else value
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                said = reprlib.repr(value)
+                self.leave_out(row, f"of the column {column!r} is no text, and no list of texts: {said}")
+            elif not texts or not all(text.strip() for text in texts):
+                self.leave_out(row, f"has {'an empty' if texts else 'no'} reference in the column {column!r}")
+            else:
+                found[row] = texts
+        return found
+
+    def _columns(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+        references = [list(outcome.details.get("references", outcome.targets)) for outcome in outcomes]
+        return {**super()._columns(outcomes), "references": array_of(references)}
+
+
+class Summarization(Rewriting):
+    """A text, and its summary."""
+
+    kind = "summary"
+
+
+class Translation(Rewriting):
+    """A text, and its translation. Which languages it is from and to, a model of many is told by its tokenizer's and
+    its generation config."""
+
+    kind = "translation"

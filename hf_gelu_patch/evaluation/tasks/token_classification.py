@@ -17,10 +17,9 @@ from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Task, first_rows
 from hf_gelu_patch.evaluation.tasks.heads import label_names
 from hf_gelu_patch.evaluation.tasks.labels import BadLabelError, Labels, LabelsError, class_names
-from hf_gelu_patch.evaluation.tasks.lists import array_of, listed
+from hf_gelu_patch.evaluation.tasks.lists import Column, array_of, listed
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 
-_AT_ONCE = 256  # rows that the tokenizer is given together
 _ENTITY = re.compile(r"O|[BIES]|[BIES]-.+")  # tags of which seqeval makes entities
 
 
@@ -42,7 +41,7 @@ class TokenClassification(Task):
         self._tell_unasked()
 
     def _tell_unasked(self) -> None:
-        cut = {row: count for row, count in self._unasked.items() if count}
+        cut = self._unasked
         if cut:
             warnings.warn(
                 f"{self.subject.name}: {self.subject.data}: {sum(cut.values())} words in {len(cut)} rows, first in row "
@@ -58,27 +57,29 @@ class TokenClassification(Task):
                 f"the tokenizer of {self.subject.name} does not say which word a token is of, as fast ones do: save "
                 "AutoTokenizer.from_pretrained(original, use_fast=True) to its folder."
             )
-        every, data = data, first_rows(data, limit)
-        words = self._words(data, self.rows(data))
-        tags = self._tags(every, words)
-        for row, tokens, places in self._tokens({row: words[row] for row in tags}):
-            targets = [IGNORED if word is None else tags[row][word] for word in places]
-            self._unasked[row] = len(words[row]) - sum(target != IGNORED for target in targets)
-            if self._unasked[row] == len(words[row]):
-                self.leave_out(row, "has no word of which the tokenizer makes a token")
-                continue
-            shown = " ".join(words[row])
-            yield {"row": row, "tokens": tokens, "input_ids": tokens["input_ids"], "targets": targets, "shown": shown}
+        self._read = self._reader(data)
+        first = first_rows(data, limit)
+        for rows in self.parts(first):
+            words = self._words(first, rows)
+            tags = self._tags(first, words)
+            for row, (tokens, places) in self._tokens({row: words[row] for row in tags}).items():
+                targets = [IGNORED if word is None else tags[row][word] for word in places]
+                unasked = len(words[row]) - sum(target != IGNORED for target in targets)
+                if unasked == len(words[row]):
+                    self.leave_out(row, "has no word of which the tokenizer makes a token")
+                    continue
+                if unasked:
+                    self._unasked[row] = unasked
+                ids, shown = tokens["input_ids"], " ".join(words[row])
+                yield {"row": row, "tokens": tokens, "input_ids": ids, "targets": targets, "shown": shown}
 
     def _words(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, list[str]]:
         """The words by row: of a list, or of a text that has spaces between them."""
-        column = self.subject.input_column
-        values = data[column][:]
-        found = {}
-        for row in rows:
-            words = _in_row(values[row])
+        column, found = self.subject.input_column, {}
+        for row, value in self.values(data, column, rows).items():
+            words = _in_row(value)
             if words is None or not all(isinstance(word, str) for word in words):
-                self.leave_out(row, f"has no words in the column {column!r}: {reprlib.repr(values[row])}")
+                self.leave_out(row, f"has no words in the column {column!r}: {reprlib.repr(value)}")
             elif not words:
                 self.leave_out(row, f"has no words in the column {column!r}: the list is empty")
             else:
@@ -86,59 +87,56 @@ class TokenClassification(Task):
         return found
 
     def _tags(self, data: datasets.Dataset, words: Mapping[int, list[str]]) -> dict[int, list[int]]:
-        """The ids of the right tags by row. How the column is to be read is told from the whole of it."""
-        column = self.subject.target_column
-        lists = [_in_row(value) for value in data[column][:]]
-        read = self._reader([tag for tags in lists for tag in tags or ()], class_names(data.features[column]))
-        found = {}
-        for row in words:
-            tags = lists[row]
+        """The ids of the right tags by row."""
+        column, found = self.subject.target_column, {}
+        for row, value in self.values(data, column, words).items():
+            tags = _in_row(value)
             if tags is None:
                 self.leave_out(row, f"has no list of tags in the column {column!r}")
             elif len(tags) != len(words[row]):
                 self.leave_out(row, f"has {len(words[row])} words and {len(tags)} tags in the column {column!r}")
             else:
                 try:
-                    found[row] = [read(tag) for tag in tags]
+                    found[row] = [self._read(tag) for tag in tags]
                 except BadLabelError as error:
                     self.leave_out(row, str(error))
         return found
 
-    def _reader(self, values: Sequence[Any], classes: Sequence[str] | None) -> Callable[[Any], int]:
+    def _reader(self, data: datasets.Dataset) -> Callable[[Any], int]:
+        """What gives the id of a tag. How the column is to be read is told from the whole of it."""
+        column = self.subject.target_column or ""
+        classes = class_names(data.features[column])
         try:
-            read = self.labels.reader(values, classes)
+            read = self.labels.reader((tag for value in Column(data, column) for tag in _in_row(value) or ()), classes)
             if classes is not None and self.labels.generic:  # the names that the model's config lacks
                 own = {index: name for name, index in self.labels.classes(classes).items()}
                 self.tags = tuple(own.get(index, name) for index, name in enumerate(self.labels.names))
         except LabelsError as error:
-            place = f"{self.subject.name}: {self.subject.data}, column {self.subject.target_column!r}"
-            raise EvaluationError(f"{place}: {error}") from None
+            raise EvaluationError(f"{self.subject.name}: {self.subject.data}, column {column!r}: {error}") from None
         return read
 
-    def _tokens(self, words: Mapping[int, list[str]]) -> Iterator[tuple[int, dict[str, Any], list[int | None]]]:
-        """Of each row, what the tokenizer makes of its words; and for each token the word whose first one it is."""
-        rows = list(words)
-        for start in range(0, len(rows), _AT_ONCE):
-            some = rows[start : start + _AT_ONCE]
-            try:
-                encoded = self.processor(
-                    [words[row] for row in some],
-                    is_split_into_words=True,
-                    truncation=True,
-                    max_length=self.length(),
-                )
-            except (AssertionError, ValueError) as error:  # byte-level BPE wants to know what stands between words
-                raise EvaluationError(
-                    f"the tokenizer of {self.subject.name} does not take words: {first_line(error)}. Save it with "
-                    "AutoTokenizer.from_pretrained(original, add_prefix_space=True)."
-                ) from error
-            for number, row in enumerate(some):
-                tokens = {key: encoded[key][number] for key in encoded if self.limits.takes(key)}
-                trouble = self.limits.trouble(tokens)
-                if trouble is None:
-                    yield row, tokens, _first_of_each(encoded.word_ids(number))
-                else:
-                    self.leave_out(row, trouble)
+    def _tokens(self, words: Mapping[int, list[str]]) -> dict[int, tuple[dict[str, Any], list[int | None]]]:
+        """What the tokenizer makes of the words, by row; and for each token the word whose first one it is."""
+        if not words:
+            return {}
+        try:
+            encoded = self.processor(
+                list(words.values()), is_split_into_words=True, truncation=True, max_length=self.length()
+            )
+        except (AssertionError, ValueError) as error:  # byte-level BPE wants to know what stands between words
+            raise EvaluationError(
+                f"the tokenizer of {self.subject.name} does not take words: {first_line(error)}. Save it with "
+                "AutoTokenizer.from_pretrained(original, add_prefix_space=True)."
+            ) from error
+        found = {}
+        for number, row in enumerate(words):
+            tokens = {key: encoded[key][number] for key in encoded if self.limits.takes(key)}
+            trouble = self.limits.trouble(tokens)
+            if trouble is None:
+                found[row] = tokens, _first_of_each(encoded.word_ids(number))
+            else:
+                self.leave_out(row, trouble)
+        return found
 
     def logits_per_example(self) -> int:
         return int(self.examples.sizes.max()) * len(self.labels)
