@@ -31,6 +31,8 @@ from hf_gelu_patch.evaluation.options.harness import Harness, asked_tasks
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.quality import judge
 from hf_gelu_patch.evaluation.reference import REFERENCES
+from hf_gelu_patch.evaluation.report.results import plain
+from hf_gelu_patch.evaluation.report.shipping import shipping
 from hf_gelu_patch.evaluation.run.result import Result
 from hf_gelu_patch.evaluation.samples.comparing import compare_runs, compare_samples
 from hf_gelu_patch.evaluation.samples.finished import read_run
@@ -365,13 +367,22 @@ def test_the_task_that_the_guide_shows_runs_as_it_stands(
 def test_what_became_of_likelihoods_alone_is_said_in_words(
     tasks: Path, loaded: Loaded, accelerator: Accelerator
 ) -> None:
-    settings = replace(QUICK, variants=(Variant.parse("eager"), Variant.parse("activation=relu_squared")))
-    same, other = evaluate_question(loaded, question(tasks, "tiny_running"), settings, accelerator).variants
-    assert judge(same.quality) == "scores unchanged"
+    variants = tuple(map(Variant.parse, ("eager", "aten", "activation=relu_squared")))
+    settings = replace(QUICK, variants=variants)
+    result = evaluate_question(loaded, question(tasks, "tiny_running"), settings, accelerator)
+    eager, _, other = result.variants
+    assert judge(eager.quality) == "scores unchanged"
     [figure] = other.quality.differences.values()
     worse = figure.low > 0
     assert judge(other.quality) == ("word perplexity worse" if worse else "no score the worse as far as can be told")
     assert other.quality.relative == other.quality.lower_is_better == ("word_perplexity",)
+    assert judge(replace(other.quality, margin=0.1, equivalent={"word_perplexity": True})) == "equivalent within ±0.1"
+    shown = shipping(plain([result], settings, {}))
+    assert shown[0].verdict == "nothing"
+    assert shown[1].reason.startswith("The functions are the same")
+    reason = "Beyond chance, word perplexity got worse." if worse else "Scores moved, and word perplexity may be worse"
+    assert shown[2].reason.startswith(reason)
+    assert shown[2].verdict == ("no" if worse else "unknown")
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals

@@ -36,6 +36,7 @@ WORDS = {
 }
 """The verdicts, each with a sign that is read without colours."""
 
+_UNCHANGED = ("answers unchanged", "scores unchanged")
 _UNSEEN = 0.01  # the share of all others that may change where none of the examples did, if no margin was declared
 
 
@@ -133,7 +134,7 @@ def _by_answers(variant: Data, lower: frozenset[str], same: bool) -> tuple[str, 
     if undefined := [name for name, (low, high) in harms.items() if math.isnan(low) or math.isnan(high)]:
         return "unknown", f"The difference in {words(undefined[0])} is not defined.", undefined[0]
     kept = (quality["equivalent"] or {}).items()
-    if said != "answers unchanged" and (beyond := [name for name, holds in kept if not holds]):
+    if said not in _UNCHANGED and (beyond := [name for name, holds in kept if not holds]):
         return _beyond_margin(quality, harms, beyond)
     if said.startswith("equivalent"):
         return "kept", f"Answers are {said}", None
@@ -145,14 +146,14 @@ def _by_answers(variant: Data, lower: frozenset[str], same: bool) -> tuple[str, 
 
 def _of_a_swap(quality: Data, said: str, harms: dict[str, tuple[float, float]]) -> tuple[str, str, str | None]:
     """The same of another function, whose answers nothing shows to be worse."""
-    if not quality["answers"]:
+    if said == "no answers to compare":
         return "unknown", "It is another function, and there are no answers to judge it by: name a --task.", None
     if said == "answers better":
         return "kept", "Answers are better beyond chance", None
-    if said == "answers unchanged":
+    if said in _UNCHANGED:
         examples, most = quality["examples"], _UNSEEN if quality["margin"] is None else float(quality["margin"])
         if 3 / examples <= most:
-            return "kept", "Answers are unchanged", None
+            return "kept", f"{said.split()[0].capitalize()} are unchanged", None
         return (
             "unknown",
             f"There are too few examples: none of {examples:,} changed, but up to {min(1.0, 3 / examples):.1%} of "
@@ -165,7 +166,8 @@ def _of_a_swap(quality: Data, said: str, harms: dict[str, tuple[float, float]]) 
     most = max(0.0, harms[metric][1])
     reach = f"may be worse by up to {small(most)}" if math.isfinite(most) else "may be worse by any amount"
     remedy = "Declare with --margin how much may be, or give more examples."
-    return "unknown", f"Answers changed, and {words(metric)} {reach}. {remedy}", metric
+    changed = "Answers changed" if quality["answers"] else "Scores moved"
+    return "unknown", f"{changed}, and {words(metric)} {reach}. {remedy}", metric
 
 
 def _beyond_margin(quality: Data, harms: dict[str, tuple[float, float]], beyond: Sequence[str]) -> tuple[str, str, str]:
