@@ -82,7 +82,7 @@ def _run(said: Said) -> int:
         raise EvaluationError(
             f"evaluating needs {error.name}, which is not installed: pip install 'hf-gelu-patch[evaluation]'"
         ) from error
-    accelerator = processes.accelerator()
+    accelerator = processes.accelerator(settings.loading.device)
     wrong: list[str] = []
     try:
         if harness is not None:
@@ -166,7 +166,7 @@ def _reported(results: Sequence[Result], settings: Settings, accelerator: Accele
     from hf_gelu_patch.evaluation.report.terminal import print_results
 
     command = ["hf-gelu-patch", *sys.argv[1:]]
-    surroundings = environment(processes=accelerator.num_processes, device=str(accelerator.device), command=command)
+    surroundings = environment(processes=accelerator.num_processes, device=results[0].device, command=command)
     data = plain(results, settings, surroundings)
     print_results(data, Console())
     return save(data, folder)

@@ -49,15 +49,19 @@ class Processes:
         if wanted is not None:
             _check(_started(), wanted)
 
-    def accelerator(self) -> Accelerator:
+    def accelerator(self, device: str | None = None) -> Accelerator:
         """The processes, which on a CPU have to be told so: otherwise each would take itself for the only one. They
-        wait for the main one as long as it times, for which the usual ten minutes may not do."""
+        wait for the main one as long as it times, for which the usual ten minutes may not do.
+
+        Args:
+            device: what was asked for; None for a GPU, where there is one.
+        """
         import torch
         from accelerate import Accelerator, InitProcessGroupKwargs
 
         torch.set_num_threads(self.num_threads)
         patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
-        accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
+        accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available(), kwargs_handlers=[patience])
         _check(accelerator.num_processes, _started())
         return accelerator
 

@@ -81,7 +81,7 @@ def _run(said: Said) -> int:
             f"profiling needs {error.name}, which is not installed: pip install 'hf-gelu-patch[evaluation]'"
         ) from error
     writable(options.output_dir)
-    accelerator = processes.accelerator()
+    accelerator = processes.accelerator(settings.loading.device)
     try:
         with progress(accelerator.is_main_process, 1, STAGES) as tell:
             found, data = profiled(

@@ -10,7 +10,20 @@ from torch import Tensor, nn
 
 from hf_gelu_patch.verification.copies import is_quantized
 
-__all__ = ["Arithmetic", "arithmetic", "device_of", "devices_of", "is_quantized", "moves_weights", "weights_of"]
+__all__ = [
+    "TURN",
+    "Arithmetic",
+    "arithmetic",
+    "device_of",
+    "devices_of",
+    "is_quantized",
+    "moves_weights",
+    "state_of",
+    "weights_of",
+]
+
+TURN = "_hf_gelu_patch_turn"
+"""The attribute of a model that is patched in turn which says whose turn it is."""
 
 
 class Arithmetic(NamedTuple):
@@ -52,6 +65,13 @@ def devices_of(model: nn.Module) -> tuple[torch.device, ...]:
 def device_of(model: nn.Module) -> torch.device:
     """Where a model is given its inputs, and where it gives its outputs: the first of its devices."""
     return devices_of(model)[0]
+
+
+def state_of(model: nn.Module) -> object:
+    """What stands for a model where its answers are kept: the model; or, where one serves for several variants in turn,
+    the one that it is at the moment. It can be hashed, and referred to weakly."""
+    found: object = vars(model).get(TURN, model)
+    return found
 
 
 def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

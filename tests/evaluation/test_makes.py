@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
-from evaluation_worker import untimed
+from evaluation_worker import finish, start, untimed
 from tiny_classifier import WORDS, write_checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -83,8 +84,9 @@ Evaluate = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def evaluated(accelerator: Accelerator) -> Evaluate:
-    def run(model: Path, data: Path, *variants: str, max_length: int | None = None, **loading: Any) -> Result:
-        how = Loading(**loading)
+    def run(model: Path, data: Path, *variants: str, **options: Any) -> Result:
+        asked = {name: options.pop(name) for name in ("max_length", "task", "second_column") if name in options}
+        how = Loading(**options)
         how.check()
         settings = Settings(
             tuple(map(Variant.parse, variants or VARIANTS)),
@@ -94,7 +96,7 @@ def evaluated(accelerator: Accelerator) -> Evaluate:
             min_seconds=0.01,
             max_seconds=0.1,
         )
-        one = subject(str(model), how, validation_file=str(data), max_length=max_length)
+        one = subject(str(model), how, validation_file=str(data), **asked)
         return evaluate_subject(one, settings, accelerator)
 
     return run
@@ -348,6 +350,145 @@ def test_an_adapter_brings_a_classifiers_head(
     (base / "config.json").write_text(json.dumps(config))
     found = evaluated(base, data, "aten", adapter=str(tmp_path / "adapter"))
     assert found.unpatched == evaluated(checkpoint, data, "aten").unpatched  # LoRA's matrices B are 0
+
+
+# -------------------------------------------------------------------------------------------- models of several parts
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    generator = random.Random(0)
+    lines = [
+        ",".join([*(" ".join(generator.choices(WORDS[2:], k=generator.randint(1, 9))) for _ in "12"), f"{number}"])
+        for number in range(12)
+    ]
+    path = tmp_path / "pairs.csv"
+    path.write_text("\n".join(["text1,text2,score", *lines, ""]))
+    return path
+
+
+def sentence_transformer(checkpoint: Path, folder: Path, pooling: str, *more: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+        first = Transformer(str(checkpoint))
+        made = SentenceTransformer(modules=[first, Pooling(32, pooling_mode=pooling), *more], device="cpu")
+        made.save(str(folder))
+    return made
+
+
+def test_all_modules_of_a_sentence_transformer_are_run(
+    evaluated: Evaluate, checkpoint: Path, pairs: Path, tmp_path: Path
+) -> None:
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+
+    torch.manual_seed(0)
+    dense = Dense(32, 16, activation_function=torch.nn.GELU())
+    made = sentence_transformer(checkpoint, tmp_path / "cls", "cls", dense, Normalize())
+    found = evaluated(tmp_path / "cls", pairs, "activation=relu", task="sentence-similarity")
+    rows = [line.split(",") for line in pairs.read_text().split("\n")[1:-1]]
+    texts, scores = [row[:2] for row in rows], [float(row[2]) for row in rows]
+
+    def pearson() -> float:
+        one, two = (torch.from_numpy(made.encode([text[side] for text in texts])).double() for side in (0, 1))
+        cosines = torch.cosine_similarity(one, two)
+        return float(torch.corrcoef(torch.stack([cosines, torch.tensor(scores).double()]))[0, 1])
+
+    assert found.unpatched["pearson"] == pytest.approx(pearson(), abs=1e-5)
+    [swapped] = found.variants
+    assert [site.path for site in swapped.patch.changed][-1] == "sentence_head.1.activation_function"
+    with patched(made, activation="relu"):
+        assert swapped.quality.after["pearson"] == pytest.approx(pearson(), abs=1e-5)
+
+    # the mean over tokens is taken without the library, whose Normalize a cosine does not see
+    made = sentence_transformer(checkpoint, tmp_path / "mean", "mean", Normalize())
+    found = evaluated(tmp_path / "mean", pairs, "aten", task="sentence-similarity")
+    assert found.unpatched["pearson"] == pytest.approx(pearson(), abs=1e-5)
+    assert not hasattr(load_model(str(tmp_path / "mean"), "sentence-similarity"), "sentence_head")
+    config = tmp_path / "mean" / "config_sentence_transformers.json"
+    told = json.loads(config.read_text()) | {"prompts": {"query": "q: "}, "default_prompt_name": "query"}
+    config.write_text(json.dumps(told))
+    with pytest.raises(EvaluationError, match="puts the prompt 'q: ' before each text: put it into the data"):
+        evaluated(tmp_path / "mean", pairs, "aten", task="sentence-similarity")
+
+
+def test_the_text_part_of_a_model_that_reads_images(
+    evaluated: Evaluate, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    own = transformers.AutoModelForCausalLM.from_pretrained(llama)
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = transformers.LlavaConfig(
+        vision_config={"model_type": "clip_vision_model", "image_size": 8, "patch_size": 4, **vision},
+        text_config=own.config,
+        image_token_index=63,
+    )
+    both = transformers.LlavaForConditionalGeneration(config)
+    both.model.language_model.load_state_dict(own.model.state_dict())
+    both.lm_head.load_state_dict(own.lm_head.state_dict())
+    both.save_pretrained(place := copied(llama, tmp_path / "llava", "config.json"))
+    found = evaluated(place, text, "activation=relu", max_length=32)
+    assert (found.subject.task, found.model_class) == ("causal-lm", "LlavaForConditionalGeneration")
+    expected = evaluated(llama, text, "activation=relu", max_length=32)
+    assert found.unpatched == expected.unpatched
+    assert found.variants[0].quality.after == expected.variants[0].quality.after
+
+
+def test_documents_are_embedded_anew_when_the_patch_is_on(
+    evaluated: Evaluate, checkpoint: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """Of one model that serves for several variants in turn."""
+    lines = pairs.read_text().replace("text1,text2,score", "query,positive,score").split("\n")
+    rows = tmp_path / "rows.csv"
+    rows.write_text("\n".join(line.rpartition(",")[0] for line in lines))
+    (tmp_path / "map.json").write_text('{"": "disk"}')
+    options = {"task": "retrieval", "second_column": "positive"}
+    plain_ = evaluated(checkpoint, rows, "activation=relu", **options)
+    found = evaluated(checkpoint, rows, "activation=relu", device_map=str(tmp_path / "map.json"), **options)
+    assert found.in_turn
+    assert found_out(found, layers=False) == found_out(plain_, layers=False)
+    assert plain_.variants[0].quality.after != plain_.variants[0].quality.before
+
+
+# ------------------------------------------------------------------------------------------------- several, or compiled
+
+
+def test_two_processes_each_with_weights_on_the_disk(
+    plainly: Result, checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "map.json").write_text(json.dumps(dict(zip(PARTS, ["cpu", "disk"] * 3, strict=False))))
+    settings = Settings(
+        tuple(map(Variant.parse, VARIANTS)),
+        loading=Loading(device_map=str(tmp_path / "map.json")),
+        batch_size=8,
+        min_rounds=3,
+        min_seconds=0.01,
+        max_seconds=0.1,
+    )
+    found = finish(start(checkpoint, data, tmp_path, settings, 2), tmp_path)
+    for variant, expected in zip(found["variants"], found_out(plainly)["variants"], strict=True):
+        assert variant["quality"] == expected["quality"]
+        assert variant["drift"]["max_abs"] == expected["drift"]["max_abs"]
+    assert found["unpatched"] == plainly.unpatched
+
+
+def test_both_sides_are_compiled(evaluated: Evaluate, checkpoint: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "w1 w2 w3,no\nw4 w5 w6,yes\n" * 4)
+    found = evaluated(checkpoint, rows, "activation=relu", torch_compile=True)
+    plain_ = evaluated(checkpoint, rows, "activation=relu")
+    assert found.seconds["compile"] > plain_.seconds["compile"] == 0
+    assert found.in_turn == found.exact_reason == ""
+    assert found.unpatched == plain_.unpatched
+    [one], [other] = found.variants, plain_.variants
+    assert one.drift.max_abs == pytest.approx(other.drift.max_abs, rel=1e-3)
+    assert one.drift.own is not None
+    assert other.drift.own is not None
+    assert one.drift.own.mean_abs != other.drift.own.mean_abs  # it rounds in other places
+    assert [layer.path for layer in one.layers] == [layer.path for layer in other.layers]
+    assert "compiled with torch.compile, in" in markdown(plain([found], Settings(), {}))
 
 
 # ------------------------------------------------------------------------------------------------ what cannot be done

@@ -11,6 +11,8 @@ from hf_gelu_patch.evaluation.loading.adapters import brought_by, with_adapter
 from hf_gelu_patch.evaluation.loading.checkpoints import Checkpoint, checkpoint, read_config
 from hf_gelu_patch.evaluation.loading.placing import check_modules, check_room, named_device, placement
 from hf_gelu_patch.evaluation.loading.quantizing import quantization_config
+from hf_gelu_patch.evaluation.loading.sentences import sentence_head
+from hf_gelu_patch.evaluation.makes import device_of
 from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.tasks.registry import task_info
 from hf_gelu_patch.evaluation.tasks.user_file import own_file
@@ -66,7 +68,7 @@ def load_model(
     quieten()
     loading, info = loading or Loading(), task_info(task)
     found = checkpoint(place, loading, allow_download=allow_download)
-    device = named_device(loading.device) if loading.device is not None else device
+    device = _device(loading, device)
     check_room(found.place, loading, device or torch.device("cpu"))
     architecture = _architecture(found)
     name = info.class_for(architecture)
@@ -96,6 +98,8 @@ def load_model(
         )
     if found.adapter is not None:
         model = with_adapter(model, found.adapter, merged=loading.merge_adapter, allow_download=allow_download)
+    if info.embeds and (head := sentence_head(found, allow_download=allow_download)) is not None:
+        model.sentence_head = head.to(device_of(model), model.dtype)
     takes = inspect.signature(model.forward).parameters
     if not own_file(task) and model.main_input_name in takes and not info.inputs & set(takes):
         given = " or ".join(dict.fromkeys(_GIVEN[name] for name in sorted(info.inputs)))
@@ -112,6 +116,13 @@ def load_model(
             f"{place} cannot be put on {device}: {first_line(error)} Free its memory, take --dtype bfloat16 or "
             "--quantization bitsandbytes-4bit, or spread it with --device_map auto."
         ) from error
+
+
+def _device(loading: Loading, device: torch.device | None) -> torch.device | None:
+    """Where a model goes as a whole: where it was said, or to one of that kind that a process was given."""
+    if loading.device is None or (device is not None and loading.device == device.type):
+        return device
+    return named_device(loading.device)
 
 
 def _options(
@@ -179,13 +190,29 @@ def _architecture(found: Checkpoint) -> str:
     return architecture
 
 
+def reads_images(architecture: str) -> bool:
+    """Whether a class is that of a decoder which reads images beside texts."""
+    if not architecture.endswith("ForConditionalGeneration"):
+        return False
+    from transformers.models.auto import modeling_auto
+
+    def names(kind: str) -> set[str]:
+        found = getattr(modeling_auto, f"MODEL_FOR_{kind}_MAPPING_NAMES").values()
+        return {name for one in found for name in ([one] if isinstance(one, str) else one)}
+
+    return architecture in names("IMAGE_TEXT_TO_TEXT") - names("SEQ_TO_SEQ_CAUSAL_LM")
+
+
 def _loader(auto_class: str, architecture: str) -> Any:
     """The class in transformers that loads a checkpoint: an encoder that was saved without its decoder has one of its
-    own (T5EncoderModel), which AutoModel does not know."""
+    own (T5EncoderModel), which AutoModel does not know; a language model that reads images too (Llava) is loaded as a
+    whole, and goes on from texts alone as well."""
     import transformers
 
     if auto_class == "AutoModel" and architecture.endswith("EncoderModel"):
         return getattr(transformers, architecture, transformers.AutoModel)
+    if auto_class == "AutoModelForCausalLM" and reads_images(architecture):
+        return transformers.AutoModelForImageTextToText
     return getattr(transformers, auto_class)
 
 

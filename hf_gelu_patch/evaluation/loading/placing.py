@@ -77,6 +77,11 @@ def placement(loading: Loading, processes: int = 1) -> dict[str, Any]:
     Raises:
         EvaluationError: a map cannot be read, or each of several processes would spread its model over all GPUs.
     """
+    if processes > 1 and ":" in (loading.device or ""):
+        raise EvaluationError(
+            f"--device {loading.device} is one device, and there are {processes} processes: write --device cuda, which "
+            "gives each its own."
+        )
     if loading.device_map is None:
         return {}
     import torch

@@ -20,6 +20,8 @@ from hf_gelu_patch.evaluation.loading.checkpoints import (
     read_config,
     unavailable_told,
 )
+from hf_gelu_patch.evaluation.loading.models import reads_images
+from hf_gelu_patch.evaluation.loading.sentences import sentence_length
 from hf_gelu_patch.evaluation.metrics.user_metric import find_metric
 from hf_gelu_patch.evaluation.options.declaring import declared
 from hf_gelu_patch.evaluation.options.loading import Loading
@@ -99,6 +101,7 @@ def _named(model: str, loading: Loading, asked: Mapping[str, Any]) -> Subject:
     place = locate(model, loading, allow_download=download)
     task = asked.get("task") or _task_of(model, checkpoint(place, loading, allow_download=download))
     usual = task_info(task)
+    length = sentence_length(checkpoint(place, loading, allow_download=download)) if usual.embeds else None
     if "data" not in asked:
         columns = ", ".join(usual.columns)
         raise EvaluationError(
@@ -114,6 +117,7 @@ def _named(model: str, loading: Loading, asked: Mapping[str, Any]) -> Subject:
         input_column=usual.input_column,
         second_column=usual.second_column,
         target_column=usual.target_column,
+        max_length=length,
     )
 
 
@@ -140,6 +144,8 @@ _OF_ADAPTERS = {
     "SEQ_CLS": "text-classification",
     "CAUSAL_LM": "causal-lm",
     "SEQ_2_SEQ_LM": "seq2seq",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
     "FEATURE_EXTRACTION": "feature-drift",
 }
 """PEFT's task_type → the task here."""
@@ -154,6 +160,8 @@ def _task_of(model: str, found: Checkpoint) -> str:
     architectures = list(map(str, config.get("architectures") or []))
     for architecture in architectures:
         ends = [(end, task) for task, info in TASKS.items() for end in info.architectures if architecture.endswith(end)]
+        if ends and reads_images(architecture) and "seq2seq" in dict(ends).values():
+            return "causal-lm"  # the part of it that reads texts
         if ends:
             return max(ends, key=lambda one: len(one[0]))[1]  # "WhisperForConditionalGeneration" says more than its end
     # Code that comes with a model says which of transformers' classes its own stand for.

@@ -20,8 +20,8 @@ __all__ = [
     "Section",
     "Table",
     "Text",
+    "conditions",
     "left_out",
-    "memory",
     "patched",
     "sections",
     "summary",
@@ -393,11 +393,12 @@ def _speeds(data: Data) -> tuple[Table | Text, ...]:
             f"{model['subject']['name']}: activations take {share:.1%} of the forward, so that nothing done to them "
             f"can make it more than {most:.2f}× as fast."
         )
-    return (Table(headings, tuple(rows), heads=2), *map(Text, said), *memory(data))
+    return (Table(headings, tuple(rows), heads=2), *map(Text, said), *conditions(data))
 
 
-def memory(data: Data) -> tuple[Text, ...]:
-    """Of each model the most memory there was in use, and whether there was one of it for all variants."""
+def conditions(data: Data) -> tuple[Text, ...]:
+    """Of each model the most memory there was in use, whether one served for all variants, and how long compiling
+    took."""
     found = []
     for model in data["models"]:
         sizes = {"loading": model.get("load_memory"), "unpatched": model["peak_memory"]}
@@ -406,6 +407,8 @@ def memory(data: Data) -> tuple[Text, ...]:
         said = [f"peak memory: {peaks}"] if peaks else []
         if model.get("in_turn"):
             said.append(f"one model, patched and unpatched in turn, for {model['in_turn']}")
+        if compiling := float(model["seconds"].get("compile", 0.0)):
+            said.append(f"compiled with torch.compile, in {compiling:.0f} s that no speed includes")
         if said:
             found.append(Text(f"{model['subject']['name']}: {'; '.join(said)}."))
     return tuple(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from hf_gelu_patch.evaluation.report.document import NOTES, left_out, memory, patched, summary, tone
+from hf_gelu_patch.evaluation.report.document import NOTES, conditions, left_out, patched, summary, tone
 from hf_gelu_patch.evaluation.report.results import Data
 from hf_gelu_patch.evaluation.report.shipping import listed, shipping, together
 
@@ -36,7 +36,7 @@ def print_results(data: Data, console: Console) -> None:
     console.print(grid)
     console.print(NOTES, markup=False, highlight=False)
     console.print()
-    below = [*left_out(data), *memory(data)]
+    below = [*left_out(data), *conditions(data)]
     for text in [*(block.text for block in below), *(block.text for block in patched(data))]:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 

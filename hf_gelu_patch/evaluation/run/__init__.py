@@ -1,8 +1,9 @@
 """One model evaluated before and after patches: the same examples, the same batches, in one process or several.
 
-comparison (the model beside its patched twins) → training_memory (where it is asked for) → resuming (what is recorded
-already) → answers (what they say of each example) → together (what several processes wrote) → tallying, layers,
-timings (what all of it comes to, one batch looked at, and the clock; by the main process alone) → verdict → result.
+comparison (the model beside its patched variants) → training_memory, compiling (where they are asked for) → resuming
+(what is recorded already) → answers (what they say of each example) → together (what several processes wrote) →
+tallying, layers, timings (what all of it comes to, one batch looked at, and the clock; by the main process alone) →
+verdict → result.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.padding import check_padding
 from hf_gelu_patch.evaluation.run.answers import all_answers
 from hf_gelu_patch.evaluation.run.comparison import STAGES, Comparison, Progress
+from hf_gelu_patch.evaluation.run.compiling import compilable, compiled
 from hf_gelu_patch.evaluation.run.layers import CloseLook, look_closely
 from hf_gelu_patch.evaluation.run.result import Result, VariantResult
 from hf_gelu_patch.evaluation.run.resuming import Recording, fingerprint, open_recording
@@ -173,15 +175,16 @@ def evaluate(
     if settings.memory:
         comparison = with_memory(comparison)
     place = None if folder is None else folder / "records" / records.folder_name(task.subject.name)
-    with torch.inference_mode():
-        check_padding(task, model, comparison.batches)
+    with torch.inference_mode(), compilable(comparison):
+        comparison, compiling = compiled(comparison)
+        check_padding(task, comparison.model, comparison.batches)
         known = fingerprint(comparison)
         recording = Recording.temporary(comparison) if place is None else open_recording(place, known, comparison)
         comparison, answers = all_answers(comparison, recording)
         found = []
         if answers is not None:
             tallies = tally(comparison, answers)
-            seconds = {"load": 0.0, "quality": time.perf_counter() - start}
+            seconds = {"load": 0.0, "compile": compiling, "quality": time.perf_counter() - start - compiling}
             start = time.perf_counter()
             look = look_closely(comparison)
             seconds["layers"] = time.perf_counter() - start

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_gelu_patch import NothingPatchedWarning, Report, patch, unpatch
 from hf_gelu_patch.evaluation.errors import EvaluationError
-from hf_gelu_patch.evaluation.makes import device_of
+from hf_gelu_patch.evaluation.makes import TURN, device_of
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.tasks.base import Task
 from hf_gelu_patch.evaluation.tasks.batches import Batches
@@ -45,10 +45,12 @@ class Side:
     def __enter__(self) -> PreTrainedModel:
         if self.turn is not None:
             patched_by(self.model, self.turn)
+            vars(self.model)[TURN] = self
         return self.model
 
     def __exit__(self, *_: object) -> None:
         if self.turn is not None:
+            vars(self.model).pop(TURN, None)
             unpatch(self.model)
 
 

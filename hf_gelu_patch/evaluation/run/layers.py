@@ -11,6 +11,7 @@ from hf_gelu_patch.evaluation.drift.layers import LayerDrift, layer_drift
 from hf_gelu_patch.evaluation.drift.logits import LogitDrift, against_exact
 from hf_gelu_patch.evaluation.makes import arithmetic
 from hf_gelu_patch.evaluation.run.comparison import Comparison, Side
+from hf_gelu_patch.evaluation.run.compiling import uncompiled
 from hf_gelu_patch.evaluation.tasks.base import Batch
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED
 from hf_gelu_patch.evaluation.variants import BEFORE
@@ -45,7 +46,8 @@ def look_closely(comparison: Comparison) -> CloseLook:
     exact = exact_copy(model, batch, task.forward)
     comparison.tell("layers", 0.3)
     models = {name: comparison.running.get(name, Side(model)) for name in comparison.names}
-    layers = layer_drift(model, models, batch, task.forward, exact=exact, output=task.output)
+    with uncompiled():
+        layers = layer_drift(model, models, batch, task.forward, exact=exact, output=task.output)
     comparison.tell("layers", 0.7)
     errors, judged = _beside_exact(comparison, batch, exact)
     comparison.tell("layers", 1.0)

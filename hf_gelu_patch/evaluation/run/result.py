@@ -64,7 +64,8 @@ class Result:
             weights.
         model_class, parameters, dtype, device, attn_implementation: the model as it ran.
         batch_size: examples in a batch.
-        seconds: how long each of ``STAGES`` took.
+        seconds: how long each of ``STAGES`` took, and "compile", which no other figure includes: 0.0 where nothing was
+            compiled.
         skipped: each row of the data that was left out, counted from 1, and why.
         records: the folder with what each model said of each example, relative to the one for results; None where
             nothing was recorded.

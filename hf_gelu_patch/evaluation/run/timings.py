@@ -13,12 +13,12 @@ import torch
 
 from hf_gelu_patch.evaluation.makes import devices_of
 from hf_gelu_patch.evaluation.run.comparison import Comparison, Side
+from hf_gelu_patch.evaluation.run.compiling import again
 from hf_gelu_patch.evaluation.speed.memory import peak_memory
 from hf_gelu_patch.evaluation.speed.rounds import CudaClock, Effort, Timings, measure, measure_generation
 from hf_gelu_patch.evaluation.speed.share import activation_share
 from hf_gelu_patch.evaluation.speed.summary import Speed, summarise
 from hf_gelu_patch.evaluation.tasks.base import Batch, Task
-from hf_gelu_patch.evaluation.twins import twin
 from hf_gelu_patch.evaluation.variants import AGAIN, BEFORE
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ def time_all(comparison: Comparison, rows: datasets.Dataset | None) -> TimedRun:
     model, task = comparison.model, comparison.task
     batches = [batch.to(comparison.device) for batch in _chosen(comparison.batches)]
     share = activation_share(model, batches[len(batches) // 2 :][:1], task.forward)
-    again = Side(model if comparison.in_turn else twin(model))
-    timer = _Timer(comparison, batches, {BEFORE: Side(model), AGAIN: again, **comparison.running}, rows)
+    timer = _Timer(comparison, batches, {BEFORE: Side(model), AGAIN: again(comparison), **comparison.running}, rows)
     speeds = timer.summarised(timer.forward(), task.unit)
     if (timed := timer.from_rows()) is not None:
         for name, speed in timer.summarised(timed, task.unit).items():

@@ -29,14 +29,19 @@ def tower(model: PreTrainedModel, kind: str) -> Callable[..., Any]:
 def embedded(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """[texts, hidden size]: the mean of each text's last hidden state over all tokens but padding (Reimers & Gurevych
     2019). A model with an encoder and a decoder is asked for its encoder's (Ni et al. 2021); one with a tower for
-    images and one for texts for that of the texts.
+    images and one for texts for that of the texts. Where a sentence-transformers model has modules of its own behind
+    the transformer, ``sentence_head``, what they give.
 
     Args:
         inputs: what the tokenizer made of the texts, by name.
     """
     embed = model.get_encoder() if model.config.is_encoder_decoder else tower(model, "text")
     states: Tensor = embed(**inputs).last_hidden_state
-    mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).to(states.dtype)
+    mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+    if (head := getattr(model, "sentence_head", None)) is not None:
+        embedding: Tensor = head({**inputs, "token_embeddings": states, "attention_mask": mask})["sentence_embedding"]
+        return embedding
+    mask = mask.to(states.dtype)
     weights = mask / mask.sum(1, keepdim=True)
     return (weights[:, None, :] @ states)[:, 0]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.makes import device_of, state_of
 from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
@@ -299,15 +300,15 @@ class Retrieval(Ranking):
     def _embedded_corpus(self, model: PreTrainedModel) -> Tensor:
         """[documents, hidden size], of length 1; made once for each model."""
         assert self._corpus is not None
-        if model not in self._embedded:
+        if (state := state_of(model)) not in self._embedded:
             texts = [{"tokens": document.tokens} for document in self._corpus.values()]
             parts = []
             for start in range(0, len(texts), _TOGETHER):
                 inputs = self.padded(texts[start : start + _TOGETHER])
-                moved = {name: value.to(model.device) for name, value in inputs.items()}
+                moved = {name: value.to(device_of(model)) for name, value in inputs.items()}
                 parts.append(normalize(widened(embedded(model, moved)), dim=-1))
-            self._embedded[model] = torch.cat(parts)
-        return self._embedded[model]
+            self._embedded[state] = torch.cat(parts)
+        return self._embedded[state]
 
 
 def ranked(scores: Sequence[float], relevance: Sequence[float], names: Iterable[int]) -> Outcome:

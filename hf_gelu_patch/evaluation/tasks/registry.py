@@ -51,6 +51,7 @@ class TaskInfo:
         processors: the classes in transformers that load what it reads data with; the first that a checkpoint has.
         architectures: what the classes of its models end in, by which a checkpoint's config names it.
         aliases: what transformers' pipelines and the hub call the same task.
+        embeds: whether it embeds texts, as sentence-transformers does.
         libraries: modules that its metrics or its data take, beside those of ``evaluation``.
         extra: the extra of this package that installs them.
     """
@@ -70,6 +71,7 @@ class TaskInfo:
     architectures: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
+    embeds: bool = False
     extra: str | None = None
     other_classes: tuple[tuple[str, str], ...] = ()
     inputs: frozenset[str] = frozenset({"input_ids", "pixel_values"})
@@ -267,6 +269,7 @@ for _info in (
         "sentence-similarity",
         "cosine of the mean-pooled last hidden states of two texts, against a score",
         f"{_HERE}.pairs:SentenceSimilarity",
+        embeds=True,
         answers=("score",),
         input_column="text1",
         second_column="text2",
@@ -291,6 +294,7 @@ for _info in (
         "retrieval",
         "documents put in order by the cosine of their embedding and the query's; a row's own, or those of all rows",
         f"{_HERE}.ranking:Retrieval",
+        embeds=True,
         answers=("ranking",),
         input_column="query",
         second_column="documents",

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.makes import state_of
 from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
@@ -117,10 +118,11 @@ class ImageTextRetrieval(TwoTowers):
         """Of each example the text for its image and the image for its text; of a model, found once. A patch changes
         the classes of a model's modules: it is looked at again then."""
         state = tuple(map(type, model.modules()))
-        known = self._known.get(model)
+        whose = state_of(model)
+        known = self._known.get(whose)
         if known is None or known[0] is not self.examples or known[1] != state:
             known = self.examples, state, self._ranked_anew(model)
-            self._known[model] = known
+            self._known[whose] = known
         return known[2]
 
     def _ranked_anew(self, model: PreTrainedModel) -> dict[int, tuple[_Ranked, _Ranked]]:
