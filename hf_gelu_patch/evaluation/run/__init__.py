@@ -172,8 +172,7 @@ def evaluate(
     """
     start = time.perf_counter()
     comparison = Comparison.unpatched(model, task, settings, accelerator, progress).patched(settings.variants)
-    if settings.memory:
-        comparison = with_memory(comparison)
+    comparison = with_memory(comparison) if settings.memory else comparison
     place = None if folder is None else folder / "records" / records.folder_name(task.subject.name)
     with torch.inference_mode(), compilable(comparison):
         comparison, compiling = compiled(comparison)
@@ -202,13 +201,12 @@ def evaluate(
         unpatched=variants[0].quality.before,
         activation_share=timed.activation_share,
         peak_memory=timed.peak_memory,
-        load_memory=None,
         described=described,
         named=named,
         exact_reason=look.reason,
         in_turn=comparison.in_turn,
         model_class=type(model).__name__,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=model.num_parameters(),
         dtype=str(model.dtype).removeprefix("torch."),
         device=", ".join(map(str, devices_of(model))),
         attn_implementation=getattr(model.config, "_attn_implementation", None),

@@ -77,7 +77,6 @@ class Result:
     unpatched: dict[str, float]
     activation_share: float
     peak_memory: int | None
-    load_memory: int | None
     described: dict[int, str]
     named: dict[str, str]
     exact_reason: str
@@ -92,6 +91,7 @@ class Result:
     skipped: tuple[tuple[int, str], ...]
     records: str | None
     fingerprint: Fingerprint
+    load_memory: int | None = None
 
     @property
     def wrong(self) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
-from hf_gelu_patch.evaluation.makes import state_of
+from hf_gelu_patch.evaluation.makes import device_of, state_of
 from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
@@ -161,7 +161,7 @@ class ImageTextRetrieval(TwoTowers):
             return torch.full((1, 2, 1), torch.nan)
 
     def _embeddings(self, model: PreTrainedModel, ids: Sequence[int], examples: Sequence[dict[str, Any]]) -> Tensor:
-        batch = self.collate(tuple(ids), examples).to(model.device)
+        batch = self.collate(tuple(ids), examples).to(device_of(model))
         return normalize(self.forward(model, batch).double(), dim=-1).cpu()
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
