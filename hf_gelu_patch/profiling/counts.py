@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hf_gelu_patch.activations import Activation, get_activation
-from hf_gelu_patch.profiling.grid import CELLS, cells, tables
+from hf_gelu_patch.profiling.grid import CELLS, Tables, cells, tables
 
 __all__ = ["Counts"]
 
@@ -49,12 +49,13 @@ class Counts:
         self.epsilon = 0.0
         self.sum = Fraction()
         self.squares = Fraction()
-        self.moved = [Fraction()] * (1 + 4 * len(self.others))  # of a gated site; of others, beyond the cells alone
+        self.moved = [0] * (1 + 4 * len(self.others))  # in ``_UNIT``s; beyond the cells alone, but of a gated site
+        self._tables: Tables | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Functions of torch, which records hold, cannot be pickled: their names are."""
         own = None if self.activation is None else _named(self.activation)
-        return {**vars(self), "activation": own, "others": tuple(map(_named, self.others))}
+        return {**vars(self), "_tables": None, "activation": own, "others": tuple(map(_named, self.others))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -76,9 +77,14 @@ class Counts:
         self.epsilon = max(self.epsilon, torch.finfo(x.dtype).eps)
         size, lost = _ON_A_CPU if x.device.type == "cpu" else _ELSEWHERE, self.lost
         parts = torch.split(x.reshape(-1), size)
-        ups = [None] * len(parts) if up is None else torch.split(up.reshape(-1), size)
-        for part, of_up in zip(parts, ups, strict=True):
-            self._add_part(_widened(part), None if of_up is None else of_up.double())
+        if up is None:
+            for part in parts:
+                self._add_part(_widened(part), None, None)
+        else:
+            weights = torch.zeros(2, CELLS, dtype=torch.float64, device=x.device)
+            for part, of_up in zip(parts, torch.split(up.reshape(-1), size), strict=True):
+                self._add_part(_widened(part), of_up.double(), weights)
+            self._add_products(weights)
         self._note_greatest(x if self.lost == lost else x.where(x.isfinite(), -math.inf))
 
     def _note_greatest(self, x: Tensor) -> None:
@@ -88,7 +94,7 @@ class Counts:
             self.units_vary = True
         self.greatest = greatest if self.greatest is None or self.units_vary else self.greatest.maximum(greatest)
 
-    def _add_part(self, x: Tensor, up: Tensor | None) -> None:
+    def _add_part(self, x: Tensor, up: Tensor | None, weights: Tensor | None) -> None:
         wide = x.double()
         total = float(wide.sum())
         if not math.isfinite(total if up is None else total + float(up.sum())):
@@ -97,7 +103,7 @@ class Counts:
                 self.lost += int((~finite).sum())
                 x, up = x[finite], None if up is None else up[finite]
                 if x.numel():
-                    self._add_part(x, up)
+                    self._add_part(x, up, weights)
                 return
         size = x.numel()
         mean = total / size
@@ -111,24 +117,27 @@ class Counts:
         self.cells += counted.cpu()
         if self.activation is None or not self.others:
             return
-        if up is not None:
+        if up is not None and weights is not None:
             self.weighted += size
-            self._add_product(where, up)
+            weights[0] += torch.bincount(where, weights=up.abs(), minlength=CELLS)
+            weights[1] += torch.bincount(where, weights=up.square(), minlength=CELLS)
         if int(counted[0]) or int(counted[-1]):
             beyond = (where == 0) | (where == CELLS - 1)
             self._add_beyond(x[beyond].double(), None if up is None else up[beyond])
 
-    def _add_product(self, where: Tensor, up: Tensor) -> None:
-        """Σ over the cells of what their tables have, times |up| or up²."""
+    def _add_products(self, weights: Tensor) -> None:
+        """Σ over the cells of what their tables have, times |up| or up², which ``weights`` has the sums of."""
+        if self.activation is not None and self.others:
+            self._add_moved(self._over_cells(*weights[:, 1:-1].cpu()))
+
+    def _over_cells(self, once: Tensor, twice: Tensor) -> list[float]:
+        """Σf² and, for each of the others, Σ|f − g|, Σ(f − g)², Σ spread, Σ spread²; each times what a cell holds."""
         assert self.activation is not None
-        known = tables(self.activation, self.others)
-        once = torch.bincount(where, weights=up.abs(), minlength=CELLS)[1:-1].cpu()
-        twice = torch.bincount(where, weights=up.square(), minlength=CELLS)[1:-1].cpu()
-        square = known.square @ twice
-        found = torch.stack(
-            [known.absolute @ once, known.squared @ twice, known.spread @ once, known.spread.square() @ twice], dim=1
-        )
-        self._add_moved([float(square), *found.flatten().tolist()])
+        if self._tables is None:
+            self._tables = tables(self.activation, self.others)
+        absolute, spread = (self._tables.once @ once).view(2, -1)
+        square, *others = torch.split(self._tables.twice @ twice, [1, len(self.others), len(self.others)])
+        return [float(square), *torch.stack([absolute, others[0], spread, others[1]], dim=1).flatten().tolist()]
 
     def _add_beyond(self, x: Tensor, up: Tensor | None) -> None:
         """The same of numbers beyond the cells, each by itself."""
@@ -143,7 +152,7 @@ class Counts:
 
     def _add_moved(self, found: Sequence[float]) -> None:
         if all(map(math.isfinite, found)):
-            self.moved = [known + Fraction(one) for known, one in zip(self.moved, found, strict=True)]
+            self.moved = [known + _units(one) for known, one in zip(self.moved, found, strict=True)]
 
     # --------------------------------------------------------------------------------------------------------- merging
 
@@ -184,17 +193,21 @@ class Counts:
         """Σf² over all numbers; and for each of the others Σ|f − g|, Σ(f − g)², and what either may be off by because
         only the cell is known: Σ spread, Σ spread². Each times |up| or up² where there is one."""
         assert self.activation is not None
-        sums = list(self.moved)
+        sums = self.moved
         if not self.weighted:
-            known, inside = tables(self.activation, self.others), self.cells[1:-1].double()
-            found = (
-                torch.stack([known.absolute, known.squared, known.spread, known.spread.square()], dim=1).flatten(0, 1)
-                @ inside
-            )
-            more = [float(known.square @ inside), *found.tolist()]
-            sums = [one + Fraction(other) for one, other in zip(sums, more, strict=True)]
-        square, *rest = map(float, sums)
+            inside = self.cells[1:-1].double()
+            sums = [one + _units(more) for one, more in zip(sums, self._over_cells(inside, inside), strict=True)]
+        square, *rest = (float(Fraction(one, _UNIT)) for one in sums)
         return square, [(rest[at], rest[at + 1], rest[at + 2], rest[at + 3]) for at in range(0, len(rest), 4)]
+
+
+_UNIT = 2**1127  # of these all finite float64 are whole numbers of parts
+
+
+def _units(value: float) -> int:
+    """How many 1/_UNIT a float64 is, exactly: whole numbers are added up faster than fractions."""
+    mantissa, exponent = math.frexp(value)
+    return int(mantissa * 2**53) << (exponent + 1074)
 
 
 def _widened(x: Tensor) -> Tensor:

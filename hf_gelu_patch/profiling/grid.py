@@ -93,16 +93,14 @@ class Tables:
     """What an activation f and others g are in each cell but the open ones, if x is spread evenly over it.
 
     Attributes:
-        square: the mean of f², [cells].
-        absolute: the mean of |f − g|, [others, cells].
-        squared: the mean of (f − g)², likewise.
-        spread: how far apart two values of f − g in one cell are at most, likewise.
+        once: for each of the others the mean of |f − g|, then for each how far apart two values of f − g are at most:
+            [2 · others, cells].
+        twice: the mean of f², then for each of the others that of (f − g)², then the second half of ``once`` squared:
+            [1 + 2 · others, cells].
     """
 
-    square: Tensor
-    absolute: Tensor
-    squared: Tensor
-    spread: Tensor
+    once: Tensor
+    twice: Tensor
 
 
 @functools.lru_cache(maxsize=64)
@@ -111,11 +109,12 @@ def tables(activation: Activation, others: tuple[Activation, ...]) -> Tables:
     inner = torch.linspace(0, 1, 2 * _POINTS + 1, dtype=torch.float64) * WIDTH  # edges, and between them middles
     x = _edges()[:-1, None] + inner
     f = activation.bind(activation.reference)(x)
-    square = f[:, 1::2].square().mean(dim=1)
-    found = []
+    absolute, squared, spread = [], [], []
     for other in others:
         d = f - other.bind(other.reference)(x)
         middle = d[:, 1::2]
-        found.append((middle.abs().mean(dim=1), middle.square().mean(dim=1), d.amax(dim=1) - d.amin(dim=1)))
-    absolute, squared, spread = (torch.stack(one) for one in zip(*found, strict=True))
-    return Tables(square, absolute, squared, spread)
+        absolute.append(middle.abs().mean(dim=1))
+        squared.append(middle.square().mean(dim=1))
+        spread.append(d.amax(dim=1) - d.amin(dim=1))
+    square = f[:, 1::2].square().mean(dim=1)
+    return Tables(torch.stack([*absolute, *spread]), torch.stack([square, *squared, *(one.square() for one in spread)]))

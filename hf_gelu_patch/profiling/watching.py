@@ -65,6 +65,7 @@ class _Look:
         x, up = x.detach(), None if up is None else up.detach()
         mask = self._masks.get(self._mask)
         if mask is not None:
+            mask = mask.to(x.device)  # of a model that is spread over devices
             if x.shape[: mask.dim()] == mask.shape:
                 x, up = x[mask], None if up is None else up[mask]
             elif x.dim() == 2 and len(x) == mask.numel():
