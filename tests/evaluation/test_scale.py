@@ -166,3 +166,12 @@ def test_parquet_of_many_rows_is_read_a_part_at_a_time(tmp_path: Path) -> None:
     found = load_data(tmp_path / "rows.parquet", ["text", "label"])
     assert found["text"][:] == frame["text"].tolist()
     assert found["label"][:] == frame["label"].tolist()
+
+
+def test_some_examples_are_read_whenever_they_are_asked_for() -> None:
+    made = Examples(({"row": row, "input_ids": [row]} for row in range(5)), lambda _: (), lambda _: 1)
+    some = made.lazily([3, 0, 4])
+    assert [one["row"] for one in some] == [3, 0, 4]
+    assert [one["row"] for one in some[1:]] == [0, 4]
+    assert some[0] is not some[0]  # none is kept
+    assert len(some) == 3

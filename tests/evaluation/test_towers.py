@@ -22,8 +22,10 @@ from hf_gelu_patch.cli import main
 from hf_gelu_patch.evaluation.loading.models import load_model
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import load_rows, subject
+from hf_gelu_patch.evaluation.run.comparison import Side
 from hf_gelu_patch.evaluation.tasks.base import Task
 from hf_gelu_patch.evaluation.tasks.making import make_task
+from hf_gelu_patch.evaluation.variants import Variant
 
 pytestmark = pytest.mark.slow
 
@@ -259,6 +261,13 @@ def test_a_model_is_ranked_anew_once_it_is_patched(clip: Path, tmp_path: Path) -
         inside = task.predict(model, batch).outcomes
     assert [one.details for one in before] != [one.details for one in inside]
     assert task.predict(model, batch).outcomes == before
+    side = Side(model, Variant("activation=relu", activation="relu"))
+    made = []
+    for _ in range(2):  # where there is one model for all variants, each has its own once
+        with side:
+            assert task.predict(model, batch).outcomes == inside
+            made.append(task._known[side][2])
+    assert made[0] is made[1]
 
 
 def test_what_is_alike_to_the_model_is_one_candidate_and_ties_count_against_it(clip: Path, tmp_path: Path) -> None:

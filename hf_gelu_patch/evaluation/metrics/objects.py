@@ -85,7 +85,7 @@ def _entries(arrays: Iterable[Array]) -> Array:
     return found
 
 
-register_answers(Answers("boxes", {"predictions": "string", "references": "string"}, _box_rows))
+register_answers(Answers("boxes", {"predictions": "string", "references": "string"}, _box_rows, apart=True))
 
 
 def _mean_precision(weights: Array, rows: Mapping[str, Array], overlaps: Sequence[int]) -> Array:

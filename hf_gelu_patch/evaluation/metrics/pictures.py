@@ -11,11 +11,17 @@ from hf_gelu_patch.evaluation.metrics.sums import ratio, sums
 
 # ------------------------------------------------------------------------------------------------ kinds of answers
 
-register_answers(Answers("regions", dict.fromkeys(("hits", "said", "right"), "float64")))  # pixels, [example, label]
-register_answers(Answers("reconstruction", {"errors": "float64", "values": "int64"}))  # summed, over so many numbers
+register_answers(
+    Answers("regions", dict.fromkeys(("hits", "said", "right"), "float64"), apart=True)
+)  # pixels, [example, label]
+register_answers(
+    Answers("reconstruction", {"errors": "float64", "values": "int64"}, apart=True)
+)  # summed, over so many numbers
 
 _RANKS = {"text_rank": "int64", "image_rank": "int64", "of_image": "float64", "of_text": "float64"}
-register_answers(Answers("ranks", _RANKS))  # of the right text for an image, and of the right image for a text
+register_answers(
+    Answers("ranks", _RANKS, apart=True)
+)  # of the right text for an image, and of the right image for a text
 
 
 # --------------------------------------------------------------------------------------------------------- metrics

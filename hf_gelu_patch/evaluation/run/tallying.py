@@ -61,7 +61,7 @@ def all_metrics(comparison: Comparison, answers: Answers) -> dict[str, float]:
     """The metrics of the unpatched model. Errors as for ``Task.metrics``."""
     task, said = comparison.task, _Said()
     for ids in answers.parts():
-        said.add(task, ids, [row.outcome for row in answers.rows(BEFORE, ids)], task.examples.some(ids))
+        said.add(task, ids, [row.outcome for row in answers.rows(BEFORE, ids)], task.examples.lazily(ids))
     return said.metrics(task)
 
 
@@ -73,7 +73,7 @@ def tally(comparison: Comparison, answers: Answers) -> dict[str, Tally]:
     drifts = {name: TotalDrift() for name in comparison.names}
     lost: dict[str, int] = {}
     for ids in answers.parts():
-        examples = task.examples.some(ids)
+        examples = task.examples.lazily(ids)
         before: list[Outcome] = []
         for name, one in said.items():
             rows = answers.rows(name, ids)

@@ -133,11 +133,12 @@ class AudioClassification(Classification):
 
     names_files = True
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         first = first_rows(data, limit)
-        labels = self.answers(data, self.rows(first))
-        sounds = sounds_of(self, first, labels, self.processor)
-        return [{**sound, "label": labels[row]} for row, sound in sounds.items()]
+        for rows in self.parts(first, AT_A_TIME):
+            labels = self.answers(data, rows)
+            for row, sound in sounds_of(self, first, labels, self.processor).items():
+                yield {**sound, "label": labels[row]}
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
         targets = self.head.targets([example["label"] for example in examples])

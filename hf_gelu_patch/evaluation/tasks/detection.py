@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows, shortened
 from hf_gelu_patch.evaluation.tasks.heads import label_names
-from hf_gelu_patch.evaluation.tasks.images import pixel_sizes, pixels_of, stacked_pixels
+from hf_gelu_patch.evaluation.tasks.images import AT_A_TIME, pixel_sizes, pixels_of, stacked_pixels
 from hf_gelu_patch.evaluation.tasks.labels import BadLabelError, Labels, LabelsError, as_number, class_names
 
 if TYPE_CHECKING:
@@ -50,55 +50,57 @@ class ObjectDetection(Task):
     _label: Callable[[Any], int] | None = None
     _names: Sequence[str] = ()
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         if not hasattr(self.processor, "post_process_object_detection"):
             raise EvaluationError(
                 f"the image processor of {self.subject.name} makes no boxes of what a model gives "
                 "(post_process_object_detection): save the model's own to its folder."
             )
         first = first_rows(data, limit)
-        objects = self._objects(data, self.rows(first))
-        examples = []
-        for row, image in pixels_of(self, first, objects, together=1).items():
-            trouble = _outside(objects[row]["boxes"], image["size"])
-            if trouble is None:
-                examples.append({**image, "objects": objects[row]})
-            else:
-                self.leave_out(row, trouble)
-        return examples
-
-    def _objects(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, dict[str, list[Any]]]:
-        """The right boxes, their labels and whether they are crowds, by row. How labels are to be read is told from the
-        whole column, once."""
-        column = str(self.subject.target_column)
-        values = data[column][:]
-        found, bad = {}, {}
-        for row, value in enumerate(values):
-            try:
-                found[row] = _read(value)
-            except ValueError as error:
-                bad[row] = f"holds no objects in the column {column!r}: {error}"
-        labels = [label for one in found.values() for label in one["labels"]]
         if self._label is None:
-            if not labels:
-                row, reason = next(iter(bad.items()), (0, "holds none"))
-                raise EvaluationError(f"{self.subject.data}: no row has an object to be found; row {row + 1} {reason}.")
-            self._names = label_names(self.config, self.subject.name, int(self.config.num_labels))
-            reader = Labels(self._names, self.subject.labels)
+            self._label = self._reader(data)
+        for rows in self.parts(first, AT_A_TIME):
+            objects = self._objects(first, rows, self._label)
+            for row, image in pixels_of(self, first, objects, together=1).items():
+                trouble = _outside(objects[row]["boxes"], image["size"])
+                if trouble is None:
+                    yield {**image, "objects": objects[row]}
+                else:
+                    self.leave_out(row, trouble)
+
+    def _reader(self, data: datasets.Dataset) -> Callable[[Any], int]:
+        """What gives the id of the label that a category is, told from the whole column."""
+        column = str(self.subject.target_column)
+        labels, trouble = [], ""
+        for start in range(0, len(data), AT_A_TIME):
+            rows = range(start, min(start + AT_A_TIME, len(data)))
+            for row, value in self.values(data, column, rows).items():
+                try:
+                    labels += _read(value)["labels"]
+                except ValueError as error:
+                    trouble = trouble or f": row {row + 1} holds none, {error}"
+        if not labels:
+            raise EvaluationError(f"{self.subject.data}: no row has an object to be found{trouble}.")
+        self._names = label_names(self.config, self.subject.name, int(self.config.num_labels))
+        try:
+            return Labels(self._names, self.subject.labels).reader(labels, _classes(data.features[column]))
+        except LabelsError as error:
+            raise EvaluationError(f"{self.subject.name}: {self.subject.data}, column {column!r}: {error}") from None
+
+    def _objects(
+        self, data: datasets.Dataset, rows: Iterable[int], label: Callable[[Any], int]
+    ) -> dict[int, dict[str, list[Any]]]:
+        """The right boxes, their labels and whether they are crowds, by row."""
+        found = {}
+        for row, value in self.values(data, self.subject.target_column, rows).items():
             try:
-                self._label = reader.reader(labels, _classes(data.features[column]))
-            except LabelsError as error:
-                raise EvaluationError(f"{self.subject.name}: {self.subject.data}, column {column!r}: {error}") from None
-        good = {}
-        for row in rows:
-            if row in bad:
-                self.leave_out(row, bad[row])
-                continue
-            try:
-                good[row] = {**found[row], "labels": [self._label(label) for label in found[row]["labels"]]}
+                objects = _read(value)
+                found[row] = {**objects, "labels": [label(one) for one in objects["labels"]]}
             except BadLabelError as error:
                 self.leave_out(row, str(error))
-        return good
+            except ValueError as error:
+                self.leave_out(row, f"holds no objects in the column {self.subject.target_column!r}: {error}")
+        return found
 
     def shape(self, example: dict[str, Any]) -> tuple[Any, ...]:
         return pixel_sizes(example)

@@ -86,6 +86,10 @@ class Examples(Sequence[Example]):
         """Those of these numbers."""
         return [self[one] for one in which]
 
+    def lazily(self, which: Sequence[int]) -> Sequence[Example]:
+        """The same, each read whenever it is asked for: for those who look at each once, of many that may be large."""
+        return _Some(self, which)
+
     def without(self, rows: Iterable[int]) -> Examples:
         """Those of other rows than these, in the same file."""
         kept = ~np.isin(self.rows, np.fromiter(rows, dtype=np.int64))
@@ -94,6 +98,25 @@ class Examples(Sequence[Example]):
         for name in ("sizes", "shapes", "rows", "numbers"):
             setattr(found, name, getattr(self, name)[kept])
         return found
+
+
+class _Some(Sequence[Example]):
+    """Some examples, of which none is in memory."""
+
+    def __init__(self, examples: Examples, which: Sequence[int]) -> None:
+        self._examples, self._which = examples, which
+
+    def __len__(self) -> int:
+        return len(self._which)
+
+    @overload
+    def __getitem__(self, place: int) -> Example: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Example]: ...
+    def __getitem__(self, place: int | slice) -> Example | Sequence[Example]:
+        if isinstance(place, slice):
+            return _Some(self._examples, self._which[place])
+        return self._examples[self._which[place]]
 
 
 def _numbers(values: array[int]) -> Numbers:

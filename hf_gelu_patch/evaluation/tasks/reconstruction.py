@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -15,7 +15,7 @@ from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
-from hf_gelu_patch.evaluation.tasks.images import pixel_sizes, pixels_of, stacked_pixels
+from hf_gelu_patch.evaluation.tasks.images import AT_A_TIME, pixel_sizes, pixels_of, stacked_pixels
 from hf_gelu_patch.evaluation.tasks.logits import widened
 
 if TYPE_CHECKING:
@@ -38,18 +38,16 @@ class MaskedImageModeling(Task):
     names_files = True
     pairable = False
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         data = first_rows(data, limit)
-        examples = []
-        for row, image in pixels_of(self, data, self.rows(data)).items():
-            patch = _side(self.config.patch_size)
-            height, width = image["pixels"]["pixel_values"].shape[-2:]
-            if height % patch or width % patch:
-                self.leave_out(row, f"gives an image of {width} × {height}, which patches of {patch} do not fill")
-                continue
-            hidden = _hidden(height // patch, width // patch, patch, row)
-            examples.append({**image, "hidden": hidden, "patch": patch})
-        return examples
+        patch = _side(self.config.patch_size)
+        for rows in self.parts(data, AT_A_TIME):
+            for row, image in pixels_of(self, data, rows).items():
+                height, width = image["pixels"]["pixel_values"].shape[-2:]
+                if height % patch or width % patch:
+                    self.leave_out(row, f"gives an image of {width} × {height}, which patches of {patch} do not fill")
+                    continue
+                yield {**image, "hidden": _hidden(height // patch, width // patch, patch, row), "patch": patch}
 
     def shape(self, example: dict[str, Any]) -> tuple[Any, ...]:
         return pixel_sizes(example)

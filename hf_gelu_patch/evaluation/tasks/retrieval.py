@@ -22,7 +22,7 @@ from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, first_rows
 from hf_gelu_patch.evaluation.tasks.features import tower
-from hf_gelu_patch.evaluation.tasks.images import pixels_of, stacked_pixels
+from hf_gelu_patch.evaluation.tasks.images import AT_A_TIME, pixels_of, stacked_pixels
 from hf_gelu_patch.evaluation.tasks.towers import TwoTowers
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ class _Ranked:
     rank: int
     said: int
     right: int
+
+
+Ranks = dict[int, tuple[_Ranked, _Ranked]]
+"""Of each example the text for its image, and the image for its text."""
 
 
 class ImageTextRetrieval(TwoTowers):
@@ -62,29 +66,27 @@ class ImageTextRetrieval(TwoTowers):
     pairable = False
 
     def __init__(self, subject: Subject, *arguments: Any, **options: Any) -> None:
-        self._known: WeakKeyDictionary[Any, tuple[object, tuple[type, ...], dict[int, tuple[_Ranked, _Ranked]]]]
-        self._known = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[Any, tuple[object, tuple[type, ...], Ranks]] = WeakKeyDictionary()
         super().__init__(subject, *arguments, **options)
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         data = first_rows(data, limit)
-        texts = self.texts(data, self.subject.target_column, self.rows(data))
-        for row in [row for row, text in texts.items() if not text.split()]:
-            self.leave_out(row, f"has no words in the column {self.subject.target_column!r}")
-            del texts[row]
-        tokens = self.tokens(list(texts), texts)
         firsts: dict[Any, int] = {}
         self._many: dict[str, Counter[int]] = {"image": Counter(), "text": Counter()}
-        examples = []
-        for row, image in pixels_of(self, data, tokens, self.image_processor).items():
-            own = tokens[row]
-            of_image = firsts.setdefault(("image", _digest(image["pixels"])), row)
-            of_text = firsts.setdefault(("text", tuple(own["input_ids"])), row)
-            self._many["image"].update([of_image])
-            self._many["text"].update([of_text])
-            more = {"tokens": own, "input_ids": own["input_ids"], "image": of_image, "text": of_text}
-            examples.append({**image, **more, "shown": f"{image['shown']} | {texts[row]}"})
-        return examples
+        for rows in self.parts(data, AT_A_TIME):
+            texts = self.texts(data, self.subject.target_column, rows)
+            for row in [row for row, text in texts.items() if not text.split()]:
+                self.leave_out(row, f"has no words in the column {self.subject.target_column!r}")
+                del texts[row]
+            tokens = self.tokens(list(texts), texts)
+            for row, image in pixels_of(self, data, tokens, self.image_processor).items():
+                own = tokens[row]
+                of_image = firsts.setdefault(("image", _digest(image["pixels"])), row)
+                of_text = firsts.setdefault(("text", tuple(own["input_ids"])), row)
+                self._many["image"].update([of_image])
+                self._many["text"].update([of_text])
+                more = {"tokens": own, "input_ids": own["input_ids"], "image": of_image, "text": of_text}
+                yield {**image, **more, "shown": f"{image['shown']} | {texts[row]}"}
 
     def logits_per_example(self) -> int:
         return 2 * int(getattr(self.config, "projection_dim", None) or self.config.get_text_config().hidden_size)
@@ -114,18 +116,18 @@ class ImageTextRetrieval(TwoTowers):
             outcomes.append(Outcome(said, right, 0.0, 0, details=details))
         return Prediction(embeddings, tuple(outcomes))
 
-    def _ranked(self, model: PreTrainedModel) -> dict[int, tuple[_Ranked, _Ranked]]:
-        """Of each example the text for its image and the image for its text; of a model, found once. A patch changes
-        the classes of a model's modules: it is looked at again then."""
-        state = tuple(map(type, model.modules()))
+    def _ranked(self, model: PreTrainedModel) -> Ranks:
+        """Made once of each model as it is: where variants take turns with one model, once of each. A patch from
+        elsewhere changes the classes of its modules."""
         whose = state_of(model)
+        state = tuple(map(type, model.modules())) if whose is model else ()
         known = self._known.get(whose)
         if known is None or known[0] is not self.examples or known[1] != state:
             known = self.examples, state, self._ranked_anew(model)
             self._known[whose] = known
         return known[2]
 
-    def _ranked_anew(self, model: PreTrainedModel) -> dict[int, tuple[_Ranked, _Ranked]]:
+    def _ranked_anew(self, model: PreTrainedModel) -> Ranks:
         images: dict[int, Tensor] = {}
         texts: dict[int, Tensor] = {}
         pairs: dict[int, tuple[int, int]] = {}
@@ -145,13 +147,17 @@ class ImageTextRetrieval(TwoTowers):
         for ids in self.batches(_AT_A_TIME).all_ids():
             examples = self.examples.some(ids)
             names = [(example["image"], example["text"]) for example in examples]
-            try:
-                found = list(self._embeddings(model, ids, examples))
-            except Exception:  # each model has its own
-                found = [one for pair in zip(ids, examples, strict=True) for one in self._alone(model, *pair)]
-            for number, pair, own in zip(ids, names, found, strict=True):
+            for number, pair, own in zip(ids, names, self._some(model, ids), strict=True):
                 if own.isfinite().all():
                     yield number, pair, own
+
+    def _some(self, model: PreTrainedModel, ids: Sequence[int]) -> list[Tensor]:
+        """[2, size] of some examples; NaN where the model fails."""
+        examples = self.examples.some(ids)
+        try:
+            return list(self._embeddings(model, ids, examples))
+        except Exception:  # each model has its own
+            return [one for pair in zip(ids, examples, strict=True) for one in self._alone(model, *pair)]
 
     def _alone(self, model: PreTrainedModel, number: int, example: dict[str, Any]) -> Tensor:
         """[1, 2, size]; NaN where the model fails."""

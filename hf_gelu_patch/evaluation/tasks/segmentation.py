@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,14 @@ from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
 from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
-from hf_gelu_patch.evaluation.tasks.images import image_bytes, pixel_sizes, pixels_of, stacked_pixels, stored_images
+from hf_gelu_patch.evaluation.tasks.images import (
+    AT_A_TIME,
+    image_bytes,
+    pixel_sizes,
+    pixels_of,
+    stacked_pixels,
+    stored_images,
+)
 from hf_gelu_patch.evaluation.tasks.logits import widened
 
 if TYPE_CHECKING:
@@ -42,22 +49,21 @@ class SemanticSegmentation(Task):
     names_files = True
     pairable = False
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         if not hasattr(self.processor, "post_process_semantic_segmentation"):
             raise EvaluationError(
                 f"the image processor of {self.subject.name} makes no mask of what a model gives "
                 "(post_process_semantic_segmentation): save the model's own to its folder."
             )
         data = first_rows(data, limit)
-        masks = self._masks(data, self.rows(data))
-        examples = []
-        for row, image in pixels_of(self, data, masks).items():
-            own, right = image["size"], masks[row].shape
-            if own == right:
-                examples.append({**image, "mask": masks[row]})
-            else:
-                self.leave_out(row, f"holds an image of {own[1]} × {own[0]} and a mask of {right[1]} × {right[0]}")
-        return examples
+        for rows in self.parts(data, AT_A_TIME):
+            masks = self._masks(data, rows)
+            for row, image in pixels_of(self, data, masks).items():
+                own, right = image["size"], masks[row].shape
+                if own == right:
+                    yield {**image, "mask": masks[row]}
+                else:
+                    self.leave_out(row, f"holds an image of {own[1]} × {own[0]} and a mask of {right[1]} × {right[0]}")
 
     def _masks(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, np.ndarray[Any, Any]]:
         """The right labels, [height, width], by row; −1 where there is none."""

@@ -17,8 +17,9 @@ from torch import Tensor
 from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
 from hf_gelu_patch.evaluation.tasks.base import Task, file_places
 
-__all__ = ["sound_sizes", "sounds_of", "stacked_sounds"]
+__all__ = ["AT_A_TIME", "sound_sizes", "sounds_of", "stacked_sounds"]
 
+AT_A_TIME = 64  # sounds that are looked at together
 Samples = np.ndarray[Any, np.dtype[np.float32]]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -18,7 +18,7 @@ from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
 from hf_gelu_patch.evaluation.tasks.generation import MOST_DECODED, generate_greedily
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED, read_logits
-from hf_gelu_patch.evaluation.tasks.sounds import sound_sizes, sounds_of, stacked_sounds
+from hf_gelu_patch.evaluation.tasks.sounds import AT_A_TIME, sound_sizes, sounds_of, stacked_sounds
 from hf_gelu_patch.evaluation.tasks.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ class SpeechRecognition(Task):
 
     Attributes:
         extractor: what makes features of sounds.
-        new_tokens: generate at most so many where the model's generation config does not say.
-        decode_tokens: how many ``generate`` makes: as many as the longest right text has, at most 32.
     """
 
     names_files = True
@@ -55,27 +53,35 @@ class SpeechRecognition(Task):
         super().__init__(subject, config, tokenizer, *arguments, **options)
         self.loaded = processor
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         data = first_rows(data, limit)
-        texts = {}
-        for row, text in self.texts(data, self.subject.target_column, self.rows(data)).items():
-            if text.split():
-                texts[row] = " ".join(text.split())
-            else:
-                self.leave_out(row, f"has no words in the column {self.subject.target_column!r}")
-        examples = []
-        for row, sound in sounds_of(self, data, texts, self.extractor).items():
-            example = {**sound, "target": texts[row]}
-            trouble = self._with_answer(example)
-            if trouble is None:
-                examples.append(example)
-            else:
-                self.leave_out(row, trouble)
-        self._positions = longest = max(
-            (len(e["labels"]) if self.generates else e["frames"] for e in examples), default=1
-        )
-        self.new_tokens, self.decode_tokens = longest + 8, min(MOST_DECODED, longest)
-        return examples
+        self._positions = 1
+        for rows in self.parts(data, AT_A_TIME):
+            texts = {}
+            for row, text in self.texts(data, self.subject.target_column, rows).items():
+                if text.split():
+                    texts[row] = " ".join(text.split())
+                else:
+                    self.leave_out(row, f"has no words in the column {self.subject.target_column!r}")
+            for row, sound in sounds_of(self, data, texts, self.extractor).items():
+                example = {**sound, "target": texts[row]}
+                trouble = self._with_answer(example)
+                if trouble is None:
+                    positions = len(example["labels"]) if self.generates else example["frames"]
+                    self._positions = max(self._positions, positions)
+                    yield example
+                else:
+                    self.leave_out(row, trouble)
+
+    @property
+    def new_tokens(self) -> int:
+        """Generate at most so many where the model's generation config does not say."""
+        return self._positions + 8
+
+    @property
+    def decode_tokens(self) -> int:
+        """How many ``generate`` makes: as many as the longest right text has, at most 32."""
+        return min(MOST_DECODED, self._positions)
 
     def _with_answer(self, example: dict[str, Any]) -> str | None:
         """Put to a sound what its logits are held to: the tokens of the right text, or how many frames there are. Why

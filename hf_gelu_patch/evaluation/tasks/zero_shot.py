@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -13,7 +13,7 @@ from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, first_rows
 from hf_gelu_patch.evaluation.tasks.heads import SingleLabel
-from hf_gelu_patch.evaluation.tasks.images import pixels_of, stacked_pixels
+from hf_gelu_patch.evaluation.tasks.images import AT_A_TIME, pixels_of, stacked_pixels
 from hf_gelu_patch.evaluation.tasks.labels import Labels, class_names, shown
 from hf_gelu_patch.evaluation.tasks.towers import TwoTowers
 
@@ -38,15 +38,16 @@ class ZeroShotImageClassification(TwoTowers):
     _sentences: Sequence[dict[str, Any]] = ()
     _classes: Sequence[str] = ()
 
-    def encode(self, data: datasets.Dataset, limit: int | None) -> list[dict[str, Any]]:
+    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         if self._head is None:
             self._classes = self._named(data)
             self._head = SingleLabel(Labels(self._classes), likeliest=5)
             self._sentences = self._asked()
         first = first_rows(data, limit)
-        labels = self._labels(first, self.rows(first))
-        images = pixels_of(self, first, labels, self.image_processor)
-        return [{**image, "label": labels[row]} for row, image in images.items()]
+        for rows in self.parts(first, AT_A_TIME):
+            labels = self._labels(first, rows)
+            for row, image in pixels_of(self, first, labels, self.image_processor).items():
+                yield {**image, "label": labels[row]}
 
     def _named(self, data: datasets.Dataset) -> list[str]:
         """The classes of the whole data."""
@@ -85,10 +86,8 @@ class ZeroShotImageClassification(TwoTowers):
 
     def _labels(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, int]:
         known = {name: index for index, name in enumerate(self._classes)}
-        values = data[str(self.subject.target_column)][:]
         found = {}
-        for row in rows:
-            value = values[row]
+        for row, value in self.values(data, self.subject.target_column, rows).items():
             label = known.get(value) if isinstance(value, str) else value
             if isinstance(label, int) and 0 <= label < len(self._classes):
                 found[row] = label
