@@ -389,6 +389,8 @@ def test_several_answers_an_example_are_no_independent_ones(tmp_path: Path) -> N
     [found] = compare_runs(read_run(a), read_run(b))
     accuracy = scores_of(found, "accuracy")
     assert (accuracy.lost, found.answers, found.changed) == (10, 120, 10)
+    assert (accuracy.before, accuracy.after) == (1.0, 110 / 120)
+    assert accuracy.difference.value == pytest.approx(-10 / 120)
     assert accuracy.p is not None
     assert accuracy.p > 0.3 > binomtest(0, 10).pvalue
 

@@ -256,6 +256,21 @@ def test_scores_are_those_of_lm_eval_to_the_last_digit(
     assert scores(result, "after") == told(after["results"][name])
 
 
+def test_the_batches_that_drift_and_speed_are_of_are_those_that_were_scored(tasks: Path, loaded: Loaded) -> None:
+    one = question(tasks, "tiny_word")
+    said = Asking(one.asked, one.options, 1, None, None, loaded.tokenizer).of(loaded.model, "tiny")
+    with torch.no_grad():
+        likelihoods = {
+            tuple(inputs["input_ids"][0].tolist()): loaded.model(**inputs).logits[0, -1].log_softmax(-1)
+            for inputs in said.seen
+        }
+    assert len(said.seen) == len(likelihoods) == 12
+    for sample in said.samples["tiny_word"]:
+        asked = tuple(loaded.tokenizer(sample["doc"]["question"])["input_ids"])
+        target = loaded.tokenizer.convert_tokens_to_ids(sample["doc"]["choices"][0])
+        assert sample["resps"][0][0][0] == pytest.approx(float(likelihoods[asked][target]), rel=1e-6)
+
+
 def test_the_p_is_that_of_compare_on_two_folders_of_lm_eval_itself(
     place: Path, tasks: Path, loaded: Loaded, accelerator: Accelerator, tmp_path: Path
 ) -> None:
