@@ -82,7 +82,7 @@ def _run(said: Said) -> int:
         raise EvaluationError(
             f"evaluating needs {error.name}, which is not installed: pip install 'hf-gelu-patch[evaluation]'"
         ) from error
-    accelerator = processes.accelerator(settings.loading.device)
+    accelerator = processes.accelerator(settings.loading.device, split=settings.loading.tp_plan is not None)
     wrong: list[str] = []
     try:
         if harness is not None:
@@ -98,6 +98,7 @@ def _run(said: Said) -> int:
         accelerator.wait_for_everyone()  # the launcher stops all of them when the first one fails
     finally:
         accelerator.end_training()
+        _leave_the_others()
     return _WRONG if wrong else 0
 
 
@@ -113,6 +114,14 @@ def _harness(said: Said, options: Evaluate, settings: Settings) -> HarnessRun | 
         writable(options.output_dir)
     check_names(settings.variants)
     return HarnessRun.of(said, options.models, names, settings)
+
+
+def _leave_the_others() -> None:
+    """End what transformers began between processes that share a model's layers."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _most_seconds(settings: Settings) -> float:

@@ -72,6 +72,8 @@ class HarnessRun:
         other += [name for name in ("skip_bad_rows",) if said.get(name)]
         if other:
             raise EvaluationError(f"a task of lm-evaluation-harness has no use for --{other[0]}: drop it.")
+        if settings.loading.tp_plan is not None:
+            raise EvaluationError("a task of lm-evaluation-harness runs in one process: drop --tp_plan.")
         if settings.loading.torch_compile:
             raise EvaluationError("a task of lm-evaluation-harness has prompts of any length: drop --torch_compile.")
         if settings.resume:

@@ -49,21 +49,34 @@ class Processes:
         if wanted is not None:
             _check(_started(), wanted)
 
-    def accelerator(self, device: str | None = None) -> Accelerator:
+    def accelerator(self, device: str | None = None, *, split: bool = False) -> Accelerator:
         """The processes, which on a CPU have to be told so: otherwise each would take itself for the only one. They
         wait for the main one as long as it times, for which the usual ten minutes may not do.
 
         Args:
             device: what was asked for; None for a GPU, where there is one.
+            split: the model is split among the processes. Then the first one takes itself for the only one, and the
+                others run what it runs.
         """
         import torch
-        from accelerate import Accelerator, InitProcessGroupKwargs
+        from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 
         torch.set_num_threads(self.num_threads)
         patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
-        accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available(), kwargs_handlers=[patience])
-        _check(accelerator.num_processes, _started())
+        hidden = {name: os.environ.pop(name) for name in _RANKS if name in os.environ} if split else {}
+        try:
+            accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available(), kwargs_handlers=[patience])
+        finally:
+            os.environ.update(hidden)
+        if split:
+            accelerator.state.process_index = PartialState().process_index = int(os.environ.get("RANK", "0"))
+        else:
+            _check(accelerator.num_processes, _started())
         return accelerator
+
+
+_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+"""What tells a process of the others."""
 
 
 def _started() -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hf_gelu_patch.verification.copies import is_quantized
+from hf_gelu_patch.verification.copies import is_quantized, is_split
 
 __all__ = [
     "TURN",
@@ -17,6 +17,7 @@ __all__ = [
     "device_of",
     "devices_of",
     "is_quantized",
+    "is_split",
     "moves_weights",
     "state_of",
     "weights_of",
@@ -75,16 +76,21 @@ def state_of(model: nn.Module) -> object:
 
 
 def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All of a model's state by name, one tensor after the other: those on the disk are read when it is their turn.
+    """All of a model's state by name, one tensor after the other: those on the disk are read when it is their turn. Of
+    one that is split among processes this process's part.
 
     Layers with quantized weights are not asked for their state, but for their parameters and buffers: after the
     ``state_dict()`` of a 4-bit layer that has run on a CPU, bitsandbytes 0.50 computes something else.
     """
-    own = [*model.named_parameters(), *model.named_buffers()] if is_quantized(model) else model.state_dict().items()
-    for name, tensor in own:
+    if is_quantized(model):
+        state: dict[str, Tensor] = dict([*model.named_parameters(), *model.named_buffers()])
+    else:
+        state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
         path, _, key = name.rpartition(".")
         if tensor.device.type != "meta":
-            yield name, tensor
+            split: Any = tensor
+            yield name, split.to_local() if is_split(tensor) else tensor
             continue
         hook = vars(model.get_submodule(path)).get("_hf_hook")
         maps = [getattr(one, "weights_map", None) for one in (hook, *getattr(hook, "hooks", ()))]

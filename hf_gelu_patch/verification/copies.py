@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from hf_gelu_patch.errors import first_line
 from hf_gelu_patch.verification.values import attributes
 
-__all__ = ["Exact", "copied", "exact_copy", "free_memory", "in_double", "is_quantized", "redraw"]
+__all__ = ["Exact", "copied", "exact_copy", "free_memory", "in_double", "is_quantized", "is_split", "redraw"]
 
 _Output = TypeVar("_Output")
 
@@ -59,6 +59,8 @@ def exact_copy(model: nn.Module, batch: Any, forward: Callable[[Any, Any], _Outp
     if len(devices) != 1 or any("_hf_hook" in vars(module) for module in model.modules()):
         offloaded = any(device.type == "meta" for device in devices)
         return Exact(None, None, None, "weights are offloaded" if offloaded else "the model is spread over devices")
+    if any(map(is_split, weights)):
+        return Exact(None, None, None, "weights are split among processes")
     if is_quantized(model):
         return Exact(None, None, None, "weights are quantized, and their layers compute in the precision they are for")
     (device,) = devices
@@ -75,6 +77,11 @@ def exact_copy(model: nn.Module, batch: Any, forward: Callable[[Any, Any], _Outp
         except Exception as error:  # whatever a model raises that is copied, or runs in float64
             reason = reason or f"the model does not run in float64: {first_line(error)}"
     return Exact(None, None, None, reason)
+
+
+def is_split(weight: Tensor) -> bool:
+    """Whether a tensor is torch's DTensor: each of several processes has a part of it."""
+    return hasattr(weight, "device_mesh")
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -472,6 +474,25 @@ def test_two_processes_each_with_weights_on_the_disk(
         assert variant["quality"] == expected["quality"]
         assert variant["drift"]["max_abs"] == expected["drift"]["max_abs"]
     assert found["unpatched"] == plainly.unpatched
+
+
+def test_layers_split_between_two_processes(evaluated: Evaluate, llama: Path, text: Path, tmp_path: Path) -> None:
+    """With as many processes as that, each forward takes both: the first leads, in generation too."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "hf_gelu_patch", "evaluate", "--num_processes", "2", "--tp_plan", "auto"]
+    command += ["--model_name_or_path", str(llama), "--validation_file", str(text), "--max_length", "32"]
+    command += ["--variant", "aten", "--variant", "activation=relu", "--timing_seconds", "0.05"]
+    command += ["--per_device_eval_batch_size", "8", "--output_dir", str(tmp_path / "results")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    [found] = json.loads((tmp_path / "results" / "evaluation.json").read_text())["models"]
+    expected = evaluated(llama, text, "aten", "activation=relu", max_length=32)
+    assert found["exact_reason"] == "weights are split among processes"
+    assert found["unpatched"] == pytest.approx(expected.unpatched, rel=1e-5)
+    for variant, other in zip(found["variants"], expected.variants, strict=True):
+        assert variant["quality"]["after"] == pytest.approx(other.quality.after, rel=1e-5)
+        assert variant["drift"]["max_abs"] == pytest.approx(other.drift.max_abs, rel=1e-2, abs=1e-4)
+        assert variant["speed"].keys() >= {"forward", "prefill", "decode"}
 
 
 def test_both_sides_are_compiled(evaluated: Evaluate, checkpoint: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from hf_gelu_patch.evaluation.loading.checkpoints import Checkpoint, checkpoint,
 from hf_gelu_patch.evaluation.loading.placing import check_modules, check_room, named_device, placement
 from hf_gelu_patch.evaluation.loading.quantizing import quantization_config
 from hf_gelu_patch.evaluation.loading.sentences import sentence_head
-from hf_gelu_patch.evaluation.makes import device_of
+from hf_gelu_patch.evaluation.makes import device_of, is_split
 from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.tasks.registry import task_info
 from hf_gelu_patch.evaluation.tasks.user_file import own_file
@@ -107,6 +108,7 @@ def load_model(
             f"{place} takes {model.main_input_name}, and {task} has {given} to give: name another --task, or a Python "
             "file of your own, --task FILE.py, which can ask anything."
         )
+    _check_split(model, loading)
     if "device_map" in options or loading.tp_plan is not None:  # its parts are where they belong
         return model.eval()  # type: ignore[no-any-return]
     try:
@@ -116,6 +118,14 @@ def load_model(
             f"{place} cannot be put on {device}: {first_line(error)} Free its memory, take --dtype bfloat16 or "
             "--quantization bitsandbytes-4bit, or spread it with --device_map auto."
         ) from error
+
+
+def _check_split(model: PreTrainedModel, loading: Loading) -> None:
+    """See that layers were split, where they are to be: of a model that has no plan transformers makes a whole one in
+    each process."""
+    if loading.tp_plan is not None and not any(map(is_split, model.parameters())):
+        name = type(model).__name__
+        raise EvaluationError(f"transformers has no plan to split the layers of {name}: drop --tp_plan.")
 
 
 def _device(loading: Loading, device: torch.device | None) -> torch.device | None:
@@ -140,11 +150,22 @@ def _options(
     }
     if loading.attn_implementation:
         options["attn_implementation"] = loading.attn_implementation
+    if loading.tp_plan is not None:
+        options |= _split(loading.tp_plan)
     if loading.quantization is not None:
         options["quantization_config"] = quantization_config(loading.quantization)
         if device is not None:  # what is quantized is not moved afterwards
             options.setdefault("device_map", {"": str(device)})
     return options
+
+
+def _split(plan: str) -> dict[str, Any]:
+    """How ``from_pretrained`` is told to split layers: 5.24 has a class for it, and warns of the older argument."""
+    try:
+        config: Any = importlib.import_module("transformers.distributed").DistributedConfig
+        return {"distributed_config": config(tp_plan=plan)}
+    except (ImportError, AttributeError, TypeError):
+        return {"tp_plan": plan}
 
 
 def _names(loader: Any, found: Checkpoint, loading: Loading) -> list[str]:

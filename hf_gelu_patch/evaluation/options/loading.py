@@ -108,6 +108,7 @@ class Loading:
             ("tp_plan", "device", "gives each process a device of its own"),
             ("tp_plan", "quantization", "splits weights that are plain numbers"),
             ("tp_plan", "adapter", "splits a model without adapters"),
+            ("tp_plan", "torch_compile", "has processes talk to each other in each layer"),
         ):
             if getattr(self, one) and getattr(self, other):
                 raise EvaluationError(f"--{one} and --{other} exclude each other, for --{one} {why}: drop one of them.")

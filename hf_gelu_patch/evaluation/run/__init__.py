@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from hf_gelu_patch.evaluation.loading.models import load_model
 from hf_gelu_patch.evaluation.loading.placing import named_device
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import load_rows
-from hf_gelu_patch.evaluation.makes import arithmetic, devices_of
+from hf_gelu_patch.evaluation.makes import arithmetic, devices_of, is_split
 from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.options.subject import Subject
@@ -32,6 +33,7 @@ from hf_gelu_patch.evaluation.run.answers import all_answers
 from hf_gelu_patch.evaluation.run.comparison import STAGES, Comparison, Progress
 from hf_gelu_patch.evaluation.run.compiling import compilable, compiled
 from hf_gelu_patch.evaluation.run.layers import CloseLook, look_closely
+from hf_gelu_patch.evaluation.run.leading import led
 from hf_gelu_patch.evaluation.run.result import Result, VariantResult
 from hf_gelu_patch.evaluation.run.resuming import Recording, fingerprint, open_recording
 from hf_gelu_patch.evaluation.run.tallying import Tally, all_metrics, tally
@@ -75,8 +77,8 @@ def evaluate_subject(
         progress("load", 1.0)
     seconds = time.perf_counter() - start
     found = evaluate(model, task, settings, accelerator, progress, rows=rows, folder=folder)
-    [memory] = gather_object([memory] if accelerator.is_main_process else [])
-    return replace(found, seconds={**found.seconds, "load": seconds}, load_memory=memory)
+    memories = gather_object([memory] if accelerator.is_main_process else [])
+    return replace(found, seconds={**found.seconds, "load": seconds}, load_memory=next(iter(memories), None))
 
 
 def _devices(loading: Loading, accelerator: Accelerator) -> list[torch.device]:
@@ -132,7 +134,7 @@ def _align(model: PreTrainedModel) -> None:
     the file's header, and on whether there are several processes: without this, two processes would not find what one
     finds."""
     for weight in (*model.parameters(), *model.buffers()):
-        if weight.device.type == "cpu" and weight.data_ptr() % _ALIGNMENT:
+        if weight.device.type == "cpu" and not is_split(weight) and weight.data_ptr() % _ALIGNMENT:
             weight.data = weight.data.clone()
 
 
@@ -170,8 +172,15 @@ def evaluate(
             others in its batch; what a training step keeps was asked for and cannot be measured; the records cannot be
             written or are of another run; or examples were lost among the processes.
     """
-    start = time.perf_counter()
     comparison = Comparison.unpatched(model, task, settings, accelerator, progress).patched(settings.variants)
+    work = partial(_evaluated, comparison, rows, folder)
+    return work() if settings.loading.tp_plan is None else led(comparison, work)
+
+
+def _evaluated(comparison: Comparison, rows: datasets.Dataset | None, folder: Path | None) -> Result:
+    """What all processes find out together, or the first one where it leads the others."""
+    start = time.perf_counter()
+    model, task, settings, accelerator = comparison.model, comparison.task, comparison.settings, comparison.accelerator
     comparison = with_memory(comparison) if settings.memory else comparison
     place = None if folder is None else folder / "records" / records.folder_name(task.subject.name)
     with torch.inference_mode(), compilable(comparison):
