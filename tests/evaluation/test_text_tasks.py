@@ -255,17 +255,21 @@ def best_span(model: Any, tokenizer: Any, row: dict[str, Any], none: bool) -> st
 
 
 def test_the_best_span_of_all_windows_is_found(reader: Path, tmp_path: Path) -> None:
-    rows = answered(12)
+    short = [{"question": "w1", "context": word, "answers": {"text": [], "answer_start": []}} for word in WORDS[:12]]
+    rows = [*answered(12), *short]
     model, task = task_of(reader, write_lines(tmp_path / "a.jsonl", rows))
+    model.qa_outputs.weight.data.neg_()  # so that at times none is likelier
     assert max(len(example["windows"]) for example in task.examples) > 3
     assert sorted({len(window) for one in task.examples for window in one["windows"]})[-1] == 32
     tokenizer = transformers.AutoTokenizer.from_pretrained(reader)
     for none in (True, False):
-        task.may_be_none = none
+        task.may_be_none, found = none, []  # type: ignore[attr-defined]
         for example, row in enumerate(rows):
             with torch.inference_mode():
                 [outcome] = task.predict(model, task.alone(example)).outcomes
             assert outcome.details["text"] == best_span(model, tokenizer, row, none), row
+            found.append(outcome.details["text"])
+        assert ("" in found) is none
 
 
 def test_answers_are_read_as_texts_lists_and_squads_objects(reader: Path, tmp_path: Path) -> None:
