@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -389,3 +390,27 @@ def test_ctc_is_not_trained(wav2vec2: Path, data: Path, tmp_path: Path, capsys: 
     asked = ["--model_name_or_path", str(wav2vec2), "--train_file", str(data), "--validation_file", str(data)]
     assert main(["finetune", *asked, "--output_dir", str(tmp_path / "out"), "--activation", "silu"]) == 1
     assert "is learned by CTC's loss, which is not built in here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "library"),
+    [
+        ("automatic-speech-recognition", "jiwer"),
+        ("automatic-speech-recognition", "soundfile"),
+        ("audio-classification", "soundfile"),
+    ],
+)
+def test_without_its_library_a_task_says_so(
+    task: str,
+    library: str,
+    wav2vec2: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    said = refusal(wav2vec2, data, tmp_path / "out", capsys, "--task", task)
+    assert f"{task} needs {library}, not installed here: pip install 'hf-gelu-patch[speech]'" in said
+    assert main(["tasks"]) == 0
+    assert f"not here: {library} missing (pip install 'hf-gelu-patch[speech]')" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -540,3 +541,16 @@ def test_what_the_commands_say_of_them(yolos: Path, pictures: Path, tmp_path: Pa
     asked = ["--model_name_or_path", str(yolos), "--validation_file", str(data)]
     assert main(["evaluate", *asked, "--dry_run"]) == 0
     assert ": object-detection\n" in capsys.readouterr().out
+
+
+def test_without_its_library_object_detection_says_so(
+    yolos: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = write(tmp_path / "data.jsonl", [{"image": str(pictures / "0.png"), "objects": []}])
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    said = refusal(yolos, data, tmp_path / "out", capsys)
+    assert "object-detection needs pycocotools, not installed here: pip install 'hf-gelu-patch[detection]'" in said
