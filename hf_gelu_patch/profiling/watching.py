@@ -153,7 +153,7 @@ def watching(
             module, product = p.module, p.fused is not None and p.site.fused
             by_hook = module is not None and not product and (shared[id(module)] == 1 or p.fused is None)
             if isinstance(place.current, Unresolved) or not (by_hook or p.fused is not None):
-                sites.append((p.site, None))
+                sites.append((replace(p.site, reason=p.site.reason.removeprefix("asked for; not fused: ")), None))
                 continue
             counts = _counts(place.current.activation, others)
             look = _Look(counts, masks, _ENCODER if encoder is None or id(place.owner) in encoder else _DECODER)

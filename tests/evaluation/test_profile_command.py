@@ -20,9 +20,14 @@ from hf_gelu_patch.cli import main
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import subject
 from hf_gelu_patch.evaluation.options.settings import Settings
+from hf_gelu_patch.evaluation.reference import REFERENCES
 from hf_gelu_patch.evaluation.run import load
 from hf_gelu_patch.evaluation.run.profiling import profiled
 from hf_gelu_patch.profiling.page import page
+from hf_gelu_patch.profiling.table import table
+from scripts.profiling import foretold, measured
+
+ROOT = Path(__file__).parents[2]
 
 # Of each reference model: the module whose input is an activation's, in a site's owner; and the factor beside it.
 GIVEN = {
@@ -209,3 +214,23 @@ def test_the_page_has_a_picture_of_each_site(tiny: tuple[Path, Path]) -> None:
     assert "&lt;b&gt;: who knows" in text
     assert "prefers-color-scheme: dark" in text
     assert page({key: data[key] for key in ("model", "bars", "sites")}).count("<svg") == 3
+
+
+def test_the_guide_shows_what_was_recorded() -> None:
+    record = json.loads((ROOT / "scripts" / "profiling" / "profiling.json").read_text(encoding="utf-8"))
+    guide = (ROOT / "hf_gelu_patch" / "guides" / "profiling.md").read_text(encoding="utf-8")
+    assert foretold(record) in guide
+    assert f"{measured(record)}." in " ".join(guide.split())
+    assert f"```text\n{table(record['shown'])}\n```" in guide
+    assert f"on {record['shown']['examples']} blocks" in guide
+    assert list(record["models"]) == list(REFERENCES)
+    for name, found in record["models"].items():
+        sites = {swap["path"] for swap in found["swaps"]}
+        assert len(found["swaps"]) == 4 * len(sites), "each of five functions but the site's own"
+        assert len(sites) == {"bert": 6, "gpt2": 3, "t5": 6, "vit": 4, "llama": 30}[name]
+        assert 1 / found["time"]["ratio"]["value"] <= 2
+        for swap in found["swaps"]:
+            assert swap["predicted"] == pytest.approx(swap["site"], rel=1e-3)
+    last = record["shown"]["sites"][-1]
+    assert last["flat"] > 0.5
+    assert last["drift"]["gelu"]["relative"] < 0.01 < last["drift"]["silu"]["relative"]
