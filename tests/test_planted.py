@@ -67,13 +67,13 @@ def _implementations() -> Iterator[None]:
 @pytest.mark.parametrize(
     "name",
     [
-        "bert, float32, auto, evaluation mode",
+        "bert, float32, aten, evaluation mode",
         "gpt2, bfloat16, rounded once, evaluation mode",
         "t5, float16, rounded once, evaluation mode",
         "llama, bfloat16, triton, evaluation mode",
         "vit, float64, rounded once, evaluation mode",
         "whisper, float32, written out, evaluation mode",
-        "mixtral, bfloat16, auto, training mode",
+        "mixtral, bfloat16, aten, training mode",
         "gemma, float32, rounded once, a cache given",
         "phi3, float32, rounded once, under autocast",
         "opt, float32, rounded once, masked logits",

@@ -217,7 +217,7 @@ def _rights() -> Iterator[Right]:
     for one in SPECIMENS.values():
         dtypes = [dtype for dtype in _DTYPES if dtype not in one.refuses]
         for dtype, training in itertools.product(dtypes, (False, True)):
-            yield Right(one, dtype, "auto", Setting("training mode", training=True) if training else PLAIN)
+            yield Right(one, dtype, "aten", Setting("training mode", training=True) if training else PLAIN)
         for dtype in dtypes:
             yield Right(one, dtype, ONCE, PLAIN)
         for dtype in _DTYPES[:2]:

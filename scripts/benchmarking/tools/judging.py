@@ -35,6 +35,9 @@ from scripts.benchmarking.tools.subjects import Subject
 GROWTH = 1.125
 """What all weights are multiplied by, to see whose weights an output comes from."""
 
+BY = "aten"
+"""The implementation: ``auto`` leaves alone what was not faster on the machine that this runs on."""
+
 
 @dataclass
 class Used:
@@ -140,13 +143,13 @@ class Story:
         steps, subject = self.steps, self.subject
         model = subject.build(swapped)
         if patched and steps.patched_first:
-            self.report = patch(model, activation=activation)
+            self.report = patch(model, activation=activation, implementation=BY)
         used = self.tool.use(model, subject)
         module = used.made if isinstance(used.made, nn.Module) else None
         self.relation = _relation(used, module, model)
         target = model if module is None or self.relation not in ("itself", "copy") else module
         if patched and not steps.patched_first:
-            self.report = patch(target, activation=activation)
+            self.report = patch(target, activation=activation, implementation=BY)
         targets = [target, model] if self.relation == "copy" and steps.patched_first else [target]
 
         def outputs(when: str) -> None:
@@ -298,10 +301,12 @@ def alive_after_del(tool: Tool, subject: Subject, *, patched_first: bool | None)
     try:
         model = subject.build()
         if patched_first:
-            patch(model)
+            patch(model, implementation=BY)
         used = tool.use(model, subject)
         if patched_first is False:
-            patch(used.made if isinstance(used.made, nn.Module) and used.carries == "patch" else model)
+            target = used.made if isinstance(used.made, nn.Module) and used.carries == "patch" else model
+            patch(target, implementation=BY)
+            del target
         used.outputs(subject)
         weights = {f"model: {name}": weakref.ref(weight) for name, weight in model.named_parameters()}
         if isinstance(used.made, nn.Module):
@@ -356,12 +361,14 @@ def judge(tool: Tool, subject: Subject, *, can_be_taken_off: bool) -> Iterator[V
             references[undone_first, swapped] = {(one.what, one.when): one.value for one in story.seen}
         return references[undone_first, swapped]
 
-    sites = {swap: _changed(patch(subject.build(), activation=swap)) for swap in (None, subject.swap)}
+    sites = {
+        swap: _changed(patch(subject.build(), activation=swap, implementation=BY)) for swap in (None, subject.swap)
+    }
     for steps in ORDERS:
         if not can_be_taken_off and not steps.undone_first:
             continue
         for activation in (None, subject.swap):
-            verdict = Verdict(subject.name, str(steps), activation or "auto")
+            verdict = Verdict(subject.name, str(steps), activation or BY)
             story = Story(tool, subject, steps, another)
             try:
                 story.tell(patched=True, activation=activation)

@@ -19,7 +19,7 @@ _FIRST, _LAST = "patch, tool", "tool, patch"
 _INTRODUCTION = """\
 Each tool is tried on tiny models with random weights, in both orders: patched first, or the tool first. In each round
 the weights are then changed, the patch is undone, and the tool is taken off where it can be, before the undoing or
-after it. All of it is done with the model's own function (`auto`) and with another one. What is seen on the way is held
+after it. All of it is done with the model's own function (`aten`) and with another one. What is seen on the way is held
 against the same steps on a model that was never patched, or that has the other function from the start:
 
 - **patch, tool** and **tool, patch**: outputs, or whatever the tool finds, before and after the weights change. Same
