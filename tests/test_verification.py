@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import transformers
@@ -289,6 +290,8 @@ KINDS: dict[str, Callable[[Tensor], object]] = {
     "numpy": lambda x: x.detach().numpy(),
     "numpy integers": lambda x: {"ids": x.detach().numpy().argmax(-1)},
     "numpy number": lambda x: x.detach().numpy().sum(),
+    "a data frame": lambda x: pandas.DataFrame(x[0].detach().numpy()),
+    "a column": lambda x: {"score": pandas.Series(x[0, 0].detach().numpy())},
     "Python numbers": lambda x: x[0].tolist(),
     "a Python number": lambda x: float(x.sum()),
     "ragged lists": lambda x: [x[0, 0].tolist(), x[0, 1, :5].tolist()],

@@ -36,6 +36,7 @@ _AT_A_TIME = 2**22  # numbers that are compared together
 _MASK_ULPS = 4.0
 _NOISE = 32.0  # times the error of larger numbers: smaller ones below that may be nothing but rounding of the larger
 
+_ALIKE = 1 / 16  # of S: the least median of numbers that are alike in size
 _FEW = 64  # so few numbers may be right to the last digit by chance
 _DOUBTFUL = 8.0  # times its bar: the most by which an error may exceed it by chance
 _SOME = 8  # of so many ids from coarse arithmetic one may fall the other way by chance
@@ -332,7 +333,8 @@ def _became(before: Tensor | None, after: Tensor | None) -> str:
 
 def _smaller(tensors: Sequence[Tensor | None], compared: _Compared) -> Iterator[_Compared]:
     """Those numbers of an output compared alone that lie far below all others, with nothing between; again and again.
-    Not where they may be nothing but rounding of the larger ones.
+    Not where they may be nothing but rounding of the larger ones; nor where they are of all sizes, as probabilities
+    are: the errors of a few of them would stand for all.
 
     Args:
         tensors: before, after, exact, and each draw.
@@ -350,10 +352,11 @@ def _smaller(tensors: Sequence[Tensor | None], compared: _Compared) -> Iterator[
         old, new, right, *draws = (_without(one, size >= least) for one in tensors)
         assert old is not None
         assert new is not None
-        scale = Scale.of(old)
+        scale, below = Scale.of(old), size[(size < least) & (size > 0)]
         if not scale.usual > _NOISE * noise:
             return
-        yield _Compared.of(old, new, right, [one for one in draws if one is not None], scale, compared.epsilon)
+        if scale.mask == math.inf and len(below) >= _FEW and float(below.median()) > _ALIKE * scale.usual:
+            yield _Compared.of(old, new, right, [one for one in draws if one is not None], scale, compared.epsilon)
         top, usual = least, scale.usual
 
 

@@ -55,7 +55,7 @@ def _leaves(name: str, value: Any, above: frozenset[int]) -> Iterator[tuple[str,
     """What there is to compare or to name as unseen; nothing for None and for what an object keeps books with."""
     if value is None or id(value) in above:
         return
-    if isinstance(value, (Tensor, np.ndarray, np.generic, bool, int, float, complex)) or _is_table(value):
+    if isinstance(value, (Tensor, bool, int, float, complex)) or _is_array(value) or _is_table(value):
         yield name or "output", value
         return
     parts: Mapping[Any, Any]
@@ -72,6 +72,11 @@ def _leaves(name: str, value: Any, above: frozenset[int]) -> Iterator[tuple[str,
             return
     for key, part in parts.items():
         yield from _leaves(f"{name}.{key}" if name else str(key), part, above | {id(value)})
+
+
+def _is_array(value: object) -> bool:
+    """Whether NumPy reads it as an array, as it does its own and data frames."""
+    return hasattr(type(value), "__array__") and not isinstance(value, type)
 
 
 def _is_table(value: object) -> bool:
@@ -97,7 +102,7 @@ def _slots(cls: type) -> tuple[str, ...]:
 
 def _plain(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     """As dense tensors of real numbers, integers or booleans. Raises what torch does where there is no such thing."""
-    if isinstance(value, (np.ndarray, np.generic)):
+    if not isinstance(value, Tensor) and _is_array(value):
         value = torch.from_numpy(np.array(value))
     elif not isinstance(value, Tensor):
         value = _tensor_of(value)
