@@ -23,7 +23,7 @@ Known = np.ndarray[Any, np.dtype[np.bool_]]
 """[model, example]: of which examples there is what which model said."""
 
 _BEGINNING = re.compile(rb'\{"example":(\d+),"variant":("(?:[^"\\]|\\.)*"),"outcome":\{')
-_AT_A_TIME = 2**22  # bytes
+_AT_A_TIME = 2**18  # bytes
 
 
 class Stored:

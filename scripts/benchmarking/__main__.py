@@ -10,6 +10,7 @@
     python -m scripts.benchmarking report      # the tables of what the commands above wrote, also where it was cut off
     python -m scripts.benchmarking choices     # what `auto` takes on a GPU or CPU, from what gpu or sites wrote
     python -m scripts.benchmarking launch      # what launching a kernel costs Python; needs no GPU
+    python -m scripts.benchmarking scale       # a million examples in two processes: memory, time, killed on the way
     python -m scripts.benchmarking noise       # how far the verdicts on speed can be trusted here
     python -m scripts.benchmarking planted     # how far verify= and the verdict "wrong implementation" can be
 
@@ -37,6 +38,9 @@ launch: microseconds of each call, median and quartiles of rounds in an order dr
 Triton launches on a stub driver that computes nothing: all that Python and Triton do is real, the driver's own work is
 missing, and a backward runs on the calling thread.
 
+scale: a tiny classifier on made-up texts under torchrun, each run watched from outside: the memory of each process, and
+seconds. Then the same, killed five times with SIGKILL, whose report has to be that of the run to the end.
+
 noise: whole evaluations of a reference model, each of the model against itself and against itself with a planted
 delay; and how many of them found what there is to find.
 
@@ -60,6 +64,7 @@ def main() -> None:
     from scripts.benchmarking.launch import command as launch
     from scripts.benchmarking.memory import command as memory
     from scripts.benchmarking.planted import command as planted
+    from scripts.benchmarking.scale import command as scale
 
     parser = argparse.ArgumentParser(
         prog="python -m scripts.benchmarking",
@@ -68,7 +73,7 @@ def main() -> None:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for part in (patching, kernels, gpu, cpu, memory, reporting, choices, launch, noise, planted):
+    for part in (patching, kernels, gpu, cpu, memory, reporting, choices, launch, scale, noise, planted):
         part.add(commands)
     parser.set_defaults(began=began)
     options = parser.parse_args()

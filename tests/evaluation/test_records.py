@@ -71,6 +71,14 @@ def test_what_is_written_is_read_to_the_bit(tmp_path: Path) -> None:
         json.loads(line, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
 
 
+def test_a_line_is_the_row_as_json() -> None:
+    for loss in (0.1, math.inf):
+        for details in ({}, {"boxes": [[0.5, 1]]}, {"scores": [math.nan]}):
+            one = replace(row(3, 'a "ü"', loss), outcome=replace(row(3).outcome, loss=loss, details=details))
+            for each in (one, replace(one, outcome=replace(one.outcome, score=None), drift={"max_abs": 0.5})):
+                assert each.line == json.dumps(each.to_json(), separators=(",", ":")) + "\n"
+
+
 def test_a_file_cut_anywhere_gives_the_whole_lines_and_goes_on_after_them(tmp_path: Path) -> None:
     rows = [row(example) for example in range(4)]
     (tmp_path / "whole").mkdir()

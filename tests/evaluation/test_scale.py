@@ -5,13 +5,18 @@ from __future__ import annotations
 import gc
 import json
 import os
+import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import pytest
+import scipy.stats
 import torch
+from accelerate import Accelerator
 from evaluation_worker import write_rows
 from transformers import AutoConfig, AutoTokenizer
 
@@ -20,10 +25,23 @@ from hf_gelu_patch.evaluation.data.tables import PART, PROBLEM
 from hf_gelu_patch.evaluation.digests import list_digest, text_digest
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import subject
+from hf_gelu_patch.evaluation.metrics.gathered import Gathered, merged
+from hf_gelu_patch.evaluation.metrics.registry import Array, Rows, rows_of, statistics_of
+from hf_gelu_patch.evaluation.options.settings import Settings
+from hf_gelu_patch.evaluation.outcomes import Outcome
+from hf_gelu_patch.evaluation.quality import Changes, compare
+from hf_gelu_patch.evaluation.run import load
+from hf_gelu_patch.evaluation.run.answers import all_answers
+from hf_gelu_patch.evaluation.run.comparison import Comparison
+from hf_gelu_patch.evaluation.run.resuming import fingerprint, open_recording
+from hf_gelu_patch.evaluation.run.tallying import all_metrics
+from hf_gelu_patch.evaluation.statistics import intervals
 from hf_gelu_patch.evaluation.tasks.base import Batch
 from hf_gelu_patch.evaluation.tasks.classification import TextClassification
 from hf_gelu_patch.evaluation.tasks.examples import Examples
+from hf_gelu_patch.evaluation.tasks.heads import label_columns
 from hf_gelu_patch.evaluation.tasks.limits import Limits
+from hf_gelu_patch.evaluation.variants import Variant
 
 
 def spooled(examples: list[dict[str, Any]]) -> Examples:
@@ -175,3 +193,102 @@ def test_some_examples_are_read_whenever_they_are_asked_for() -> None:
     assert [one["row"] for one in some[1:]] == [0, 4]
     assert some[0] is not some[0]  # none is kept
     assert len(some) == 3
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+
+
+def peak(checkpoint: Path, data: Path) -> int:
+    """Bytes that Python and numpy hold at most while all rows are asked for and all answers are read. Resampling, which
+    holds the same whatever there is, is not among it."""
+    tracemalloc.start()
+    try:
+        settings = Settings(variants=(Variant.parse("activation=relu_squared"),), batch_size=512)
+        accelerator = Accelerator(cpu=True)
+        model, task, _ = load(subject(str(checkpoint), validation_file=str(data)), settings, accelerator)
+        comparison = Comparison.unpatched(model, task, settings, accelerator).patched(settings.variants)
+        with torch.inference_mode():
+            known = fingerprint(comparison)
+            recording = open_recording(data.parent / f"records {data.stem}", known, comparison)
+            usable, answers = all_answers(comparison, recording)
+            assert answers is not None
+            assert 0.3 < all_metrics(usable, answers)["accuracy"] < 0.7
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.slow
+def test_an_example_more_takes_its_numbers_and_no_more(checkpoint: Path, tmp_path: Path) -> None:
+    """A part of some thousands is in memory, and of each example where it stands and what is counted about it."""
+    few, many = 4500, 10000
+    peaks = [peak(checkpoint, write_rows(tmp_path / f"{count}.csv", count)) for count in (few, many)]
+    assert peaks[1] - peaks[0] < 200 * (many - few), "an example is more than 1,000 bytes, and so is an answer"
+
+
+# ---------------------------------------------------------------------------------------------------------- statistics
+
+
+def labels(count: int, seed: int, agree: float) -> Rows:
+    draw = np.random.default_rng(seed)
+    right = draw.integers(0, 3, count)
+    other = draw.integers(0, 3, count)
+    told = np.where(draw.random(count) < agree, right, other)
+    return rows_of({"label": {"predictions": told, "references": right}})
+
+
+@pytest.mark.slow
+def test_kinds_of_examples_are_drawn_as_examples_are() -> None:
+    count = 40_000
+    before, after = labels(count, 0, 0.80), labels(count, 0, 0.81)
+    alike = merged(before, after, count // 64)
+    assert alike is not None
+    old, new, counts = alike
+    assert len(counts) <= 3 * 3 * 3
+    assert counts.sum() == count
+    by_kind = intervals(statistics_of, old, new, count, seed=0, counts=counts)
+    one_by_one = intervals(statistics_of, before, after, count, seed=0)
+    for name, interval in one_by_one.items():
+        assert by_kind[name].value == interval.value
+        width, expected = by_kind[name].high - by_kind[name].low, interval.high - interval.low
+        assert width == pytest.approx(expected, rel=0.1), "each is known to 1.6 %, from 2,000 samples"
+        assert by_kind[name].p == pytest.approx(interval.p, rel=1.0)
+
+
+def test_numbers_that_are_all_different_are_not_merged() -> None:
+    numbers = np.random.default_rng(0).normal(size=1000)
+    rows = rows_of({"score": {"predictions": numbers, "references": numbers}})
+    assert merged(rows, rows, 500) is None
+    texts = rows_of({"label": {"predictions": [0, 1], "references": [0, 1]}})
+    assert merged({"x": {"y": np.array(["a", "b"], dtype=object)}}, texts, 2) is None
+
+
+def test_the_p_of_an_interval_is_that_of_the_paired_t_test() -> None:
+    draw = np.random.default_rng(3)
+    before, after = draw.normal(size=200), draw.normal(0.15, size=200)
+
+    def mean(weights: Array, values: Array) -> dict[str, Array]:
+        return {"mean": (weights * values).sum(axis=1) / weights.sum(axis=1)}
+
+    found = intervals(mean, before, after, 200, seed=0)["mean"]
+    expected = scipy.stats.ttest_rel(after, before)
+    assert found.p == pytest.approx(expected.pvalue, rel=0.2)
+    assert (found.p < 0.05) == (found.low > 0)
+    assert intervals(mean, before, before, 200, seed=0)["mean"].p == 1.0
+    assert intervals(mean, before[:1], after[:1], 1, seed=0)["mean"].p == 1.0
+
+
+def test_examples_may_come_in_any_order_and_in_parts() -> None:
+    draw = np.random.default_rng(0)
+    before = [Outcome((int(draw.integers(3)),), (int(draw.integers(3)),), 0.0, 1) for _ in range(2000)]
+    after = [replace(one, answers=(int(draw.integers(3)),)) for one in before]
+    whole = compare(before, after, label_columns, seed=0)
+    changes, sides = Changes(), (Gathered(), Gathered())
+    order = draw.permutation(2000)
+    for part in np.array_split(order, 7):
+        changes.add(part.tolist(), [before[one] for one in part], [after[one] for one in part])
+        for side, outcomes in zip(sides, (before, after), strict=True):
+            side.add(part.tolist(), label_columns([outcomes[one] for one in part]))
+    assert changes.quality(*sides, seed=0) == whole
+    assert len(whole.flipped) == 100
+    assert [flip.example for flip in whole.flipped] == sorted(flip.example for flip in whole.flipped)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow  # type: ignore[import-untyped]
 
-PART = 10_000
+PART = 2_000
 """Rows that are in memory together; if there are no more, all are."""
 PROBLEM = "__problem__"
 """The column that says why a row could not be read; there only where rows were skipped."""

@@ -30,7 +30,7 @@ __all__ = ["Answers", "all_answers"]
 Failures = dict[int, str]
 """Why the unpatched model gives nothing usable for an example."""
 
-_PART = 4096  # examples that are looked at together, about
+_PART = 2048  # examples that are looked at together, about
 
 
 class Answers:

@@ -79,7 +79,7 @@ class Classification(Task):
         return self.head.named(answer)
 
     def _right(self, ids: Iterable[int]) -> list[Any]:
-        return [self.examples[example]["label"] for example in ids]
+        return [example["label"] for example in self.examples.some(ids)]
 
 
 class TextClassification(Classification):

@@ -65,6 +65,7 @@ class Examples(Sequence[Example]):
         ranks = np.array([places[code] for code in range(len(known))], dtype=np.int64)
         self.sizes, self.rows, self.shapes = _numbers(sizes), _numbers(rows), ranks[_numbers(shapes)]
         self.numbers: Numbers = np.arange(len(sizes))
+        self._last: tuple[tuple[int, ...], list[Example]] | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -83,8 +84,12 @@ class Examples(Sequence[Example]):
         return self._file.each(self.numbers)
 
     def some(self, which: Iterable[int]) -> list[Example]:
-        """Those of these numbers."""
-        return [self[one] for one in which]
+        """Those of these numbers. Those that were asked for last are kept: they make a batch, whose right answers are
+        asked for once for each model."""
+        asked = tuple(which)
+        if self._last is None or self._last[0] != asked:
+            self._last = asked, [self._file.get(number) for number in self.numbers[[*asked]].tolist()]
+        return [*self._last[1]]
 
     def lazily(self, which: Sequence[int]) -> Sequence[Example]:
         """The same, each read whenever it is asked for: for those who look at each once, of many that may be large."""
@@ -94,7 +99,7 @@ class Examples(Sequence[Example]):
         """Those of other rows than these, in the same file."""
         kept = ~np.isin(self.rows, np.fromiter(rows, dtype=np.int64))
         found = object.__new__(Examples)
-        found._file = self._file
+        found._file, found._last = self._file, None
         for name in ("sizes", "shapes", "rows", "numbers"):
             setattr(found, name, getattr(self, name)[kept])
         return found
