@@ -89,9 +89,18 @@ def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in state.items():
         path, _, key = name.rpartition(".")
         if tensor.device.type != "meta":
-            split: Any = tensor
-            yield name, split.to_local() if is_split(tensor) else tensor
+            yield from _parts(name, tensor)
             continue
         hook = vars(model.get_submodule(path)).get("_hf_hook")
         maps = [getattr(one, "weights_map", None) for one in (hook, *getattr(hook, "hooks", ()))]
         yield name, next((stored[key] for stored in maps if stored is not None), tensor)
+
+
+def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A tensor; or the plain ones that one of a class of its own is made of, as torchao's, and torch's DTensor."""
+    if type(tensor) in (Tensor, nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    whole: Any = tensor
+    for key in whole.__tensor_flatten__()[0]:
+        yield from _parts(f"{name}.{key}", getattr(whole, key))

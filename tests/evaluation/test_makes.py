@@ -273,8 +273,9 @@ def test_the_state_of_an_offloaded_model_is_read_tensor_by_tensor(checkpoint: Pa
 # ---------------------------------------------------------------------------------------------------------- quantized
 
 
-@pytest.mark.parametrize("name", ["bitsandbytes-8bit", "bitsandbytes-4bit"])
+@pytest.mark.parametrize("name", ["bitsandbytes-8bit", "bitsandbytes-4bit", "torchao-int8wo"])
 def test_a_quantized_model(name: str, evaluated: Evaluate, llama_plainly: Result, llama: Path, text: Path) -> None:
+    library = pytest.importorskip(name.partition("-")[0])
     found = evaluated(llama, text, max_length=32, quantization=name)
     assert found.in_turn == "its weights are quantized"
     assert found.exact_reason.startswith("weights are quantized")
@@ -286,8 +287,10 @@ def test_a_quantized_model(name: str, evaluated: Evaluate, llama_plainly: Result
     assert found.unpatched != llama_plainly.unpatched
 
     # the figures are those of what transformers makes by itself
-    key = {"load_in_8bit": True} if "8" in name else {"load_in_4bit": True}
-    config = transformers.BitsAndBytesConfig(**key)
+    if name.startswith("torchao"):
+        config = transformers.TorchAoConfig(library.quantization.Int8WeightOnlyConfig())
+    else:
+        config = transformers.BitsAndBytesConfig(**{f"load_in_{name.rpartition('-')[2]}": True})
     model = transformers.AutoModelForCausalLM.from_pretrained(llama, quantization_config=config).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
     ids = tokenizer(text.read_text(), return_tensors="pt")["input_ids"][0]
