@@ -21,6 +21,7 @@ from scripts.benchmarking.gpu import record, report
 from scripts.benchmarking.memory import found as found_of_memory
 from scripts.benchmarking.memory import report as memory_report
 from scripts.benchmarking.memory.subjects import LONG, MLP
+from scripts.benchmarking.scale import command as scale
 from scripts.readme import place, table
 
 ROOT = Path(__file__).parent.parent
@@ -230,6 +231,16 @@ def test_figures_of_a_gpu_would_be_wanted(tmp_path: Path, card: str, wanted: boo
         assert shown.count("\n") == 19
     else:
         assert not shown
+
+
+def test_what_a_million_examples_take_is_what_was_recorded() -> None:
+    found = json.loads((BENCHMARKING / "scale" / scale.RECORD).read_text(encoding="utf-8"))
+    guide = (ROOT / "hf_gelu_patch" / "guides" / "evaluating.md").read_text(encoding="utf-8")
+    assert scale.table(found) in guide
+    assert scale.of_killed(found) in " ".join(guide.split())
+    assert "the report was another one" not in guide
+    most = [one["through"]["most of its own"] for count, one in found["runs"].items() if int(count) >= 2**15]
+    assert max(most) - min(most) < 200 * 1_000_000, "what an example more takes, as the guide says it"
 
 
 def test_the_memory_that_the_guide_shows_is_that_recorded() -> None:

@@ -25,8 +25,11 @@ PROCESSES = 2
 VARIANTS = ("aten", "activation=relu_squared")
 BATCH = 512
 
-_TIMED = ("timings", "speed", "seconds", "activation_share", "amdahl", "peak_memory", "load_memory")
-"""What no two runs have alike."""
+_OTHERWISE = frozenset(
+    {"timings", "speed", "seconds", "activation_share", "amdahl", "peak_memory", "load_memory", "created", "file"}
+    | {"settings", "environment"}
+)
+"""What no two runs have alike: times, whether it was gone on with, and where transformers' own files lie."""
 
 
 def run(options: argparse.Namespace) -> None:
@@ -34,7 +37,8 @@ def run(options: argparse.Namespace) -> None:
     place = options.output / RECORD
     found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {"runs": {}}
     about = environment("cpu")
-    about.pop("command")
+    for name in ("command", "git"):  # the sources say what ran
+        about.pop(name)
     found["environment"] = {**about, "processor": processors.cpu()}
     found |= {"processes": PROCESSES, "variants": list(VARIANTS), "batch": BATCH}
     options.work.mkdir(parents=True, exist_ok=True)
@@ -111,31 +115,62 @@ def _report(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _untimed(report: Any) -> Any:
-    """A report's models without what is timed."""
-    models = []
-    for model in report["models"]:
-        kept = {key: value for key, value in model.items() if key not in _TIMED}
-        kept["variants"] = [
-            {key: value for key, value in variant.items() if key not in _TIMED} for variant in model["variants"]
-        ]
-        models.append(kept)
-    return models
+def _untimed(part: Any) -> Any:
+    """A report without what no two runs have alike, at any depth."""
+    if isinstance(part, dict):
+        return {key: _untimed(value) for key, value in part.items() if key not in _OTHERWISE}
+    return [_untimed(one) for one in part] if isinstance(part, list) else part
 
 
 def said(count: int, one: Mapping[str, Any]) -> str:
     """A line about so many examples."""
-    whole, again = one["through"], one["resumed"]
+    whole = one["through"]
     text = (
         f"{count:,} examples: {whole['seconds']:.0f} s, at most {whole['most of its own'] / 2**20:.0f} MiB of a "
-        f"process's own; resumed with all answers there: {again['seconds']:.0f} s; reports made anew: "
-        f"{whole['reports made anew, seconds']} s"
+        f"process's own; reports made anew: {whole['reports made anew, seconds']} s"
     )
+    if "resumed" in one:
+        text += f"; resumed with all answers there: {one['resumed']['seconds']:.0f} s"
     if "killed" in one:
         killed = one["killed"]
         same = "the same report" if killed["same report"] else "ANOTHER REPORT"
         text += f"; killed {len(killed['runs']) - 1} times: {same}, {killed['lines'] - killed['rows']} lines more"
     return text
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """What the guide shows of a record."""
+    lines = [
+        "| examples | whole run | until all are loaded | of a process's own memory, at most | resumed with all answers "
+        "there | reports made anew | records |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for count, one in sorted(found["runs"].items(), key=lambda each: int(each[0])):
+        whole, again = one["through"], one.get("resumed")
+        cells = (
+            f"{int(count):,}",
+            f"{whole['seconds']:.0f} s",
+            f"{whole['stages']['load']:.0f} s",
+            f"{whole['most of its own'] / 2**20:.0f} MiB",
+            "" if again is None else f"{again['seconds']:.0f} s",
+            f"{whole['reports made anew, seconds']:.0f} s",
+            f"{whole['bytes of records'] / 2**20:.0f} MiB",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def of_killed(found: Mapping[str, Any]) -> str:
+    """What the guide says of the run that was killed."""
+    [(count, one)] = [(int(count), one["killed"]) for count, one in found["runs"].items() if "killed" in one]
+    moments = [f"{run['killed at lines'] / one['rows']:.0%}" for run in one["runs"] if run["killed at lines"]]
+    twice = one["lines"] - one["rows"] - found["processes"]  # a line in each file is the fingerprint
+    same = "the same" if one["same report"] else "another one"
+    return (
+        f"With {count:,} examples all processes were also killed {len(moments)} times, by SIGKILL, with "
+        f"{', '.join(moments[:-1])} and {moments[-1]} of the answers there. The last run's report was {same}, timings "
+        f"aside; {twice:,} of {one['rows']:,} answers had been written twice."
+    )
 
 
 def add(commands: Any) -> None:
