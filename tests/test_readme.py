@@ -240,7 +240,7 @@ def test_what_a_million_examples_take_is_what_was_recorded() -> None:
     assert scale.of_killed(found) in " ".join(guide.split())
     assert "the report was another one" not in guide
     most = [one["through"]["most of its own"] for count, one in found["runs"].items() if int(count) >= 2**15]
-    assert max(most) - min(most) < 200 * 1_000_000, "what an example more takes, as the guide says it"
+    assert max(most) - min(most) < 400 * 1_000_000, "what an example more takes, as the guide says it"
 
 
 def test_the_memory_that_the_guide_shows_is_that_recorded() -> None:

@@ -24,6 +24,7 @@ from tokenizers import normalizers
 from hf_gelu_patch.evaluation.digests import content_digest, rows_digest
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import subject
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.records import RestartedWarning, Row, Writer, folder_name, prepare, read
@@ -295,7 +296,7 @@ def test_only_what_is_missing_is_run(checkpoint: Path, few: Path, tmp_path: Path
         ({"limit": 20}, "limit none there, 20 now"),
         ({"batch_size": 5}, "batch_size 4 there, 5 now"),
         ({"variants": VARIANTS[:1]}, r"variants \[aten, activation=relu_squared\] there, \[aten\] now"),
-        ({"dtype": "bfloat16"}, "dtype float32 there, bfloat16 now"),
+        ({"loading": Loading(dtype="bfloat16")}, "dtype float32 there, bfloat16 now"),
     ],
 )
 def test_another_run_is_not_gone_on_with(

@@ -176,7 +176,7 @@ def test_each_variant_is_measured_against_the_same_model_which_is_left_alone(
         assert one.wrong is None
         assert one.drift.own is not None
         assert one.drift.exact is not None
-    assert found.seconds.keys() == {"load", "quality", "layers", "speed"}
+    assert found.seconds.keys() == {"load", "compile", "quality", "layers", "speed"}
     assert 0 < found.activation_share < 0.5
     assert (found.exact_reason, found.records) == ("", None)
 

@@ -60,14 +60,14 @@ def evaluated(arguments: Sequence[str], folder: Path, processes: int, kill_at: i
         *("-m", "hf_gelu_patch", "evaluate", *arguments, "--num_processes", str(processes)),
         *("--output_dir", str(folder)),
     ]
-    found, began = Watched(), time.monotonic()
+    found, lines, began = Watched(), _Lines(folder), time.monotonic()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     log = folder.parent / f"{folder.name}.log"
     with log.open("wb") as output:
         run = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
         while run.poll() is None:
             time.sleep(_SECONDS)
-            count = lines(folder)
+            count = lines.count()
             found.looks.append({"second": round(time.monotonic() - began, 1), "lines": count, **_memory(run.pid)})
             if kill_at is not None and count >= kill_at:
                 workers = _workers(run.pid)  # they are in groups of their own
@@ -84,16 +84,21 @@ def evaluated(arguments: Sequence[str], folder: Path, processes: int, kill_at: i
     return found
 
 
-def lines(folder: Path) -> int:
-    """Of all records below a folder, told from their sizes once there are many: nothing is read for it."""
-    files = list(folder.glob("records/*/*.jsonl"))
-    total = 0
-    for path in files:
-        with path.open("rb") as file:
-            content = file.read(2**16)
-        size = path.stat().st_size
-        total += round(content.count(b"\n") * size / max(1, len(content)))
-    return total
+class _Lines:
+    """How many lines the records below a folder have. What was counted once is not read again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._counted: dict[Path, tuple[int, int]] = {}
+
+    def count(self) -> int:
+        for path in self._folder.glob("records/*/*.jsonl"):
+            position, known = self._counted.get(path, (0, 0))
+            with path.open("rb") as file:
+                file.seek(position)
+                content = file.read()
+            self._counted[path] = (position + len(content), known + content.count(b"\n"))
+        return sum(count for _, count in self._counted.values())
 
 
 def _workers(pid: int) -> list[psutil.Process]:
