@@ -28,6 +28,7 @@ from hf_gelu_patch.evaluation.samples.comparing import Scores, compare_runs, com
 from hf_gelu_patch.evaluation.samples.documents import Document, Measure, Samples
 from hf_gelu_patch.evaluation.samples.finished import read_run
 from hf_gelu_patch.evaluation.samples.tables import said
+from hf_gelu_patch.evaluation.tasks.registry import TASKS
 
 DATE = "2026-11-28T07-41-30.915015"
 
@@ -393,6 +394,57 @@ def test_several_answers_an_example_are_no_independent_ones(tmp_path: Path) -> N
     assert accuracy.difference.value == pytest.approx(-10 / 120)
     assert accuracy.p is not None
     assert accuracy.p > 0.3 > binomtest(0, 10).pvalue
+
+
+def span(said: str) -> Outcome:
+    return Outcome((said,), ("w1 w2",), 0.0, 0, details={"text": said, "references": ["w1 w2"]})
+
+
+def ranked(*scores: float) -> Outcome:
+    answer = " ".join(str(1 + place) for place in sorted(range(3), key=lambda one: -scores[one]))
+    return Outcome((answer,), (None,), 0.0, 0, details={"scores": list(map(float, scores)), "relevance": [2.0, 0.0, 1.0]})
+
+
+def regions(hits: int) -> Outcome:
+    counts = {"labels": [0, 4], "hits": [hits, 3], "said": [hits, 13 - hits], "right": [10, 3]}
+    return Outcome((), (), 0.0, 0, score=(hits + 3) / 13, details=counts)
+
+
+TAGS = "token-classification"
+OF_TASKS = {
+    "question-answering": ([span("w1"), span("w1 w2"), span("w9")], [span("w1 w2"), span("w1 w2"), span("w2")]),
+    "reranking": ([ranked(1, 2, 3), ranked(3, 2, 1)], [ranked(3, 1, 2), ranked(3, 1, 2)]),
+    "semantic-segmentation": ([regions(10), regions(9)], [regions(4), regions(10)]),
+    "translation": (
+        [Outcome(("a b c d e",), ("a b c d f",), 2.0, 6), Outcome(("g",), ("g h i j k",), 3.0, 6)],
+        [Outcome(("a b c d f",), ("a b c d f",), 1.0, 6), Outcome(("g h i j",), ("g h i j k",), 3.5, 6)],
+    ),
+}
+
+
+@pytest.mark.parametrize("task", OF_TASKS)
+def test_records_of_a_task_are_compared_by_its_own_metrics(tmp_path: Path, task: str) -> None:
+    old, new = OF_TASKS[task]
+    runs = [write_records(tmp_path / name, {"before": some}, task=task) for name, some in (("a", old), ("b", new))]
+    [found] = compare_runs(*map(read_run, runs))
+    quality = compare(old, new, TASKS[task].load().recorded, seed=0)
+    assert {one.metric: one.after for one in found.scores} == pytest.approx(quality.after)
+    assert set(quality.after) == set(TASKS[task].metrics)
+    for one in found.scores:
+        expected = quality.differences[one.metric]
+        assert (one.before, one.difference.value) == pytest.approx((quality.before[one.metric], expected.value))
+        assert (one.difference.low, one.difference.high) == pytest.approx((expected.low, expected.high), nan_ok=True)
+        assert one.lower_is_better == (one.metric in quality.lower_is_better)
+    assert found.notes == ()
+
+
+def test_metrics_that_records_do_not_tell_are_named(tmp_path: Path) -> None:
+    tags = [Outcome((1, 0), (1, 1), 0.5, 2)] * 3
+    [found] = compare_runs(*[read_run(write_records(tmp_path / n, {"before": tags}, task=TAGS)) for n in "ab"])
+    assert {one.metric for one in found.scores} == {"tag_accuracy", "perplexity"}
+    assert scores_of(found, "tag_accuracy").before == 0.5
+    [note] = found.notes
+    assert "entity f1, entity precision, entity recall. Each run's evaluation.json has them" in note
 
 
 def test_records_of_other_rows_are_not_paired(tmp_path: Path) -> None:

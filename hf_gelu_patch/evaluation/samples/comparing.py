@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.metrics import METRICS
+from hf_gelu_patch.evaluation.metrics.registry import Columns, rows_of
 from hf_gelu_patch.evaluation.quality import Flip
 from hf_gelu_patch.evaluation.samples.aggregating import Aggregation, find_aggregation
 from hf_gelu_patch.evaluation.samples.documents import Document, Measure, Samples
@@ -198,6 +200,8 @@ def _scores(
     old, new = ([pair[side] for pair in there] for side in (0, 1))
     if measure.aggregation == HITS:
         return _hits(metric, measure, old, new, seed)
+    if measure.columns is not None:
+        return _of_ours(measure, measure.columns(old), measure.columns(new), len(there), seed)
     aggregation = find_aggregation(measure.aggregation, measure.call)
     if aggregation is None:
         return (
@@ -229,6 +233,18 @@ def _interval(aggregation: Aggregation, old: Sequence[Any], new: Sequence[Any], 
         resamples=aggregation.resamples,
     ).values()
     return found
+
+
+def _of_ours(measure: Measure, before: Columns, after: Columns, documents: int, seed: int) -> Scores:
+    """A metric of the evaluation, as it computes it."""
+    [(kind, old)], [(_, new)] = rows_of(before).items(), rows_of(after).items()
+    metric = METRICS[measure.aggregation]
+    whole = np.ones((1, documents))
+    [difference] = intervals(
+        lambda weights, rows: {"": metric.statistic(weights, rows)}, old, new, documents, seed=seed
+    ).values()
+    values = float(metric.statistic(whole, old)[0]), float(metric.statistic(whole, new)[0])
+    return Scores(metric.name, documents, *values, difference, metric.lower_is_better, f"{metric.name} of {kind}")
 
 
 def _hits(metric: str, measure: Measure, old: list[Any], new: list[Any], seed: int) -> Scores:

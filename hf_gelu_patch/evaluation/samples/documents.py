@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from hf_gelu_patch.evaluation.metrics.registry import Columns
+from hf_gelu_patch.evaluation.outcomes import Outcome
 
 __all__ = ["Document", "Measure", "Samples"]
 
@@ -40,11 +43,14 @@ class Measure:
         aggregation: its name; a function of the task's own has the name that the function has.
         lower_is_better: None where that is not known.
         call: the aggregation itself, from a list of values; None to find it by its name.
+        columns: of a metric of our own, where the values are outcomes: what it is computed of, from a list of them.
+            Then ``aggregation`` is the metric's name.
     """
 
     aggregation: str = "mean"
     lower_is_better: bool | None = None
     call: Callable[[list[Any]], float] | None = None
+    columns: Callable[[Sequence[Outcome]], Columns] | None = None
 
 
 @dataclass(frozen=True)

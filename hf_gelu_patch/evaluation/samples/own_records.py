@@ -12,12 +12,16 @@ from typing import Any
 
 from hf_gelu_patch.evaluation import records
 from hf_gelu_patch.evaluation.digests import text_digest
+from hf_gelu_patch.evaluation.metrics import METRICS
+from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.samples.comparing import HITS
 from hf_gelu_patch.evaluation.samples.documents import Document, Measure, Samples
+from hf_gelu_patch.evaluation.tasks.registry import TASKS, TaskInfo
 
 __all__ = ["find", "read"]
 
 _FOLDER = "records"
+_SHARES = ("accuracy", "token_accuracy", "tag_accuracy", "exact_match")  # metrics that are a share of right answers
 
 
 def find(place: Path) -> list[Path]:
@@ -56,23 +60,70 @@ def read(place: Path) -> list[Samples]:
         by_variant: dict[str, list[records.Row]] = {}
         for _, row in sorted(rows.items()):
             by_variant.setdefault(row.variant, []).append(row)
+        info = TASKS.get(task)
+        if info is not None:
+            info.check_libraries()
         for variant, some in by_variant.items():
-            documents = tuple(_document(row, fingerprint) for row in some)
-            found.append(Samples(name, variant, documents, _measures(documents), str(folder)))
+            measures = _measures(info, [row.outcome for row in some])
+            documents = tuple(_document(row, fingerprint, measures) for row in some)
+            found.append(Samples(name, variant, documents, measures, str(folder), _missing(info, measures)))
     return found
 
 
-def _document(row: records.Row, fingerprint: records.Fingerprint) -> Document:
+def _measures(info: TaskInfo | None, outcomes: Sequence[Outcome]) -> dict[str, Measure]:
+    """What can be told of the outcomes alone: the task's metrics, where its records hold all that these are computed
+    of; else what answers, likelihoods and scores say by themselves."""
+    hits = _hits(info, outcomes)
+    found = {} if hits is None else {hits: Measure(HITS, False)}
+    recorded = None if info is None else info.load().recorded
+    if info is not None and recorded is not None and recorded(()):
+        for name in info.metrics:
+            found.setdefault(name, Measure(name, METRICS[name].lower_is_better, columns=recorded))
+        return found
+    if any(said.tokens for said in outcomes):
+        found["perplexity"] = Measure("weighted_perplexity", True)
+    if any(said.top5 for said in outcomes):
+        found["top5_accuracy"] = Measure(HITS, False)
+    if any(said.score is not None and not said.answers for said in outcomes):
+        found["score"] = Measure("mean", None)
+    return found
+
+
+def _hits(info: TaskInfo | None, outcomes: Sequence[Outcome]) -> str | None:
+    """What the share of right answers is called; None where answers are not right or wrong."""
+    if not any(said.answers and None not in said.targets for said in outcomes):
+        return None
+    if info is None:
+        return "accuracy"
+    sets = "subset_accuracy" in info.metrics and all(isinstance(one, str) for said in outcomes for one in said.answers)
+    return next((name for name in (("subset_accuracy",) if sets else _SHARES) if name in info.metrics), None)
+
+
+def _missing(info: TaskInfo | None, measures: Mapping[str, Measure]) -> tuple[str, ...]:
+    """Which of the task's metrics cannot be told, in words. A classifier's depend on its head, which records do not
+    name."""
+    names = () if info is None or len(info.answers) > 2 else [name for name in info.metrics if name not in measures]
+    if not names:
+        return ()
+    listed = ", ".join(name.replace("_", " ") for name in names)
+    return (f"the records do not hold all that these are computed of: {listed}. Each run's evaluation.json has them",)
+
+
+def _document(row: records.Row, fingerprint: records.Fingerprint, measures: Mapping[str, Measure]) -> Document:
     said = row.outcome
     values: dict[str, Any] = {}
-    if said.answers and all(target is not None for target in said.targets):
-        values["accuracy"] = [int(answer == target) for answer, target in zip(said.answers, said.targets, strict=True)]
-    if said.tokens:
-        values["perplexity"] = [-said.loss, said.tokens]
-    if said.top5:
-        values["top5_accuracy"] = [int(one) for one in said.top5]
-    if said.score is not None and not said.answers:
-        values["score"] = said.score
+    for name, measure in measures.items():
+        if measure.columns is not None:
+            values[name] = said
+        elif name == "top5_accuracy":
+            values[name] = [int(one) for one in said.top5] or None
+        elif measure.aggregation == HITS and said.answers and None not in said.targets:
+            pairs = zip(said.answers, said.targets, strict=True)
+            values[name] = [int(answer == target) for answer, target in pairs]
+        elif name == "perplexity" and said.tokens:
+            values[name] = [-said.loss, said.tokens]
+        elif name == "score":
+            values[name] = said.score
     return Document(
         number=str(row.example),
         content=text_digest([fingerprint.get("rows"), list(said.targets)]),
@@ -82,13 +133,3 @@ def _document(row: records.Row, fingerprint: records.Fingerprint) -> Document:
         text=f"example {row.example}",
         values=values,
     )
-
-
-def _measures(documents: Sequence[Document]) -> Mapping[str, Measure]:
-    usual = {
-        "accuracy": Measure(HITS, False),
-        "top5_accuracy": Measure(HITS, False),
-        "perplexity": Measure("weighted_perplexity", True),
-        "score": Measure("mean", None),
-    }
-    return {name: usual[name] for document in documents for name in document.values}

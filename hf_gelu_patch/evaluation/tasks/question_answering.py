@@ -243,15 +243,20 @@ class QuestionAnswering(Task):
                 )
         return None
 
-    def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
-        said, right = self.pairs(outcomes, examples)
+    @classmethod
+    def recorded(cls, outcomes: Sequence[Outcome]) -> Columns:
+        said, right = _texts(outcomes)
         return {"span": {"predictions": said, "references": right}}
 
     def pairs(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
         """Texts, "" where a model says that there is none; and lists of texts."""
         del examples
-        said = [outcome.details["text"] for outcome in outcomes]
-        return said, [list(outcome.details["references"]) for outcome in outcomes]
+        return _texts(outcomes)
+
+
+def _texts(outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
+    said = [outcome.details["text"] for outcome in outcomes]
+    return said, [list(outcome.details["references"]) for outcome in outcomes]
 
 
 def _by_window(values: Tensor, width: int) -> Tensor:

@@ -124,14 +124,19 @@ class Ranking(Task):
             "Train it with sentence-transformers, and evaluate what comes out."
         )
 
-    def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
-        scores, relevance = self.pairs(outcomes, examples)
+    @classmethod
+    def recorded(cls, outcomes: Sequence[Outcome]) -> Columns:
+        scores, relevance = _scores(outcomes)
         return {"ranking": {"scores": array_of(scores), "relevance": array_of(relevance)}}
 
     def pairs(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
         """Of each query, the documents' scores; and how relevant they are."""
         del examples
-        return [list(one.details["scores"]) for one in outcomes], [list(one.details["relevance"]) for one in outcomes]
+        return _scores(outcomes)
+
+
+def _scores(outcomes: Sequence[Outcome]) -> tuple[list[Any], list[Any]]:
+    return [list(one.details["scores"]) for one in outcomes], [list(one.details["relevance"]) for one in outcomes]
 
 
 class Reranking(Ranking):

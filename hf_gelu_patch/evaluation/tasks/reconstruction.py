@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -91,8 +91,8 @@ class MaskedImageModeling(Task):
         errors, values = self._errors(self.forward(model, batch), batch)
         return errors.sum(), values * len(batch.ids)
 
-    def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
-        del examples
+    @classmethod
+    def recorded(cls, outcomes: Sequence[Outcome]) -> Columns:
         errors = {
             "errors": np.array([outcome.loss for outcome in outcomes], dtype=np.float64),
             "values": np.array([outcome.tokens for outcome in outcomes], dtype=np.int64),

@@ -130,11 +130,20 @@ class SemanticSegmentation(Task):
 
     def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
         del examples
-        counted = {name: np.zeros((len(outcomes), int(self.config.num_labels))) for name in ("hits", "said", "right")}
-        for number, outcome in enumerate(outcomes):
-            for name, counts in counted.items():
-                counts[number, outcome.details["labels"]] = outcome.details[name]
-        return {"regions": counted}
+        return _counted(outcomes, int(self.config.num_labels))
+
+    @classmethod
+    def recorded(cls, outcomes: Sequence[Outcome]) -> Columns:
+        return _counted(outcomes, 1 + max((max(one.details["labels"], default=0) for one in outcomes), default=0))
+
+
+def _counted(outcomes: Sequence[Outcome], labels: int) -> Columns:
+    """Pixels of each example and label."""
+    counted = {name: np.zeros((len(outcomes), labels)) for name in ("hits", "said", "right")}
+    for number, outcome in enumerate(outcomes):
+        for name, counts in counted.items():
+            counts[number, outcome.details["labels"]] = outcome.details[name]
+    return {"regions": counted}
 
 
 def _ids(content: bytes) -> np.ndarray[Any, Any]:

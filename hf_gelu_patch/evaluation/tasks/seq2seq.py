@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
@@ -108,11 +108,12 @@ class Seq2Seq(Task):
         inputs = {key: value for key, value in batch.inputs.items() if key != "labels"}
         return generate_greedily(model, new_tokens or self.decode_tokens, **inputs)
 
-    def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
-        del examples
-        return {self.kind: self._columns(outcomes)}
+    @classmethod
+    def recorded(cls, outcomes: Sequence[Outcome]) -> Columns:
+        return {cls.kind: cls._columns(outcomes)}
 
-    def _columns(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    @classmethod
+    def _columns(cls, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         return {
             "predictions": np.array([outcome.answers[0] for outcome in outcomes], dtype=object),
             "references": np.array([outcome.targets[0] for outcome in outcomes], dtype=object),
@@ -138,7 +139,8 @@ class Rewriting(Seq2Seq):
                 found[row] = texts
         return found
 
-    def _columns(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    @classmethod
+    def _columns(cls, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         references = [list(outcome.details.get("references", outcome.targets)) for outcome in outcomes]
         return {**super()._columns(outcomes), "references": array_of(references)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -168,8 +168,8 @@ class SpeechRecognition(Task):
             return None
         return "is learned by CTC's loss, which is not built in here: train a model with a decoder, such as Whisper."
 
-    def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
-        del examples
+    @classmethod
+    def recorded(cls, outcomes: Sequence[Outcome]) -> Columns:
         texts = {
             "predictions": np.array([outcome.answers[0] for outcome in outcomes], dtype=object),
             "references": np.array([outcome.targets[0] for outcome in outcomes], dtype=object),
