@@ -471,6 +471,19 @@ def test_a_checkpoint_without_the_tasks_head_is_refused(checkpoint: Path) -> Non
         load_processor(str(checkpoint), "image-classification")
 
 
+@pytest.mark.parametrize("task", ["text-classification", "feature-drift"])
+def test_a_checkpoint_with_more_layers_than_its_config_is_refused(task: str, checkpoint: Path, tmp_path: Path) -> None:
+    """transformers would leave the last layers out without a word."""
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] -= 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        EvaluationError, match=r"weights for more layers than its config says, .*layer\.\d.* among them"
+    ):
+        load_model(str(folder), task)
+
+
 @pytest.mark.parametrize("task", ["text-classification", "feature-drift", "causal-lm", "own"])
 @pytest.mark.parametrize(
     "config",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,11 @@ def load_model(
         raise EvaluationError(
             f"{place} {trouble}, which would be drawn at random. It is a model for another task (--task; its config "
             f"names {named}), or is incomplete: fetch the checkpoint again."
+        )
+    if beyond := _beyond(loaded, model):
+        raise EvaluationError(
+            f"{place} has weights for more layers than its config says, {beyond} among them: they would not be "
+            "run. Mend the number of layers in config.json, or save the model that is meant with save_pretrained."
         )
     if found.adapter is not None:
         model = with_adapter(model, found.adapter, merged=loading.merge_adapter, allow_download=allow_download)
@@ -202,6 +208,20 @@ def _lacking(info: Mapping[str, Any], *, pooler: bool, brought: Sequence[str] = 
             shown = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
             return f"has {said} {len(found)} of the parameters that are needed ({shown})"
     return ""
+
+
+def _beyond(info: Mapping[str, Any], model: PreTrainedModel) -> str | None:
+    """A weight of a checkpoint that is of a layer behind the last one that the model has, or None."""
+    own = {_NUMBER.sub("", name) for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    prefix = f"{model.base_model_prefix}."
+    own |= {name.removeprefix(prefix) for name in own}
+    for key in sorted(info["unexpected_keys"]):
+        if _NUMBER.search(key) and own & {stem := _NUMBER.sub("", key), stem.removeprefix(prefix)}:
+            return str(key)
+    return None
+
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer
 
 
 def _architecture(found: Checkpoint) -> str:
