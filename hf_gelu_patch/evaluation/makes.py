@@ -103,4 +103,6 @@ def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         return
     whole: Any = tensor
     for key in whole.__tensor_flatten__()[0]:
-        yield from _parts(f"{name}.{key}", getattr(whole, key))
+        part = getattr(whole, key)
+        if isinstance(part, Tensor):  # a DTensor names its mesh too
+            yield from _parts(f"{name}.{key}", part)

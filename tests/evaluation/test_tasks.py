@@ -255,6 +255,7 @@ def residues_tokenizer(folder: Path) -> None:
 def test_no_token_of_a_long_text_is_left_out(write: Any, joint: str, room: int, masked: Path, tmp_path: Path) -> None:
     write(tmp_path)
     config = transformers.AutoConfig.from_pretrained(masked)
+    config.save_pretrained(tmp_path)
     tokenizer = load_processor(str(tmp_path), "masked-lm")
     draw = random.Random(0)
     pieces = RESIDUES if joint == "" else VOCABULARY[5:]
