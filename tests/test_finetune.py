@@ -319,7 +319,8 @@ def test_the_command_trains_an_encoder_with_a_new_head(
     assert model.config.hidden_act == "relu"
     assert main([*map(str, words), "--new_head", "--resume_from_checkpoint", "latest"]) == 0
     said = refused(capsys, *words[1:], "--new_head", "--task", "causal-lm", "--output_dir", tmp_path / "other")
-    assert "causal-lm needs no new head" in said
+    assert "causal-lm: --new_head makes heads for text-classification, natural-language-inference, " in said
+    assert "name a model that has a head for this task" in said
 
 
 @pytest.mark.slow

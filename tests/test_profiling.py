@@ -207,6 +207,24 @@ def test_padding_is_left_out_where_a_mask_tells() -> None:
     assert [one.count for one in found.sites] == [14 * 48] * 2 + [18 * 48] * 2
 
 
+class Convolving(nn.Module):
+    """Channels before time; and a linear layer, whose units come last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.activation = nn.Conv1d(3, 4, 3), nn.GELU()
+        self.head = nn.Sequential(nn.Linear(8, 5), nn.GELU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.activation(self.convolution(x)))
+        return y
+
+
+def test_moments_of_a_sound_are_no_units() -> None:
+    found = profile(Convolving().eval(), torch.ones(2, 3, 10)).to_dict()["sites"]
+    assert {site["path"]: site["units"] for site in found} == {"activation": None, "head.1": 5}
+
+
 def test_half_precision_and_its_bounds() -> None:
     model = FAMILIES["gpt2"].build(torch.bfloat16)
     seen: list[Tensor] = []

@@ -19,7 +19,7 @@ from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.tasks.classification import Classification
 from hf_gelu_patch.evaluation.tasks.labels import class_names, shown
-from hf_gelu_patch.evaluation.tasks.registry import task_info
+from hf_gelu_patch.evaluation.tasks.registry import TASKS, task_info
 from hf_gelu_patch.finetuning.errors import FinetuningError
 
 __all__ = ["with_new_head"]
@@ -42,7 +42,11 @@ def with_new_head(subject: Subject, data: datasets.Dataset, settings: Settings) 
     """
     info = task_info(subject.task)
     if not issubclass(info.load(), Classification):
-        raise FinetuningError(f"{subject.task} needs no new head for labels: drop --new_head.")
+        able = [name for name, one in TASKS.items() if issubclass(one.load(), Classification)]
+        raise FinetuningError(
+            f"{subject.task}: --new_head makes heads for {', '.join(able)} alone. Drop it, and name a model that has a "
+            "head for this task."
+        )
     names = _labels(subject, data)
     loading = settings.loading
     processor = load_processor(subject.model, subject.task, loading, allow_download=subject.allow_download)

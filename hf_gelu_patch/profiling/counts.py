@@ -31,7 +31,8 @@ class Counts:
         count: how many finite numbers were seen.
         lost: how many others.
         cells: how many fell into each cell, int64 [CELLS].
-        greatest: the greatest of each unit, [units]; None before there are any, and where their number varies.
+        greatest: the greatest of each unit, [units]; None before there are any.
+        units_vary: whether the last dimension holds no units: their number varies, or it is one of time or space.
         least: the least of all.
         calls: how often the site was called.
         weighted: how many of the numbers were a gate, with an up beside it.

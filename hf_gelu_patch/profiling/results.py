@@ -92,8 +92,8 @@ class SiteProfile:
 
     @property
     def never_active(self) -> list[int] | None:
-        """The units whose pre-activations all lay in the flat tail; None where there is no such tail, or the number of
-        units varies from call to call."""
+        """The units whose pre-activations all lay in the flat tail; None where there is no such tail, or the last
+        dimension holds no units: behind a convolution, or where its size varies from call to call."""
         found, greatest = self.regions, self.counts.greatest
         if found is None or found.flat is None or greatest is None or self.counts.units_vary:
             return None

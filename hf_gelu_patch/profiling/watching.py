@@ -33,6 +33,7 @@ from hf_gelu_patch.verification.runs import compiled
 
 __all__ = ["Watched", "watching"]
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _ENCODER, _DECODER = "attention_mask", "decoder_attention_mask"
 
 
@@ -156,6 +157,7 @@ def watching(
                 sites.append((replace(p.site, reason=p.site.reason.removeprefix("asked for; not fused: ")), None))
                 continue
             counts = _counts(place.current.activation, others)
+            counts.units_vary = _convolves(place.owner)
             look = _Look(counts, masks, _ENCODER if encoder is None or id(place.owner) in encoder else _DECODER)
             undo.callback(look.close)
             if module is not None and by_hook:
@@ -179,6 +181,17 @@ def _counts(current: Activation, others: Sequence[Activation]) -> Counts:
     if current.learned:
         return Counts(None, ())
     return Counts(current, [one for one in others if one != current] if current.hidden else ())
+
+
+def _convolves(owner: nn.Module) -> bool:
+    """Whether a module's activations stand behind convolutions, so that the last dimension is one of time or space: it
+    holds some, and beside them no linear layer, whose units are the last dimension."""
+    for modules in (list(owner.children()), list(owner.modules())):
+        if any(isinstance(one, nn.Linear) for one in modules):
+            return False
+        if any(isinstance(one, _CONVOLUTIONS) for one in modules):
+            return True
+    return False
 
 
 def _encoder(model: nn.Module) -> set[int] | None:

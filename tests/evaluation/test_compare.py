@@ -402,7 +402,8 @@ def span(said: str) -> Outcome:
 
 def ranked(*scores: float) -> Outcome:
     answer = " ".join(str(1 + place) for place in sorted(range(3), key=lambda one: -scores[one]))
-    return Outcome((answer,), (None,), 0.0, 0, details={"scores": list(map(float, scores)), "relevance": [2.0, 0.0, 1.0]})
+    details = {"scores": list(map(float, scores)), "relevance": [2.0, 0.0, 1.0]}
+    return Outcome((answer,), (None,), 0.0, 0, details=details)
 
 
 def regions(hits: int) -> Outcome:

@@ -132,7 +132,7 @@ def test_the_command_line_knows_them(capsys: pytest.CaptureFixture[str], model: 
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     told = re.sub(r"-?\n\s+", lambda cut: cut[0].strip() or " ", capsys.readouterr().out)
-    assert "last-word, lm_eval:NAME[,NAME] or a Python file" in told
+    assert "last-word or a Python file; evaluate alone takes lm_eval:NAME[,NAME] too" in told
     assert "feature-drift, last-word; " in told
     assert main(["tasks"]) == 0
     listed = capsys.readouterr().out

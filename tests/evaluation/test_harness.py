@@ -412,7 +412,7 @@ def test_what_became_of_likelihoods_alone_is_said_in_words(
         (["--task", "lm_eval:tiny_word", "--stride", "3"], "has no use for --stride"),
         (["--task", "lm_eval:tiny_word", "--resume"], "drop --resume"),
         (["--task", "lm_eval:broken"], "the task 'broken' cannot be made: .*nothing.jsonl"),
-        (["--task", "lm_eval:far"], "data of the task 'far' are not here: .*Add --allow_download"),
+        (["--task", "lm_eval:far"], "data of the task 'far' are not here: .*[.] Add --allow_download"),
         (["--task", "lm_eval:mute"], "the task 'mute' cannot be made: .*absent"),
         (["--task", "lm_eval:tiny_text", "--max_length", "3"], "tiny: tiny_text fails on tiny_text: .*--max_length"),
         (["--task", "lm_eval:unsafe"], "executes code that the model writes.*--confirm_run_unsafe_code"),

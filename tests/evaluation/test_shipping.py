@@ -156,6 +156,16 @@ def no_margin(variant: Data) -> None:
     moved(variant, -0.004, 0.002)
 
 
+def no_width(variant: Data) -> None:
+    no_margin(variant)
+    moved(variant, 0.0, 0.0)
+
+
+def wide(variant: Data) -> None:
+    no_margin(variant)
+    moved(variant, -5.7, 6.7)
+
+
 def no_metric(variant: Data) -> None:
     swap(variant)
     answers(variant, CHANGED, 5, differences={})
@@ -213,7 +223,19 @@ BRANCHES: list[tuple[Callable[[Data], None], str, str]] = [
         no_margin,
         "unknown",
         "Answers changed, and token accuracy may be worse by up to 0.004. "
-        "Declare with --margin how much may be, or give more examples.",
+        "Declare with --margin how much worse it may be, or give more examples.",
+    ),
+    (
+        no_width,
+        "unknown",
+        "Answers changed, and token accuracy is no worse here, which does not say how it is elsewhere. "
+        "Declare with --margin how much worse it may be, or give more examples.",
+    ),
+    (
+        wide,
+        "unknown",
+        "Answers changed, and token accuracy may be worse by any amount. "
+        "Declare with --margin how much worse it may be, or give more examples.",
     ),
     (no_metric, "unknown", "Answers changed, and no metric tells what that is worth."),
     (slower, "no", "Answers are unchanged, but it is slower, 0.80× as fast."),

@@ -543,7 +543,7 @@ def test_a_source_begins_with_its_prefix(writer: Path, tmp_path: Path, capsys: p
     assert task.examples[0]["input_ids"] == [2, 44, 6, 7, 3]
     assert task.describe(0) == "w1 w2"
     said = refusal(writer, data, tmp_path / "results", capsys, "--task", "masked-lm", "--source_prefix", "w1")
-    assert "masked-lm puts nothing before its texts, only seq2seq and summarization and translation does" in said
+    assert "masked-lm puts nothing before its texts, as is done by seq2seq, summarization and translation" in said
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def _reason(name: str, error: Exception) -> str:
     said = first_line(error)
     if any(word in said for word in ("Offline", "offline", "Hub")) or isinstance(error, ConnectionError):
         return (
-            f"the data of the task {name!r} are not here: {said} Add --allow_download to fetch them, or name a task of "
-            "your own with local data, --include_path FOLDER."
+            f"the data of the task {name!r} are not here: {said.rstrip('.')}. Add --allow_download to fetch "
+            "them, or name a task of your own with local data, --include_path FOLDER."
         )
     return f"the task {name!r} cannot be made: {type(error).__name__}: {said}"

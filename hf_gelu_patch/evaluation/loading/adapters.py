@@ -62,8 +62,15 @@ def with_adapter(model: PreTrainedModel, adapter: str, *, merged: bool, allow_do
     except EvaluationError:
         raise
     except Exception as error:  # peft's, safetensors' and torch's own kinds
+        brought = ", ".join(brought_by(adapter))
+        quantized = getattr(model, "is_quantized", False)
+        remedy = "Name the model that it was trained for, and its --task."
+        if quantized and brought:
+            remedy = (
+                f"It brings {brought} whole, which were quantized: leave them out, with a JSON file for --quantization "
+                'in which {"modules_to_not_convert": […]} or {"llm_int8_skip_modules": […]} names them.'
+            )
         raise EvaluationError(
-            f"the adapter {adapter} cannot be put onto {type(model).__name__}: {first_line(error)}\nName the model "
-            "that it was trained for, and its --task."
+            f"the adapter {adapter} cannot be put onto {type(model).__name__}: {first_line(error)}\n{remedy}"
         ) from error
     return made

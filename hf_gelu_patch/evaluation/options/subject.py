@@ -44,7 +44,10 @@ class Subject:
     model: str
     task: str = option(
         MISSING,
-        lambda: f"{', '.join(TASKS)}, lm_eval:NAME[,NAME] or a Python file (default: as the model's config tells)",
+        lambda: (
+            f"{', '.join(TASKS)} or a Python file; evaluate alone takes lm_eval:NAME[,NAME] too (default: as the "
+            "model's config tells)"
+        ),
         _DATA,
         metavar="TASK",
     )

@@ -141,10 +141,12 @@ def _by_answers(variant: Data, lower: frozenset[str], same: bool) -> tuple[str, 
     if same:
         how = "Answers are unchanged" if said == "answers unchanged" else "Answers keep to what rounding moves"
         return "kept", "The functions are the same" if not quality["answers"] else how, None
-    return _of_a_swap(quality, said, harms)
+    return _of_a_swap(quality, said, harms, lower)
 
 
-def _of_a_swap(quality: Data, said: str, harms: dict[str, tuple[float, float]]) -> tuple[str, str, str | None]:
+def _of_a_swap(
+    quality: Data, said: str, harms: dict[str, tuple[float, float]], lower: frozenset[str]
+) -> tuple[str, str, str | None]:
     """The same of another function, whose answers nothing shows to be worse."""
     if said == "no answers to compare":
         return "unknown", "It is another function, and there are no answers to judge it by: name a --task.", None
@@ -163,9 +165,13 @@ def _of_a_swap(quality: Data, said: str, harms: dict[str, tuple[float, float]]) 
     if not harms:
         return "unknown", "Answers changed, and no metric tells what that is worth.", None
     metric = next(iter(harms))
-    most = max(0.0, harms[metric][1])
-    reach = f"may be worse by up to {small(most)}" if math.isfinite(most) else "may be worse by any amount"
-    remedy = "Declare with --margin how much may be, or give more examples."
+    most = harms[metric][1]
+    if most <= 0:  # too few examples, or changes that the metric does not see: an interval of no width
+        reach = f"is {'better' if most < 0 else 'no worse'} here, which does not say how it is elsewhere"
+    else:
+        told = metric in lower or most < abs(float(quality["before"][metric]))  # it cannot lose more than all
+        reach = f"may be worse by {f'up to {small(most)}' if math.isfinite(most) and told else 'any amount'}"
+    remedy = "Declare with --margin how much worse it may be, or give more examples."
     changed = "Answers changed" if quality["answers"] else "Scores moved"
     return "unknown", f"{changed}, and {words(metric)} {reach}. {remedy}", metric
 

@@ -164,8 +164,8 @@ def compare_samples(before: Samples, after: Samples, *, seed: int = 0) -> TaskCo
     notes = [*before.notes, *(note for note in after.notes if note not in before.notes)]
     if paired.prompts_differ:
         notes.append(
-            f"{paired.prompts_differ} of {len(paired.before)} documents were asked about in other words: other "
-            "few-shot examples, or another chat template"
+            f"{paired.prompts_differ} of {len(paired.before)} documents were asked about in other words, or made other "
+            "inputs of: other few-shot examples, another chat template, tokenizer or size of images"
         )
     return TaskComparison(
         task=before.task,

@@ -61,7 +61,8 @@ def print_comparisons(comparisons: Sequence[TaskComparison], console: Console) -
     for comparison in comparisons:
         for row in task_rows(as_json(comparison.plain())):
             table.add_row(*map(Text, row))
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     for comparison in comparisons:
         for line in said(comparison):
             console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -118,11 +118,11 @@ class TaskInfo:
 
 OPTIONS = {
     "second_column": "reads no second text",
-    "stride": "has no sliding window, only {} has",
-    "source_prefix": "puts nothing before its texts, only {} does",
+    "stride": "has no sliding window, as there is for {}",
+    "source_prefix": "puts nothing before its texts, as is done by {}",
     "labels": "is no classification",
     "threshold": "is no classification",
-    "hypothesis_template": "asks for no classes by sentences, only {} does",
+    "hypothesis_template": "asks for no classes by sentences, as is done by {}",
 }
 """The options that not all tasks have a use for, and what is said of a task that has none; {} are those that have."""
 
@@ -156,6 +156,11 @@ def task_info(task: str) -> TaskInfo:
             raise EvaluationError(f"there is no file {task} that could hold a task. Tasks: {', '.join(TASKS)}.")
         auto_class = getattr(own_module(path), "AUTO_CLASS", "AutoModel")
         return TaskInfo(task, path.stem, f"{_HERE}.user_task:OwnTask", auto_class, input_column=None, processors=EITHER)
+    if task.startswith("lm_eval:"):
+        raise EvaluationError(
+            f"{task} is asked by 'hf-gelu-patch evaluate' alone: name another task here, such as causal-lm with texts "
+            "of your own."
+        )
     if task not in TASKS:
         raise EvaluationError(
             f"unknown task {task!r}.{_near_task(task)} Tasks: {', '.join(TASKS)}, or a Python file of your own."
@@ -175,7 +180,8 @@ def check_options(task: str, asked: Iterable[str]) -> None:
     """
     own = task_info(task).options
     for option in [name for name in OPTIONS if name in asked and name not in own]:
-        others = " and ".join(name for name, info in TASKS.items() if option in info.options)
+        *most, last = [name for name, info in TASKS.items() if option in info.options]
+        others = f"{', '.join(most)} and {last}" if most else last
         raise EvaluationError(f"{task} {OPTIONS[option].format(others)}: drop --{option}.")
 
 
