@@ -469,8 +469,10 @@ def test_a_dry_run_loads_no_weights_and_writes_nothing(checkpoint: Path, data: P
     folder = tmp_path / "tiny"
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     command = ("--model_name_or_path", folder, "--validation_file", data, "--variant", "aten", "--limit", 7)
-    done = run(*COMMAND, "evaluate", *command, "--variant", "activation=silu", "--dry-run", cwd=tmp_path)
+    more = ("--variant", "activation=silu", "--dtype", "bfloat16", "--torch_compile", "--dry-run")
+    done = run(*COMMAND, "evaluate", *command, *more, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "tiny (--dtype bfloat16 --torch_compile)\n" in done.stdout
     for said in ("tiny: text-classification", "text, label", "gelu_new → silu", "first 7", "evaluation.json"):
         assert said in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]

@@ -189,7 +189,9 @@ def _dry_run(subjects: Sequence[Subject], settings: Settings, options: Evaluate,
     for one in subjects:
         columns = ", ".join(one.columns)
         print(f"{one.name}: {one.task}")
-        print(f"  model: {one.model}")
+        said = settings.loading.said.items()
+        asked = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in said)
+        print(f"  model: {one.model}{f' ({asked})' if asked else ''}")
         print(f"  data: {one.data}{f' ({columns})' if columns else ''}")
         model = skeleton(one.model, settings.loading)
         for variant in settings.variants:

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -446,6 +447,20 @@ def test_what_cannot_be_asked(
     ]
     assert main([*command, *arguments]) == 1
     assert re.search(expected, " ".join(capsys.readouterr().err.split()))
+
+
+def test_a_tokenizer_without_a_token_to_begin_with(
+    place: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mute = tmp_path / "mute"
+    shutil.copytree(place, mute)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (mute / name).exists():
+            config = json.loads((mute / name).read_text())
+            (mute / name).write_text(json.dumps({key: config[key] for key in config if key[:3] not in ("bos", "eos")}))
+    command = ["evaluate", "--model_name_or_path", str(mute), "--task", "lm_eval:tiny_word", "--include_path"]
+    assert main([*command, str(tasks), "--timing_seconds", "0.05"]) == 1
+    assert "its tokenizer has neither a BOS nor an EOS token" in capsys.readouterr().err
 
 
 def test_several_processes_and_a_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,11 @@ class Asking:
         Raises:
             EvaluationError: it does.
         """
+        if self.tokenizer.bos_token_id is None and self.tokenizer.eos_token_id is None:
+            raise EvaluationError(
+                f"{who}: its tokenizer has neither a BOS nor an EOS token, one of which lm-evaluation-harness puts "
+                "before texts: name one of its tokens in tokenizer_config.json as eos_token."
+            )
         from lm_eval.evaluator import evaluate
 
         from hf_gelu_patch.evaluation.harness.model import DrivenModel

@@ -107,13 +107,7 @@ def load_model(
         model = with_adapter(model, found.adapter, merged=loading.merge_adapter, allow_download=allow_download)
     if info.embeds and (head := sentence_head(found, allow_download=allow_download)) is not None:
         model.sentence_head = head.to(device_of(model), model.dtype)
-    takes = inspect.signature(model.forward).parameters
-    if not own_file(task) and model.main_input_name in takes and not info.inputs & set(takes):
-        given = " or ".join(dict.fromkeys(_GIVEN[name] for name in sorted(info.inputs)))
-        raise EvaluationError(
-            f"{place} takes {model.main_input_name}, and {task} has {given} to give: name another --task, or a Python "
-            "file of your own, --task FILE.py, which can ask anything."
-        )
+    _check_takes(model, task, place)
     _check_split(model, loading)
     if "device_map" in options or loading.tp_plan is not None:  # its parts are where they belong
         return model.eval()  # type: ignore[no-any-return]
@@ -124,6 +118,17 @@ def load_model(
             f"{place} cannot be put on {device}: {first_line(error)} Free its memory, take --dtype bfloat16 or "
             "--quantization bitsandbytes-4bit, or spread it with --device_map auto."
         ) from error
+
+
+def _check_takes(model: PreTrainedModel, task: str, place: str) -> None:
+    """See that the model takes some of what the task has to give."""
+    takes, inputs = inspect.signature(model.forward).parameters, task_info(task).inputs
+    if not own_file(task) and model.main_input_name in takes and not inputs & set(takes):
+        given = " or ".join(dict.fromkeys(_GIVEN[name] for name in sorted(inputs)))
+        raise EvaluationError(
+            f"{place} takes {model.main_input_name}, and {task} has {given} to give: name another --task, or a Python "
+            "file of your own, --task FILE.py, which can ask anything."
+        )
 
 
 def _check_split(model: PreTrainedModel, loading: Loading) -> None:
