@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from hf_gelu_patch.cli import compare, evaluate, finetune, implementations, profile, report, sites, tasks
-from hf_gelu_patch.cli.command import parser_of
+from hf_gelu_patch.cli.command import parsed, parser_of
 from hf_gelu_patch.cli.config_file import with_config
 from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
@@ -45,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _normalised(sys.argv[1:] if arguments is None else arguments)
     parser = parser_of(_COMMANDS)
     try:
-        said = vars(parser.parse_args(given))
+        said = parsed(parser, given)
         command = said["command"]
         if (path := said.get("config")) is not None:
-            said = vars(parser.parse_args(with_config(path, command.options, given)))
+            said = parsed(parser, with_config(path, command.options, given))
         status: int = command.run(said)
     except (EvaluationError, PatchError, ReferenceUnavailableError) as error:
         return _failed(str(error))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hf_gelu_patch import __version__
 from hf_gelu_patch.evaluation.options.declaring import GROUPS, Option
 
-__all__ = ["Command", "Said", "parser_of"]
+__all__ = ["Command", "Said", "parsed", "parser_of"]
 
 Said = Mapping[str, Any]
 """What a command line said: values by the spelling of their options, without those that it does not mention."""
@@ -60,6 +61,23 @@ def parser_of(commands: Iterable[Command]) -> argparse.ArgumentParser:
             if options:
                 _add(one if group is None else one.add_argument_group(group), options)
     return parser
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
+    """What a command line says. Where its command has no such option, the process exits with 2, as argparse does."""
+    said, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        command: Command = said.command
+        name = unknown[0].partition("=")[0]
+        spelled = [f"--{one}" for one, option in command.options.items() if not option.positional]
+        near = difflib.get_close_matches(name, spelled, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        parser.exit(
+            2,
+            f"hf-gelu-patch {command.name}: error: unrecognized arguments: {' '.join(unknown)}.{hint} "
+            f"'hf-gelu-patch {command.name} --help' has all options.\n",
+        )
+    return vars(said)
 
 
 def _add(group: Any, options: Mapping[str, Option]) -> None:

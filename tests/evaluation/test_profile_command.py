@@ -151,6 +151,10 @@ def test_the_command_shows_and_writes(
     assert "profile.json, profile.html" in printed
     assert main([*words, "--activation", "nosuch"]) == 1
     assert "unknown activation 'nosuch'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--activations", "silu"])
+    said = capsys.readouterr().err
+    assert "profile: error: unrecognized arguments: --activations silu. Did you mean --activation? 'hf-gelu-" in said
     assert main([*words, "--task", "lm_eval:facts"]) == 1
     assert "lm_eval:facts is asked by 'hf-gelu-patch evaluate' alone" in capsys.readouterr().err
     assert main([*words, "--include", "nosuch"]) == 1
