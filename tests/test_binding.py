@@ -87,6 +87,9 @@ def test_a_shallow_copy_computes_with_the_layers_it_holds() -> None:
 
 
 def through_dill(model: nn.Module) -> nn.Module:
+    """dill takes along all globals of transformers' decorators, and Dynamo leaves things there that no pickle takes."""
+    torch._dynamo.reset()
+    gc.collect()
     return dill.loads(dill.dumps(model))
 
 

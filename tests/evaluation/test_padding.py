@@ -21,6 +21,7 @@ from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.models import load_model
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import subject
+from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.run import unpatched_metrics
 
@@ -142,7 +143,7 @@ def test_what_half_precision_would_hide_is_found_too(dtype: str, tmp_path: Path)
     place = save(tmp_path / "model", faint, {"pad_token_id": 0}, padding_side="left")
     data = write(tmp_path / "a.csv", ["text", "label"], list(zip(TEXTS, own_answers(place), strict=True)))
     with pytest.raises(EvaluationError, match=r"they move by 0\.0\d+, more than 0\.00035"):
-        accuracy(place, data, 8, dtype=dtype)
+        accuracy(place, data, 8, loading=Loading(dtype=dtype))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_where_padding_is_left_out_figures_are_the_same_at_every_size(
 ) -> None:
     place = save(tmp_path / "model", build, config, **tokenizer)
     data = write(tmp_path / "a.csv", ["text", "label"], list(zip(TEXTS, own_answers(place), strict=True)))
-    found = [accuracy(place, data, size, dtype=dtype) for size in (1, 8, None)]
+    found = [accuracy(place, data, size, loading=Loading(dtype=dtype)) for size in (1, 8, None)]
     assert found == [1.0] * 3 if dtype == "float32" else min(found) > 0.8
 
 

@@ -14,7 +14,6 @@ from hf_gelu_patch.evaluation.loading.checkpoints import Checkpoint, checkpoint,
 from hf_gelu_patch.evaluation.loading.placing import check_modules, check_room, named_device, placement
 from hf_gelu_patch.evaluation.loading.quantizing import quantization_config
 from hf_gelu_patch.evaluation.loading.sentences import sentence_head
-from hf_gelu_patch.evaluation.makes import device_of, is_split
 from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.tasks.registry import task_info
 from hf_gelu_patch.evaluation.tasks.user_file import own_file
@@ -106,6 +105,8 @@ def load_model(
     if found.adapter is not None:
         model = with_adapter(model, found.adapter, merged=loading.merge_adapter, allow_download=allow_download)
     if info.embeds and (head := sentence_head(found, allow_download=allow_download)) is not None:
+        from hf_gelu_patch.evaluation.makes import device_of
+
         model.sentence_head = head.to(device_of(model), model.dtype)
     _check_takes(model, task, place)
     _check_split(model, loading)
@@ -134,6 +135,8 @@ def _check_takes(model: PreTrainedModel, task: str, place: str) -> None:
 def _check_split(model: PreTrainedModel, loading: Loading) -> None:
     """See that layers were split, where they are to be: of a model that has no plan transformers makes a whole one in
     each process."""
+    from hf_gelu_patch.evaluation.makes import is_split
+
     if loading.tp_plan is not None and not any(map(is_split, model.parameters())):
         name = type(model).__name__
         raise EvaluationError(f"transformers has no plan to split the layers of {name}: drop --tp_plan.")
