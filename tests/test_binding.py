@@ -8,6 +8,7 @@ import copy
 import functools
 import gc
 import importlib
+import sys
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -87,9 +88,14 @@ def test_a_shallow_copy_computes_with_the_layers_it_holds() -> None:
 
 
 def through_dill(model: nn.Module) -> nn.Module:
-    """dill takes along all globals of transformers' decorators, and Dynamo leaves things there that no pickle takes."""
+    """dill takes along all globals of transformers' decorators. Where a test has compiled a model, Dynamo has left
+    things among them that no pickle takes, such as the modules of other tests."""
     torch._dynamo.reset()
     gc.collect()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("transformers.") and module is not None:
+            for left in [key for key in vars(module) if key.startswith("__import_")]:
+                delattr(module, left)
     return dill.loads(dill.dumps(model))
 
 
