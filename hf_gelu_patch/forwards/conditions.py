@@ -46,7 +46,11 @@ class _Decided:
     def __init__(self, owner: nn.Module, name: str) -> None:
         self.owner = owner
         self.name = name
-        self.changing = _assigned_later(type(owner))
+
+    @functools.cached_property
+    def changing(self) -> frozenset[str]:
+        """Asked for only where an attribute of the module decides something, which is rare."""
+        return _assigned_later(type(self.owner))
 
     def truth(self, test: ast.expr) -> bool | None:
         """Whether a test holds; None where that is not known."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import CodeType, FunctionType
 
+import torch
 from torch import nn
 
 from hf_gelu_patch.activations import Resolved
@@ -151,12 +152,10 @@ class _Returns:
         """y where the node is ``y.to(x.dtype)``, ``y.to(dtype=x.dtype)`` or ``y.type_as(x)``."""
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             return None
-        given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "dtype")]
-        if len(given) != 1 or len(node.args) + len(node.keywords) != 1:
-            return None
-        dtype, cast = ast.unparse(given[0]), node.func.attr
+        dtype = _only_argument(node)
         wanted = {"to": (f"{self.parameter}.dtype", self.parameter), "type_as": (self.parameter,)}
-        return node.func.value if dtype in wanted.get(cast, ()) else None
+        named = None if dtype is None else ast.unparse(dtype)
+        return node.func.value if named in wanted.get(node.func.attr, ()) else None
 
     def _is_raised(self, node: ast.expr) -> bool:
         """Whether a node is the argument in float32 or float64."""
@@ -166,10 +165,9 @@ class _Returns:
             return False
         if node.func.attr in ("float", "double"):
             return not node.args and not node.keywords
-        given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "dtype")]
-        if node.func.attr != "to" or len(given) != 1 or len(node.args) + len(node.keywords) != 1:
-            return False
-        return str(self.names.static(given[0])) in ("torch.float32", "torch.float64")
+        dtype = _only_argument(node) if node.func.attr == "to" else None
+        static = None if dtype is None else self.names.static(dtype)
+        return static is torch.float32 or static is torch.float64
 
     def _is_plain(self, test: ast.expr) -> bool:
         """Whether evaluating a condition changes nothing, and the numbers of the argument do not decide it."""
@@ -190,6 +188,12 @@ class _Returns:
             return self._is_plain(test.operand)
         inside = test.values if isinstance(test, ast.BoolOp) else getattr(test, "elts", None)  # a tuple's, a list's
         return inside is not None and all(map(self._is_plain, inside))
+
+
+def _only_argument(call: ast.Call) -> ast.expr | None:
+    """The one thing that a call of ``to`` or ``type_as`` is given, by its place or as ``dtype=``; None of others."""
+    given = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "dtype")]
+    return given[0] if len(given) == len(call.args) + len(call.keywords) == 1 else None
 
 
 def _all(expressions: tuple[Expression, ...]) -> Iterator[Expression]:
