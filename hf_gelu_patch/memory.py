@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch._C._profiler import _EventType, _ProfilerEvent
 
-from hf_gelu_patch.errors import PatchError, first_line
+from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.report import Kept, Memory, Step
 from hf_gelu_patch.sites import Edge, check_module, places
 from hf_gelu_patch.verification.copies import copied
 from hf_gelu_patch.verification.restoring import as_it_was, own_gradients, seeded
-from hf_gelu_patch.verification.runs import called, compiled
+from hf_gelu_patch.verification.runs import called, cannot_run, compiled
 from hf_gelu_patch.verification.values import output_tensors
 
 __all__ = ["Meter", "measure"]
@@ -265,10 +265,7 @@ def _loss(model: nn.Module, arguments: Any, forward: Forward) -> Tensor:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise PatchError(
-            f"{name} cannot run on the batch given as memory= ({first_line(error)}). Give it what the model takes: a "
-            "mapping of keyword arguments, a tuple or list of positional ones, or one tensor."
-        ) from error
+        raise PatchError(cannot_run(model, "the batch given as memory=", error)) from error
     loss = found.get("loss")
     if loss is not None and loss.numel() == 1:
         found = {"loss": loss}

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from hf_gelu_patch.errors import PatchError, first_line
+from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.profiling.results import Moved, Profile, SiteProfile
 from hf_gelu_patch.profiling.watching import watching
 from hf_gelu_patch.selection import Selector
 from hf_gelu_patch.sites import check_module
 from hf_gelu_patch.verification.copies import copied
 from hf_gelu_patch.verification.restoring import as_it_was, seeded
-from hf_gelu_patch.verification.runs import called
+from hf_gelu_patch.verification.runs import called, cannot_run
 
 __all__ = ["Moved", "Profile", "SiteProfile", "profile", "watching"]
 
@@ -66,10 +66,7 @@ def profile(
             except (MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
-                raise PatchError(
-                    f"{type(model).__name__} cannot run on batch {number} ({first_line(error)}). Give it what it takes:"
-                    " a mapping of keyword arguments, a tuple or list of positional ones, or one tensor."
-                ) from error
+                raise PatchError(cannot_run(model, f"batch {number}", error)) from error
         if not number:
             raise PatchError("there is no batch to profile the model on.")
         return watched.profile()

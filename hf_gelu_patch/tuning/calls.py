@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_gelu_patch.errors import PatchError, first_line
+from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.tuning.groups import Group, Subject
 from hf_gelu_patch.tuning.watches import Watch
 from hf_gelu_patch.verification.copies import copied
 from hf_gelu_patch.verification.restoring import as_it_was, seeded
-from hf_gelu_patch.verification.runs import called, derived
+from hf_gelu_patch.verification.runs import called, cannot_run, derived
 from hf_gelu_patch.verification.values import output_tensors
 
 __all__ = ["Call", "Clock", "batch_clock", "call_clock", "largest_calls", "mode"]
@@ -89,10 +89,7 @@ def largest_calls(model: nn.Module, batch: object, groups: Sequence[Group]) -> l
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            raise PatchError(
-                f"{type(model).__name__} cannot run on the batch given as tune= ({first_line(error)}). Give it what "
-                "the model takes: a mapping of keyword arguments, a tuple or list of positional ones, or one tensor."
-            ) from error
+            raise PatchError(cannot_run(model, "the batch given as tune=", error)) from error
     return found
 
 

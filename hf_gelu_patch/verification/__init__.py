@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from hf_gelu_patch.errors import VerificationError, first_line, shortened
+from hf_gelu_patch.errors import VerificationError, shortened
 from hf_gelu_patch.verification.bars import (
     Drift,
     Scale,
@@ -25,7 +25,7 @@ from hf_gelu_patch.verification.bars import (
 )
 from hf_gelu_patch.verification.copies import Exact, exact_copy, in_double, redraw
 from hf_gelu_patch.verification.restoring import fingerprints
-from hf_gelu_patch.verification.runs import run
+from hf_gelu_patch.verification.runs import cannot_run, run
 from hf_gelu_patch.verification.values import GRADIENT, Found, finite, output_tensors
 
 __all__ = [
@@ -99,10 +99,7 @@ class Verification:
         except (VerificationError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            raise VerificationError(
-                f"{type(model).__name__} cannot run on the batch given as verify= ({first_line(error)}). Give it what "
-                "the model takes: a mapping of keyword arguments, a tuple or list of positional ones, or one tensor."
-            ) from error
+            raise VerificationError(cannot_run(model, "the batch given as verify=", error)) from error
         _check_weights(model, weights)
         _check_that_something_is_said(model, before, gradients=gradients)
         exact = exact_copy(model, batch, partial(run, gradients=gradients))

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_gelu_patch.errors import VerificationError
+from hf_gelu_patch.errors import VerificationError, first_line
 from hf_gelu_patch.verification.copies import copied
 from hf_gelu_patch.verification.restoring import as_it_was, seeded
 from hf_gelu_patch.verification.values import GRADIENT, Found, attributes, finite, numbers
 
-__all__ = ["called", "compiled", "derived", "run"]
+__all__ = ["called", "cannot_run", "compiled", "derived", "run"]
 
 
 def run(model: nn.Module, batch: object, *, gradients: bool = False) -> Found:
@@ -57,6 +57,20 @@ def called(model: nn.Module, arguments: Any) -> object:
     if isinstance(arguments, Mapping):
         return model(**arguments)
     return model(*arguments) if isinstance(arguments, (tuple, list)) else model(arguments)
+
+
+def cannot_run(model: nn.Module, batch: str, error: Exception) -> str:
+    """What is said of a batch that a model cannot run on, and the remedy.
+
+    Args:
+        model: the model.
+        batch: which one, in words.
+        error: what the model raised.
+    """
+    return (
+        f"{type(model).__name__} cannot run on {batch} ({first_line(error)}). Give it what the model takes: a mapping "
+        "of keyword arguments, a tuple or list of positional ones, or one tensor."
+    )
 
 
 def compiled(module: nn.Module) -> bool:

@@ -18,18 +18,20 @@ from hf_gelu_patch.evaluation.harness.asking import Asking, Told, write_samples
 from hf_gelu_patch.evaluation.harness.requests import Requests, request_drift
 from hf_gelu_patch.evaluation.harness.scoring import Compared
 from hf_gelu_patch.evaluation.harness.tasks import Asked, subject_of
-from hf_gelu_patch.evaluation.makes import arithmetic, devices_of
 from hf_gelu_patch.evaluation.options.harness import PREFIX, Harness
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.options.subject import Subject
+from hf_gelu_patch.evaluation.quality import Quality
 from hf_gelu_patch.evaluation.records import Row
+from hf_gelu_patch.evaluation.run.assembling import as_it_ran, variant_results
 from hf_gelu_patch.evaluation.run.comparison import Comparison, Progress, Side
 from hf_gelu_patch.evaluation.run.layers import CloseLook, look_closely
-from hf_gelu_patch.evaluation.run.result import Result, VariantResult
+from hf_gelu_patch.evaluation.run.result import Result
 from hf_gelu_patch.evaluation.run.resuming import fingerprint
+from hf_gelu_patch.evaluation.run.tallying import Tally
 from hf_gelu_patch.evaluation.run.timings import TimedRun, time_all
 from hf_gelu_patch.evaluation.run.training_memory import with_memory
-from hf_gelu_patch.evaluation.run.verdict import first_lost, wrong
+from hf_gelu_patch.evaluation.run.verdict import first_lost
 from hf_gelu_patch.evaluation.variants import BEFORE
 
 if TYPE_CHECKING:
@@ -177,55 +179,33 @@ def _told(asking: Asking, comparison: Comparison, place: Path | None) -> dict[st
 def _result(
     comparison: Comparison, compared: Mapping[str, Compared], rows: Sequence[Row], look: CloseLook, timed: TimedRun
 ) -> Result:
-    model = comparison.model
-    variants = tuple(
-        _variant(comparison, name, one, [row for row in rows if row.variant == name], look, timed)
+    tallies = {
+        name: _tally(one.quality(comparison.settings.margin), [row for row in rows if row.variant == name])
         for name, one in compared.items()
+    }
+    variants = tuple(
+        replace(one, tasks=compared[one.variant.name].tasks)
+        for one in variant_results(comparison, tallies, look, timed)
     )
     return Result(
         subject=comparison.task.subject,
         variants=variants,
         unpatched=variants[0].quality.before,
-        activation_share=timed.activation_share,
-        peak_memory=timed.peak_memory,
         described={number: text for one in compared.values() for number, text in one.described().items()},
         named={},
-        exact_reason=look.reason,
-        in_turn=comparison.in_turn,
-        model_class=type(model).__name__,
-        parameters=model.num_parameters(),
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=", ".join(map(str, devices_of(model))),
-        attn_implementation=getattr(model.config, "_attn_implementation", None),
-        batch_size=comparison.batch_size,
         seconds={},
         skipped=(),
         records=None,
         fingerprint={},
+        **as_it_ran(comparison.model, comparison, look, timed),
     )
 
 
-def _variant(
-    comparison: Comparison, name: str, compared: Compared, rows: Sequence[Row], look: CloseLook, timed: TimedRun
-) -> VariantResult:
-    [variant] = [one for one in comparison.settings.variants if one.name == name]
-    patched = comparison.patches[name]
-    drift = replace(
-        total_drift(row.drift for row in rows if row.drift is not None),
-        own=look.errors.get(BEFORE),
-        exact=look.errors.get(name),
-    )
-    quality = compared.quality(comparison.settings.margin)
-    return VariantResult(
-        variant=variant,
-        patch=patched,
-        quality=replace(quality, max_abs_logit_change=drift.max_abs, max_abs_logit=drift.scale),
-        drift=drift,
-        layers=look.layers[name],
-        speed=timed.speeds[name],
-        wrong=wrong(patched, first_lost(rows), drift, look.judged.get(name), arithmetic(comparison.model)),
-        tasks=compared.tasks,
-    )
+def _tally(quality: Quality, rows: Sequence[Row]) -> Tally:
+    """What a variant's samples, and the drift of its logits, come to."""
+    drift = total_drift(row.drift for row in rows if row.drift is not None)
+    quality = replace(quality, max_abs_logit_change=drift.max_abs, max_abs_logit=drift.scale)
+    return Tally(quality, drift, first_lost(rows))
 
 
 def _fingerprint(comparison: Comparison, told: Told, question: Question) -> records.Fingerprint:

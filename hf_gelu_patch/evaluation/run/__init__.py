@@ -9,7 +9,6 @@ verdict → result.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,27 +23,26 @@ from hf_gelu_patch.evaluation.loading.models import load_model
 from hf_gelu_patch.evaluation.loading.placing import named_device
 from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import load_rows
-from hf_gelu_patch.evaluation.makes import arithmetic, devices_of, is_split
+from hf_gelu_patch.evaluation.makes import is_split
 from hf_gelu_patch.evaluation.options.loading import Loading
 from hf_gelu_patch.evaluation.options.settings import Settings
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.padding import check_padding
 from hf_gelu_patch.evaluation.run.answers import all_answers
+from hf_gelu_patch.evaluation.run.assembling import as_it_ran, variant_results
 from hf_gelu_patch.evaluation.run.comparison import STAGES, Comparison, Progress
 from hf_gelu_patch.evaluation.run.compiling import compilable, compiled
-from hf_gelu_patch.evaluation.run.layers import CloseLook, look_closely
+from hf_gelu_patch.evaluation.run.layers import look_closely
 from hf_gelu_patch.evaluation.run.leading import led
 from hf_gelu_patch.evaluation.run.result import Result, VariantResult
 from hf_gelu_patch.evaluation.run.resuming import Recording, fingerprint, open_recording
-from hf_gelu_patch.evaluation.run.tallying import Tally, all_metrics, tally
-from hf_gelu_patch.evaluation.run.timings import TimedRun, time_all
+from hf_gelu_patch.evaluation.run.tallying import all_metrics, tally
+from hf_gelu_patch.evaluation.run.timings import time_all
 from hf_gelu_patch.evaluation.run.training_memory import with_memory
-from hf_gelu_patch.evaluation.run.verdict import wrong
 from hf_gelu_patch.evaluation.speed.memory import peak_memory
 from hf_gelu_patch.evaluation.tasks.base import Task
 from hf_gelu_patch.evaluation.tasks.limits import Limits
 from hf_gelu_patch.evaluation.tasks.making import make_task
-from hf_gelu_patch.evaluation.variants import BEFORE
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -202,51 +200,20 @@ def _evaluated(comparison: Comparison, rows: datasets.Dataset | None, folder: Pa
             found.append((tallies, look, timed, seconds))
         accelerator.wait_for_everyone()
         [(tallies, look, timed, seconds)] = gather_object(found)
-    variants = _variants(comparison, tallies, look, timed)
+    variants = variant_results(comparison, tallies, look, timed)
     described, named = _told(comparison.task, variants)
     return Result(
         subject=task.subject,
         variants=variants,
         unpatched=variants[0].quality.before,
-        activation_share=timed.activation_share,
-        peak_memory=timed.peak_memory,
         described=described,
         named=named,
-        exact_reason=look.reason,
-        in_turn=comparison.in_turn,
-        model_class=type(model).__name__,
-        parameters=model.num_parameters(),
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=", ".join(map(str, devices_of(model))),
-        attn_implementation=getattr(model.config, "_attn_implementation", None),
-        batch_size=comparison.batch_size,
         seconds=seconds,
         skipped=comparison.task.skipped,
         records=None if folder is None or place is None else str(place.relative_to(folder)),
         fingerprint=known,
+        **as_it_ran(model, comparison, look, timed),
     )
-
-
-def _variants(
-    comparison: Comparison, tallies: Mapping[str, Tally], look: CloseLook, timed: TimedRun
-) -> tuple[VariantResult, ...]:
-    found = []
-    for variant in comparison.settings.variants:
-        name, told = variant.name, tallies[variant.name]
-        drift = replace(told.drift, own=look.errors.get(BEFORE), exact=look.errors.get(name))
-        patched = comparison.patches[name]
-        found.append(
-            VariantResult(
-                variant=variant,
-                patch=patched,
-                quality=told.quality,
-                drift=drift,
-                layers=look.layers[name],
-                speed=timed.speeds[name],
-                wrong=wrong(patched, told.lost, drift, look.judged.get(name), arithmetic(comparison.model)),
-            )
-        )
-    return tuple(found)
 
 
 def _told(task: Task, variants: tuple[VariantResult, ...]) -> tuple[dict[int, str], dict[str, str]]:

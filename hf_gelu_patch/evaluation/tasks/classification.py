@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -104,8 +105,8 @@ class TextClassification(Classification):
         return Batch(ids, self.padded(examples), self.head.targets([e["label"] for e in examples]), len(ids))
 
 
-class ImageClassification(Classification):
-    """An image and what is right of it; where there are more than five labels, the five likeliest are looked at too."""
+class _OfFiles(Classification):
+    """Of images or of sounds; where there are more than five labels, the five likeliest are looked at too."""
 
     _likeliest = 5
 
@@ -115,34 +116,43 @@ class ImageClassification(Classification):
         first = first_rows(data, limit)
         for rows in self.parts(first, AT_A_TIME):
             labels = self.answers(data, rows)
-            for row, image in pixels_of(self, first, labels).items():
-                yield {**image, "label": labels[row]}
+            for row, made in self.made_ready(first, labels).items():
+                yield {**made, "label": labels[row]}
+
+    @abstractmethod
+    def made_ready(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
+        """What is made of the images or sounds of some rows, by row."""
+
+    @abstractmethod
+    def inputs(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """What the model is given of some of them."""
 
     def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
         targets = self.head.targets([example["label"] for example in examples])
-        return Batch(ids, stacked_pixels(self, examples), targets, len(ids))
+        return Batch(ids, self.inputs(examples), targets, len(ids))
+
+
+class ImageClassification(_OfFiles):
+    """An image and what is right of it; where there are more than five labels, the five likeliest are looked at too."""
+
+    def made_ready(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
+        return pixels_of(self, data, rows)
+
+    def inputs(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        return stacked_pixels(self, examples)
 
     def shape(self, example: dict[str, Any]) -> tuple[Any, ...]:
         return pixel_sizes(example)
 
 
-class AudioClassification(Classification):
+class AudioClassification(_OfFiles):
     """A sound and what is right of it; where there are more than five labels, the five likeliest are looked at too."""
 
-    _likeliest = 5
+    def made_ready(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
+        return sounds_of(self, data, rows, self.processor)
 
-    names_files = True
-
-    def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
-        first = first_rows(data, limit)
-        for rows in self.parts(first, AT_A_TIME):
-            labels = self.answers(data, rows)
-            for row, sound in sounds_of(self, first, labels, self.processor).items():
-                yield {**sound, "label": labels[row]}
-
-    def collate(self, ids: tuple[int, ...], examples: Sequence[dict[str, Any]]) -> Batch:
-        targets = self.head.targets([example["label"] for example in examples])
-        return Batch(ids, stacked_sounds(self, self.processor, examples), targets, len(ids))
+    def inputs(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        return stacked_sounds(self, self.processor, examples)
 
     def shape(self, example: dict[str, Any]) -> tuple[Any, ...]:
         return sound_sizes(self.processor, example)

@@ -19,7 +19,7 @@ from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_r
 from hf_gelu_patch.evaluation.tasks.generation import MOST_DECODED, generate_greedily
 from hf_gelu_patch.evaluation.tasks.logits import IGNORED, read_logits
 from hf_gelu_patch.evaluation.tasks.sounds import AT_A_TIME, sound_sizes, sounds_of, stacked_sounds
-from hf_gelu_patch.evaluation.tasks.vocabulary import check_vocabulary
+from hf_gelu_patch.evaluation.tasks.vocabulary import halves
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,14 +41,7 @@ class SpeechRecognition(Task):
     names_files = True
 
     def __init__(self, subject: Subject, config: Any, processor: Any, *arguments: Any, **options: Any) -> None:
-        tokenizer = getattr(processor, "tokenizer", None)
-        self.extractor = getattr(processor, "feature_extractor", None)
-        if tokenizer is None or self.extractor is None:
-            raise EvaluationError(
-                f"{subject.name} has no {'tokenizer' if tokenizer is None else 'feature extractor'}: save its own to "
-                f"its folder, AutoProcessor.from_pretrained(original).save_pretrained({subject.model!r})."
-            )
-        check_vocabulary(tokenizer, subject.name)
+        tokenizer, self.extractor = halves(processor, "feature_extractor", subject)
         self.generates = bool(config.is_encoder_decoder)  # type: ignore[misc]  # not of the class: each model has its own way
         super().__init__(subject, config, tokenizer, *arguments, **options)
         self.loaded = processor

@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.tasks.base import Task
 from hf_gelu_patch.evaluation.tasks.images import pixel_sizes
-from hf_gelu_patch.evaluation.tasks.vocabulary import check_vocabulary
+from hf_gelu_patch.evaluation.tasks.vocabulary import halves
 
 
 class TwoTowers(Task):
@@ -25,14 +24,7 @@ class TwoTowers(Task):
     names_files = True
 
     def __init__(self, subject: Subject, config: Any, processor: Any, *arguments: Any, **options: Any) -> None:
-        tokenizer = getattr(processor, "tokenizer", None)
-        self.image_processor = getattr(processor, "image_processor", None)
-        if tokenizer is None or self.image_processor is None:
-            raise EvaluationError(
-                f"{subject.name} has no {'tokenizer' if tokenizer is None else 'image processor'}: save its own to its "
-                f"folder, AutoProcessor.from_pretrained(original).save_pretrained({subject.model!r})."
-            )
-        check_vocabulary(tokenizer, subject.name)
+        tokenizer, self.image_processor = halves(processor, "image_processor", subject)
         super().__init__(subject, config, tokenizer, *arguments, **options)
         self.loaded = processor
 

@@ -1,10 +1,34 @@
-"""Whether a tokenizer knows words at all."""
+"""Whether there is a tokenizer, and whether it knows words at all."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
+from hf_gelu_patch.evaluation.options.subject import Subject
+
+__all__ = ["check_vocabulary", "halves"]
+
+
+def halves(processor: Any, other: str, subject: Subject) -> tuple[Any, Any]:
+    """The tokenizer of a processor, which knows words, and what stands beside it.
+
+    Args:
+        processor: of the subject's model.
+        other: what that is, as the processor's attribute calls it.
+        subject: for messages.
+
+    Raises:
+        EvaluationError: one of them is missing, or the tokenizer is empty.
+    """
+    tokenizer, beside = getattr(processor, "tokenizer", None), getattr(processor, other, None)
+    if tokenizer is None or beside is None:
+        raise EvaluationError(
+            f"{subject.name} has no {'tokenizer' if tokenizer is None else other.replace('_', ' ')}: save its own to "
+            f"its folder, AutoProcessor.from_pretrained(original).save_pretrained({subject.model!r})."
+        )
+    check_vocabulary(tokenizer, subject.name)
+    return tokenizer, beside
 
 
 def check_vocabulary(tokenizer: Any, name: str) -> None:
