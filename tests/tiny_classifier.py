@@ -27,16 +27,25 @@ def write_checkpoint(folder: Path) -> Path:
         id2label={0: "no", 1: "yes"},
         label2id={"no": 0, "yes": 1},
     )
-    model = transformers.BertForSequenceClassification(config)
+    write_words(folder)
+    return saved(transformers.BertForSequenceClassification(config), folder, 6.0)
+
+
+def saved(model: transformers.PreTrainedModel, folder: Path, factor: float) -> Path:
+    """A model with weights so many times as large, for answers to differ."""
     for weight in model.parameters():
-        weight.data.mul_(6.0) if weight.dim() > 1 else None
+        weight.data.mul_(factor) if weight.dim() > 1 else None
     model.save_pretrained(folder)
+    return folder
+
+
+def write_words(folder: Path) -> None:
+    """A tokenizer of words that puts nothing around a text."""
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64
     ).save_pretrained(folder)
-    return folder
 
 
 def rows() -> list[tuple[str, str]]:

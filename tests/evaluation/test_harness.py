@@ -18,6 +18,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from scipy.stats import binomtest
+from tiny_classifier import saved
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import hf_gelu_patch
@@ -61,10 +62,7 @@ def write_model(folder: Path) -> Path:
         bos_token_id=2,
         eos_token_id=3,
     )
-    model = transformers.LlamaForCausalLM(config)
-    for weight in model.parameters():
-        weight.data.mul_(12.0) if weight.dim() > 1 else None
-    model.save_pretrained(folder)
+    saved(transformers.LlamaForCausalLM(config), folder, 12.0)
     ids = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

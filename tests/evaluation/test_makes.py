@@ -20,8 +20,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from evaluation_worker import finish, start, untimed
-from tiny_classifier import WORDS, write_checkpoint
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_classifier import WORDS, saved, write_checkpoint, write_words
 
 from hf_gelu_patch import find_sites, patched
 from hf_gelu_patch.evaluation.errors import EvaluationError
@@ -62,16 +61,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tie_word_embeddings=False,
         **dict.fromkeys(("bos_token_id", "eos_token_id"), 0),
     )
-    model = transformers.LlamaForCausalLM(config)
-    for weight in model.parameters():
-        weight.data.mul_(8.0) if weight.dim() > 1 else None
-    model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64
-    ).save_pretrained(folder)
-    return folder
+    write_words(folder)
+    return saved(transformers.LlamaForCausalLM(config), folder, 8.0)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ import transformers
 from evaluated import VARIANT, Evaluated, evaluated, refusal
 from scipy.signal import resample_poly
 from sklearn.metrics import accuracy_score, f1_score
+from tiny_classifier import saved
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from hf_gelu_patch.cli import main
@@ -41,14 +42,6 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 CONVOLUTIONS = {"conv_dim": (8, 8), "conv_stride": (20, 10), "conv_kernel": (40, 20), "num_feat_extract_layers": 2}
 WAV2VEC2 = {**SIZES, **CONVOLUTIONS, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
 MASKED = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
-
-
-def saved(model: transformers.PreTrainedModel, place: Path, factor: float) -> Path:
-    """With weights large enough for answers to differ."""
-    for weight in model.parameters():
-        weight.data.mul_(factor) if weight.dim() > 1 else None
-    model.save_pretrained(place)
-    return place
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tiny_classifier import rows, write_checkpoint, write_data
+from tiny_classifier import rows, saved, write_checkpoint, write_data
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from hf_gelu_patch.evaluation.errors import EvaluationError
@@ -61,11 +61,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def save(model: transformers.PreTrainedModel, folder: Path) -> Path:
-    """With weights large enough for answers to differ."""
-    for weight in model.parameters():
-        weight.data.mul_(6.0) if weight.dim() > 1 else None
-    model.save_pretrained(folder)
-    return folder
+    return saved(model, folder, 6.0)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torchmetrics.retrieval import RetrievalHitRate
+from trained import trained
 
 from hf_gelu_patch import patched
 from hf_gelu_patch.cli import main
@@ -310,14 +311,7 @@ def test_what_training_makes_small_has_a_gradient(task: str, clip: Path, tmp_pat
     )
     model, made = loaded(clip, labelled, task)
     assert made.not_learnable() is None
-    batch, losses = made.batches(6)[0], []
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    for _ in range(4):
-        total, count = made.loss(model, batch)
-        losses.append(float(total.detach()) / count)
-        optimizer.zero_grad()
-        (total / count).backward()
-        optimizer.step()
+    losses = trained(made, model, 6, rate=1e-3)
     assert losses[-1] < losses[0]
 
 

@@ -21,7 +21,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from sklearn.metrics import jaccard_score
+from tiny_classifier import saved
 from torchmetrics.classification import MulticlassJaccardIndex
+from trained import trained
 
 from hf_gelu_patch.cli import main
 from hf_gelu_patch.evaluation.loading.models import load_model
@@ -63,14 +65,6 @@ def pictures(folder: Path) -> Path:
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def saved(model: transformers.PreTrainedModel, place: Path, factor: float = 4.0) -> Path:
-    """With weights large enough for answers to differ."""
-    for weight in model.parameters():
-        weight.data.mul_(factor) if weight.dim() > 1 else None
-    model.save_pretrained(place)
-    return place
 
 
 def loaded(model: Path, data: Path, **asked: Any) -> tuple[Any, Any, Task]:
@@ -359,7 +353,7 @@ def write_segformer(place: Path, *, reduced: bool) -> Path:
     )
     processor = transformers.SegformerImageProcessor(size={"height": 32, "width": 32}, do_reduce_labels=reduced)
     processor.save_pretrained(place)
-    return saved(transformers.SegformerForSemanticSegmentation(config), place)
+    return saved(transformers.SegformerForSemanticSegmentation(config), place, 4.0)
 
 
 def mask(number: int, *, reduced: bool = False) -> np.ndarray[Any, Any]:
@@ -454,7 +448,7 @@ def simmim(folder: Path) -> Path:
     torch.manual_seed(0)
     config = transformers.ViTConfig(**SIZES, image_size=16, patch_size=4, encoder_stride=4)
     transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder / "simmim")
-    return saved(transformers.ViTForMaskedImageModeling(config), folder / "simmim")
+    return saved(transformers.ViTForMaskedImageModeling(config), folder / "simmim", 4.0)
 
 
 @pytest.fixture(scope="module")
@@ -464,7 +458,7 @@ def swin(folder: Path) -> Path:
         image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=2, encoder_stride=4
     )
     transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder / "swin")
-    return saved(transformers.SwinForMaskedImageModeling(config), folder / "swin")
+    return saved(transformers.SwinForMaskedImageModeling(config), folder / "swin", 4.0)
 
 
 @torch.inference_mode()
@@ -520,15 +514,7 @@ def test_what_training_makes_small_has_a_gradient(
     assert task.not_learnable() is None
     torch.manual_seed(0)
     model = type(large)(large.config).eval()  # with weights as training begins with
-    batch = task.batches(4)[0]
-    losses = []
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    for _ in range(4):
-        total, count = task.loss(model, batch)
-        losses.append(float(total.detach()) / count)
-        optimizer.zero_grad()
-        (total / count).backward()
-        optimizer.step()
+    losses = trained(task, model, 4, rate=1e-2)
     assert losses[-1] < losses[0]
 
 

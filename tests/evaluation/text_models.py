@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from tiny_classifier import saved
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -49,11 +50,8 @@ def write_bert(folder: Path, kind: str, names: Sequence[str] = (), **config: Any
 
 
 def save(model: Any, folder: Path, words: Sequence[str] = WORDS) -> Path:
-    for weight in model.parameters():
-        weight.data.mul_(6.0) if weight.dim() > 1 else None
-    model.save_pretrained(folder)
     write_tokenizer(folder, words)
-    return folder
+    return saved(model, folder, 6.0)
 
 
 def texts(count: int, most: int = 12, seed: int = 3) -> list[str]:
