@@ -416,6 +416,35 @@ def test_killed_at_any_moment(tmp_path: Path, record: ModuleType, report: Module
         assert ("it was stopped" in (folder / "told").read_text()) == (number == signal.SIGTERM)
 
 
+FORKED = """
+import os, signal, sys, time
+from scripts.benchmarking.gpu import processes
+
+told = []
+
+def tell():
+    if not told:
+        told.append(os.kill(os.getpid(), signal.SIGTERM))
+        time.sleep(0)  # here Python looks for signals
+
+os.register_at_fork(**{sys.argv[1]: tell})
+try:
+    with processes.stoppable():
+        processes.run(lambda: time.sleep(600), 20.0, lambda how, seconds: print(how, flush=True))
+except processes.Stopped:
+    print("it was stopped", flush=True)
+"""
+
+
+@pytest.mark.parametrize("when", ["after_in_parent", "after_in_child"])
+def test_told_to_stop_while_it_forks(when: str) -> None:
+    """What is raised in the hooks that Python runs around a fork is dropped."""
+    done = run(["-c", FORKED], when)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[:1] == ["stopped"]
+    assert ("it was stopped" in done.stdout) == (when == "after_in_parent")
+
+
 def is_json(line: bytes) -> bool:
     try:
         json.loads(line)

@@ -27,6 +27,8 @@ _POLL = 0.05
 _REAPING = 5.0
 """Seconds after which what does not die is let go: a process may be stuck in the driver."""
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
 DONE, FAILED, OVERRAN, STOPPED = "done", "failed", "overran its limit", "stopped"
 
 
@@ -41,7 +43,7 @@ def _stop(*_: Any) -> NoReturn:
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
     """SIGTERM and Ctrl-C raise ``Stopped`` in here."""
-    kept = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    kept = {number: signal.signal(number, _stop) for number in _STOPPING}
     try:
         yield
     finally:
@@ -61,18 +63,34 @@ def run(work: Callable[[], object], limit: float, ended: Callable[[str, float], 
     parent = os.getpid()
     sys.stdout.flush()
     sys.stderr.flush()
-    if (watcher := os.fork()) == 0:
+    if (watcher := _fork()) == 0:
         try:
             _watch(work, limit, ended, parent)
         finally:
             os._exit(0)
     try:
+        _hear()
         if _ending(watcher, limit + 2 * _REAPING) is None:
             os.kill(watcher, signal.SIGKILL)
     except Stopped:
         os.kill(watcher, signal.SIGTERM)
         _ending(watcher, 2 * _REAPING)
         raise
+
+
+def _fork() -> int:
+    """``os.fork()``, after which both processes wait for ``_hear()`` before they are told to stop.
+
+    Python runs hooks around a fork (logging's, random's) and drops what is raised in them. A signal that came then
+    would be lost.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    return os.fork()
+
+
+def _hear() -> None:
+    """What came since ``_fork()`` acts now, and what comes later at once."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
 def _watch(work: Callable[[], object], limit: float, ended: Callable[[str, float], object], parent: int) -> None:
@@ -82,9 +100,10 @@ def _watch(work: Callable[[], object], limit: float, ended: Callable[[str, float
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     began = time.monotonic()
     watcher = os.getpid()
-    if (worker := os.fork()) == 0:
+    if (worker := _fork()) == 0:
         _work(work, watcher)
     try:
+        _hear()
         status = _ending(worker, limit, parent)
         how = OVERRAN if status is None else _told(status)
     except Stopped:
@@ -101,8 +120,9 @@ def _work(work: Callable[[], object], watcher: int) -> NoReturn:
         os.setpgid(0, 0)
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == watcher:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in _STOPPING:
                 signal.signal(number, signal.SIG_DFL)
+            _hear()
             os.dup2(2, 1)
             work()
             status = 0
