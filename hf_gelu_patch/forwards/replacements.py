@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import _symbolic_trace as fx
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules import module as torch_module
 
 from hf_gelu_patch.implementations.registry import Fused
@@ -88,7 +88,7 @@ def plain(module: nn.Module) -> bool:
 
 def recorded() -> bool:
     """Whether torch.compile, torch.jit.trace or torch.fx goes through here: they are shown the plain ops."""
-    return _compiling() or _tracing() or fx._is_fx_tracing_flag
+    return _compiling() or _tracing() or is_fx_symbolic_tracing()  # the flag below it is elsewhere in torch 2.14
 
 
 _compiling, _tracing = torch.compiler.is_compiling, torch._C._is_tracing
