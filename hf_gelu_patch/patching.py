@@ -93,9 +93,11 @@ def patch(
         exclude: the sites to leave alone, likewise; it wins over include.
         strict: raise, instead of warning, when no site was changed.
         verify: a batch to run the model on before and after, as it is (mode, device): keyword arguments as a mapping,
-            positional ones as a tuple or list, or one tensor. The batch, the model and all random states are left as
-            they were. The drift of every output is in the report, beside the model's own error against a float64 copy
-            where memory allows one; where it is too large the patch is undone and an error raised.
+            positional ones as a tuple or list, or one tensor; or the one mapping that the model takes as such, as a
+            SentenceTransformer its features. A list or tuple that is one argument is put in a tuple: ``(batch,)``. The
+            batch, the model and all random states are left as they were. The drift of every output is in the report,
+            beside the model's own error against a float64 copy where memory allows one; where it is too large the
+            patch is undone and an error raised.
         margin: how far an output may move, relative to its scale max |output|, masks left out. None: a patch that keeps
             the functions may at most double the model's own error against float64 (the worst number's fourfold). A
             swap, and a patch of a model that no float64 copy could be made of, may move numbers by √ε of their usual
@@ -299,14 +301,18 @@ def _measured(model: nn.Module, report: Report, meter: Meter) -> Report:
         raise
 
 
-def unpatch(model: nn.Module) -> None:
+def unpatch(model: nn.Module, *, missing_ok: bool = False) -> None:
     """Put the identical original objects back, and the config's entries, as if the model had never been patched.
 
     ``model`` is the one that was patched, a deep copy or an unpickled copy of it, or a wrapper around either. What
     has taken hold of a rewritten method meanwhile (a wrapper, a compiled forward) runs the model's own code again.
 
+    Args:
+        model: what to undo the patch of.
+        missing_ok: do nothing, instead of raising, where nothing is patched. A patch may have had nothing to change.
+
     Raises:
-        NotPatchedError: nothing below ``model`` is patched; nothing is changed.
+        NotPatchedError: nothing below ``model`` is patched, and not ``missing_ok``; nothing is changed.
         PatchError: another tool has put a class of its own over a patched one, and that cannot be made without it; or
             a forward over that of a module which stands where an activation was. The message names it; nothing is
             changed.
@@ -316,7 +322,12 @@ def unpatch(model: nn.Module) -> None:
     edges = [(edge, child, found) for edge, child in walk(model) if (found := original_of(child)) is not None]
     owners = [(module, class_without(module)) for module in _owners(model)]
     if not edges and not owners:
-        raise NotPatchedError(f"{type(model).__name__} is not patched: there is nothing to undo.")
+        if missing_ok:
+            return
+        raise NotPatchedError(
+            f"{type(model).__name__} is not patched: there is nothing to undo. Where a patch may have changed nothing, "
+            "undo it with unpatch(model, missing_ok=True), or use the block `with patched(model):`."
+        )
     for _, child, _ in edges:
         check_nothing_over(child)
     records = [record for module in model.modules() if (record := kept(module)) is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -132,10 +132,40 @@ class Place:
 
 
 def check_module(model: object) -> None:
-    """Raises PatchError for what is no module."""
-    if not isinstance(model, nn.Module):
-        remedy = " Give it the pipeline's .model." if isinstance(getattr(model, "model", None), nn.Module) else ""
-        raise PatchError(f"only a torch.nn.Module can be patched; got {type(model).__name__}.{remedy}")
+    """Raises PatchError for what is no module. The message names the modules that it holds, the largest first."""
+    if isinstance(model, nn.Module):
+        return
+    remedy = ""
+    if isinstance(model, type):
+        remedy = f" {model.__name__} is a class: load a model, or make one of it."
+    elif isinstance(model, str):
+        remedy = " Load it first, with from_pretrained for one."
+    elif held := _held_modules(model):
+        *others, last = held if len(held) <= 5 else [*held[:4], "another that it holds"]
+        remedy = f" Give it {', '.join(others)}{' or ' if others else ''}{last}{', each by itself' if others else ''}."
+    raise PatchError(f"only a torch.nn.Module can be patched; got {type(model).__name__}.{remedy}")
+
+
+def _held_modules(holder: object) -> list[str]:
+    """How to get at the modules in a pipeline, a trainer, a tuple or a mapping, from the one with the most weights on:
+    ``its .unet``."""
+    if isinstance(holder, Mapping):
+        inside = {f"its [{key!r}]": value for key, value in holder.items()}
+    elif isinstance(holder, (tuple, list)):
+        inside = {f"its [{number}]": value for number, value in enumerate(holder)}
+    else:
+        inside = {}
+        for name, value in getattr(holder, "__dict__", {}).items():
+            if isinstance(value, nn.Module):  # ._model is what the property .model gives
+                public = name.lstrip("_")
+                inside[f"its .{public if getattr(holder, public, None) is value else name}"] = value
+    sizes: dict[str, int] = {}
+    seen: set[int] = set()
+    for name, value in inside.items():
+        if isinstance(value, nn.Module) and id(value) not in seen:
+            seen.add(id(value))
+            sizes[name] = sum(weight.numel() for weight in value.parameters())
+    return sorted(sizes, key=lambda name: -sizes[name])
 
 
 def walk(model: nn.Module) -> Iterator[tuple[Edge, nn.Module]]:

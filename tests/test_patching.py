@@ -220,6 +220,65 @@ def test_undo_restores_the_identical_objects_and_leaves_nothing(gpt2: nn.Module)
     assert not any("hf_gelu_patch" in repr(value) for module in gpt2.modules() for value in vars(module).values())
 
 
+def test_a_patch_that_changed_nothing_is_undone_where_nothing_may_be_missing(bert: nn.Module) -> None:
+    before = state(bert)
+    with pytest.warns(NothingPatchedWarning):
+        patch(bert, implementation="eager")
+    with pytest.raises(NotPatchedError, match=r"nothing to undo.*unpatch\(model, missing_ok=True"):
+        unpatch(bert)
+    unpatch(bert, missing_ok=True)
+    assert same_state(before, bert)
+    patch(bert, activation="silu")
+    unpatch(bert, missing_ok=True)
+    assert same_state(before, bert)
+    with pytest.raises(PatchError, match=r"only a torch.nn.Module can be patched; got NoneType\.$"):
+        unpatch(None, missing_ok=True)  # type: ignore[arg-type]
+
+
+class Holder:
+    """What holds modules and is none, as a pipeline of diffusers does."""
+
+    def __init__(self, **held: object) -> None:
+        vars(self).update(held)
+
+
+class Guarded(Holder):
+    """The same, as lm_eval's models do."""
+
+    @property
+    def model(self) -> object:
+        return self._model  # type: ignore[attr-defined]
+
+
+SMALL, LARGE_ONE = nn.Linear(2, 2), nn.Linear(9, 9)
+
+
+@pytest.mark.parametrize(
+    ("what", "remedy"),
+    [
+        (Holder(vae=SMALL, unet=LARGE_ONE, scheduler="x"), "Give it its .unet or its .vae, each by itself."),
+        (Holder(model=SMALL, model_wrapped=SMALL), "Give it its .model."),
+        (Guarded(_model=SMALL, tokenizer=None), "Give it its .model."),
+        (Holder(_net=SMALL), "Give it its ._net."),
+        ((SMALL, None, len), "Give it its [0]."),
+        ({"student": SMALL}, "Give it its ['student']."),
+        (
+            Holder(**{f"m{n}": nn.Linear(n, 1) for n in range(2, 9)}),
+            "its .m5 or another that it holds, each by itself.",
+        ),
+        ("openai-community/gpt2", "Load it first, with from_pretrained for one."),
+        (nn.Linear, "got type. Linear is a class: load a model, or make one of it."),
+        (Holder(a=1), "got Holder."),
+    ],
+    ids=lambda value: value[-12:] if isinstance(value, str) else type(value).__name__,
+)
+def test_what_is_no_module_is_told_where_the_modules_are(what: Any, remedy: str) -> None:
+    for look in (patch, find_sites, unpatch, explain):
+        with pytest.raises(PatchError) as told:
+            look(what)
+        assert str(told.value).endswith(remedy)
+
+
 def test_the_modules_keep_their_names(gpt2: nn.Module) -> None:
     names = [name for name, _ in gpt2.named_modules()]
     patch(gpt2)
@@ -431,7 +490,7 @@ def test_inside_a_pipeline(gpt2: nn.Module) -> None:
         return pipe("hello", generation_config=settings)[0]["generated_text"]
 
     own = run()
-    with pytest.raises(PatchError, match=r"got TextGenerationPipeline\. Give it the pipeline's \.model"):
+    with pytest.raises(PatchError, match=r"got TextGenerationPipeline\. Give it its \.model\.$"):
         patch(pipe)
     patch(pipe.model)
     assert run() == own

@@ -373,6 +373,50 @@ def test_a_batch_that_the_model_cannot_take(batch: object) -> None:
     assert "mapping of keyword arguments, a tuple or list of positional ones, or one tensor" in said
 
 
+class Features(nn.Module):
+    """A model that takes one mapping, and writes to it, as those of sentence-transformers do."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.inner = GPT2.build(dtype)
+
+    def forward(self, input: dict[str, Tensor], **_: object) -> dict[str, Tensor]:
+        logits = self.inner(input["input_ids"], use_cache=False).logits.float()
+        input.update(logits=logits)
+        return input
+
+
+class Couple(nn.Module):
+    """A model that takes one pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = GPT2.build()
+
+    def forward(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return tuple(self.inner(one, use_cache=False).logits for one in pair)
+
+
+@pytest.mark.parametrize(
+    ("model", "batch"),
+    [
+        (Features, {"input_ids": IDS}),
+        (Features, transformers.BatchEncoding({"input_ids": IDS})),
+        (Features, {"input": {"input_ids": IDS}}),
+        (Features, ({"input_ids": IDS},)),
+        (lambda: nn.DataParallel(Features()), {"input_ids": IDS}),
+        (lambda: Features(torch.bfloat16), {"input_ids": IDS}),
+        (Couple, ((IDS, IDS),)),
+        (Couple, {"pair": [IDS, IDS]}),
+    ],
+)
+def test_a_batch_is_whatever_the_model_takes(model: Callable[[], nn.Module], batch: Any) -> None:
+    with patched(model(), verify=batch, memory=batch) as report:
+        errors = {one.output: one.error_before for one in report.drift}
+    assert errors.keys() & {"logits", "0"}
+    assert all(errors[name] is not None for name in ("logits", "0", "1") if name in errors)
+
+
 def by_numpy() -> Callable[[Tensor], Tensor]:
     generator = np.random.default_rng(1)
     return lambda logits: logits + float(generator.normal())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import os
 import random
@@ -112,6 +113,7 @@ def _without_casts(model: nn.Module) -> nn.Module:
     exact = _doubled(model)
     forward = exact.forward
 
+    @functools.wraps(forward)
     def in_float64(*given: Any, **named: Any) -> Any:
         with _InFloat64():
             return forward(*given, **named)

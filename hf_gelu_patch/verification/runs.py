@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -53,10 +54,24 @@ def run(model: nn.Module, batch: object, *, gradients: bool = False) -> Found:
 
 
 def called(model: nn.Module, arguments: Any) -> object:
-    """What a model returns for a batch: a mapping, a tuple or list, or the one argument."""
+    """What a model returns for a batch: a mapping, a tuple or list, or the one argument. A mapping is that one itself
+    where ``forward`` needs one argument which the mapping does not name: the features of sentence-transformers."""
     if isinstance(arguments, Mapping):
-        return model(**arguments)
+        return model(arguments) if _is_one(model, arguments) else model(**arguments)
     return model(*arguments) if isinstance(arguments, (tuple, list)) else model(arguments)
+
+
+def _is_one(model: nn.Module, batch: Mapping[Any, Any]) -> bool:
+    """Whether a mapping is the one argument that a model takes, and not its arguments by their names."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # not everything has one
+        return False
+    named = {one.name: one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)}
+    if not named and len(inside := list(model.children())) == 1:  # a wrapper that hands on whatever it is given
+        return _is_one(inside[0], batch)
+    needed = [name for name, one in named.items() if one.default is one.empty]
+    return bool(batch) and len(needed) == 1 and not named.keys() & batch.keys()
 
 
 def cannot_run(model: nn.Module, batch: str, error: Exception) -> str:
@@ -69,7 +84,8 @@ def cannot_run(model: nn.Module, batch: str, error: Exception) -> str:
     """
     return (
         f"{type(model).__name__} cannot run on {batch} ({first_line(error)}). Give it what the model takes: a mapping "
-        "of keyword arguments, a tuple or list of positional ones, or one tensor."
+        "of keyword arguments, a tuple or list of positional ones, or one tensor. A list, tuple or mapping that is one "
+        "argument is put in a tuple: (batch,)."
     )
 
 
