@@ -161,13 +161,15 @@ def test_a_near_task_is_named_only_if_it_does_the_same(name: str, said: str | No
 ROWS = [{"text": "NA", "label": 1}, {"text": "null", "label": 0}, {"text": 'a, "b"\nc é', "label": 1}]
 
 
-@pytest.mark.parametrize("kind", ["csv", "json", "json lines", "jsonl", "parquet", "arrow", "arrow file", "saved"])
+@pytest.mark.parametrize(
+    "kind", ["csv", "tsv", "json", "json lines", "jsonl", "parquet", "arrow", "arrow file", "saved"]
+)
 def test_every_format_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"data.{kind.split()[0]}"
     table = pyarrow.Table.from_pylist(ROWS)
     rows: list[dict[str, object]] = [dict(row) for row in ROWS]
-    if kind == "csv":
-        pandas.DataFrame(ROWS).to_csv(path, index=False)
+    if kind in ("csv", "tsv"):
+        pandas.DataFrame(ROWS).to_csv(path, index=False, sep="\t" if kind == "tsv" else ",")
         rows = [{**row, "label": str(row["label"])} for row in ROWS]  # a cell may be anything, and is left as it is
     elif kind == "json":
         path.write_text(json.dumps(ROWS))
@@ -241,6 +243,88 @@ def test_a_folder_of_images_has_a_folder_for_each_class(tmp_path: Path) -> None:
     assert len(load_data(tmp_path, ("image",), split="train")) == 1
 
 
+def described(folder: Path, kind: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A folder of images with a metadata file, and what datasets makes of it."""
+    for number, row in enumerate(rows):
+        path = folder / row["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), 10 * number).save(path)
+    file, frame = folder / f"metadata.{kind}", pandas.DataFrame(rows)
+    if kind == "csv":
+        frame.to_csv(file, index=False)
+    elif kind == "jsonl":
+        frame.to_json(file, orient="records", lines=True)
+    else:
+        frame.to_parquet(file, index=False)
+    theirs = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=str(folder / ".cache"))
+    return theirs.to_list()
+
+
+@pytest.mark.filterwarnings("ignore:.*metadata.csv.*:pytest.PytestUnraisableExceptionWarning")  # datasets' own
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_folder_of_images_with_metadata_is_what_datasets_makes_of_it(kind: str, tmp_path: Path) -> None:
+    names = ["cat/a.png", "dog/a.png", "cat/b.png"]
+    rows = [
+        {"file_name": name, "mask_file_name": names[0], "label": name[:3], "text": f"a {name}, seen"} for name in names
+    ]
+    theirs = described(tmp_path / "test", kind, rows)
+    for found in (
+        load_data(data_file(str(tmp_path / "test")), ("image", "label")),
+        load_data(data_file(str(tmp_path)), ("image", "mask", "text")),
+        load_data(tmp_path, ("image",), split="test"),
+    ):
+        shown = [{**row, "image": row["image"].getpixel((0, 0)), "mask": row["mask"].filename} for row in found]
+        assert [row["image"] for row in shown] == [0, 10, 20]
+        assert shown[1]["mask"] == str(tmp_path / "test" / "cat" / "a.png")
+        plain = found.cast_column("image", datasets.Image(decode=False)).cast_column(
+            "mask", datasets.Image(decode=False)
+        )
+        assert plain.to_list() == theirs
+    with pytest.raises(EvaluationError, match="has a metadata file, and none for splits: drop --split"):
+        load_data(tmp_path / "test", ("image",), split="train")
+
+
+def test_a_folder_of_sounds_with_metadata_names_them_by_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,text\nb.wav,one\na.flac,two\n")
+    found = load_data(tmp_path, ("audio", "text"))
+    assert found.to_list() == [
+        {"text": "one", "audio": str(tmp_path / "b.wav")},
+        {"text": "two", "audio": str(tmp_path / "a.flac")},
+    ]
+
+
+def test_metadata_that_cannot_be_used(tmp_path: Path) -> None:
+    file = tmp_path / "metadata.csv"
+    file.write_text("image,label\na.png,cat\n")
+    with pytest.raises(EvaluationError, match=r"metadata.csv has no column 'file_name', .*; it has: image, label"):
+        load_data(tmp_path, ("image", "label"))
+    file.write_text("file_name,label\na.png,cat\nb.png\n")
+    with pytest.raises(EvaluationError, match=r"metadata.csv: row 2 \(line 3\) has 1 cells, where the header names 2"):
+        load_data(tmp_path, ("image", "label"))
+    skipped = load_data(tmp_path, ("image", "label"), skip_bad_rows=True)
+    assert skipped["label"][:] == ["cat", None]
+    assert [row["image"] and row["image"]["path"] for row in skipped.to_list()] == [str(tmp_path / "a.png"), None]
+    file.write_text("file_name\na.png\n")
+    with pytest.raises(EvaluationError, match=r"no column 'label'; it has: image\. Name the right ones"):
+        load_data(tmp_path, ("image", "label"))
+
+
+def test_fields_of_objects_are_columns_of_every_format(tmp_path: Path) -> None:
+    pairs = [{"de": f"Satz {n}", "en": f"sentence {n}"} for n in range(3)]
+    typed = datasets.Features({"translation": datasets.Translation(languages=("de", "en"))})
+    datasets.Dataset.from_dict({"translation": pairs}, features=typed).save_to_disk(tmp_path / "typed")
+    rows = [{"translation": pair} for pair in pairs]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "plain")
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pandas.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    for name in ("typed", "plain", "rows.jsonl", "rows.parquet"):
+        found = load_data(tmp_path / name, ("translation.de", "translation.en"))
+        assert found["translation.de"][:] == [pair["de"] for pair in pairs]
+        assert found["translation.en"][:] == [pair["en"] for pair in pairs]
+        with pytest.raises(EvaluationError, match=r"it has: translation \(translation\.de, translation\.en\)\. Name"):
+            load_data(tmp_path / name, ("source",))
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -274,7 +358,9 @@ def test_folders_and_files_of_no_known_kind(tmp_path: Path) -> None:
     [
         ("a.csv", b"texte,label\na,1\n", "no column 'text'; it has: texte, label"),
         ("a.csv", b"text;label\na;1\n", "Its cells are separated by ';': separate them by commas"),
-        ("a.csv", b"text\tlabel\na\t1\n", "separated by tabs"),
+        ("a.csv", b"text\tlabel\na\t1\n", r"separated by tabs: call it FILE\.tsv"),
+        ("a.tsv", b"text,label\na,1\n", r"separated by commas: call it FILE\.csv"),
+        ("a.tsv", b'text\tlabel\n"a" b\t1\n', r"row 1 \(line 2\) is no tsv: "),
         ("a.csv", b"text|label\na|1\n", r"separated by '\|'"),
         ("a.csv", b"text, label\na, 1\n", "spaces around the names"),
         ("a.csv", "text,label\na,1\n".encode("utf-16"), "header is not UTF-8: convert"),
@@ -297,7 +383,7 @@ def test_folders_and_files_of_no_known_kind(tmp_path: Path) -> None:
 def test_data_that_cannot_be_used(name: str, content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(EvaluationError, match=said) as raised:
-        load_data(tmp_path / name, ("text", "label") if name.endswith("csv") else ("text",))
+        load_data(tmp_path / name, ("text", "label") if name.endswith("sv") else ("text",))
     assert name in str(raised.value)
 
 

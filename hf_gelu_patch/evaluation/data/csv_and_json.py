@@ -1,4 +1,4 @@
-"""csv, json and jsonl, row by row and each line within a limit: each row is a dict, or says what is wrong with it."""
+"""csv, tsv, json and jsonl, row by row, each line within a limit: each row is a dict, or says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ _UNDECODED = re.compile("[\udc80-\udcff]")  # what such a byte becomes
 _TOO_LONG = f"is a line of more than {_LINE_LIMIT >> 20} MiB"
 
 
-def csv_rows(path: Path) -> Iterator[dict[str, Any] | str]:
+def csv_rows(path: Path, separator: str = ",") -> Iterator[dict[str, Any] | str]:
+    """Of tsv too, whose cells may be in quotation marks just the same, as pandas and datasets write and read them."""
     too_long = False
 
     def lines() -> Iterator[str]:
@@ -46,14 +47,14 @@ def csv_rows(path: Path) -> Iterator[dict[str, Any] | str]:
 
     usual = csv.field_size_limit(_LINE_LIMIT)
     try:
-        reader = csv.reader(lines(), strict=True)
+        reader = csv.reader(lines(), strict=True, delimiter=separator)
         header: list[str] | None = None
         while True:
             too_long, line = False, reader.line_num + 1
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                cells, trouble = [], f"(line {line}) is no csv: {error}"
+                cells, trouble = [], f"(line {line}) is no {'tsv' if separator == chr(9) else 'csv'}: {error}"
             else:
                 trouble = f"(line {line}) {_TOO_LONG}" if too_long else ""
             if cells is None:

@@ -9,11 +9,20 @@ from pathlib import Path
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.hub import ask_hub, data_caches
 
-FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
 """The data files that can be read, by their endings."""
 
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _HUB_DATA = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -52,18 +61,26 @@ def folder_kind(path: Path) -> str:
         return "saved splits"
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         return "saved"
+    if metadata_in(path) or any(metadata_in(folder) for folder in subfolders(path)):
+        return "described"
     if image_classes(path) or any(image_classes(folder) for folder in subfolders(path)):
         return "images"
     inside = sorted(file.name for file in path.iterdir() if file.suffix.lower() in FORMATS)
     if inside:
         raise EvaluationError(f"{path} is a folder of files: name one of them, such as {path / inside[0]}.")
     raise EvaluationError(
-        f"{path} holds no data: a folder is what save_to_disk wrote, or has a folder of images for each class."
+        f"{path} holds no data: a folder is what save_to_disk wrote, or has a folder of images for each class, or a "
+        f"file {_METADATA[0]} with a column file_name."
     )
 
 
 def subfolders(path: Path) -> list[Path]:
     return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def metadata_in(path: Path) -> Path | None:
+    """The file in a folder that describes other files, a row each; None where there is none."""
+    return next((path / name for name in _METADATA if (path / name).is_file()), None)
 
 
 def images_in(path: Path) -> list[Path]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_gelu_patch.evaluation.data.columns import Wanted
 from hf_gelu_patch.evaluation.data.csv_and_json import csv_rows, json_lines, json_rows
-from hf_gelu_patch.evaluation.data.paths import FORMATS, folder_kind, image_classes, images_in, subfolders
+from hf_gelu_patch.evaluation.data.paths import FORMATS, folder_kind, image_classes, images_in, metadata_in, subfolders
 from hf_gelu_patch.evaluation.data.tables import (
     PROBLEM,
     as_dataset,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import datasets
 
 _EVALUATION = ("validation", "valid", "val", "dev", "test")
+_FILE_NAME = "file_name"
 TRAINING = ("train", "training")
 """What splits to train on are called."""
 
@@ -43,12 +44,14 @@ def load_data(
     """Data as a dataset; nothing is left in a cache, but for what was fetched from the hub.
 
     Cells of a csv file are texts, whatever they look like. A text file is one row with the column ``text``. A folder
-    of images has the columns ``image`` and ``label``.
+    of images has the columns ``image`` and ``label``; one with a metadata file has those of the file, and in place of
+    ``file_name`` and ``…_file_name`` the images or sounds, ``image`` or ``audio`` and ``…``.
 
     Args:
-        data: from ``data_file``: a csv, json (an array of objects, or an object a line), jsonl, parquet, arrow or txt
-            file; a folder that ``save_to_disk`` wrote, or one with a folder of images for each class (and maybe one
-            for each split above these); or an id on the hub.
+        data: from ``data_file``: a csv, tsv, json (an array of objects, or an object a line), jsonl, parquet, arrow or
+            txt file; a folder that ``save_to_disk`` wrote; one with a folder of images for each class, or with a
+            metadata file as ``ImageFolder`` and ``AudioFolder`` of datasets read it (and maybe a folder for each split
+            above these); or an id on the hub.
         columns: those that have to be there; their names, or also what else they may be called.
         split: None for the only one, else the first of the usual ones.
         config_name: which of several datasets under one id on the hub.
@@ -70,7 +73,7 @@ def load_data(
     if isinstance(data, str):
         found = _hub(data, split, config_name, usual, allow_download=allow_download)
     elif data.is_dir():
-        found = _folder(data, split, usual)
+        found = _folder(data, split, usual, wanted.spellings, skip_bad_rows=skip_bad_rows)
     elif split is not None:
         raise EvaluationError(f"{data} is one file, without splits: drop --split.")
     else:
@@ -82,11 +85,24 @@ def load_data(
     if missing:
         there = [name for name in found.column_names if name != PROBLEM]
         raise EvaluationError(
-            f"{data} has no column {' and no column '.join(map(repr, missing))}; it has: {', '.join(there)}. "
-            f"{_column_remedy(missing, there)}"
+            f"{data} has no column {' and no column '.join(map(repr, missing))}; it has: "
+            f"{', '.join(_with_fields(found, there))}. {_column_remedy(missing, there)}"
         )
     if isinstance(data, str) or FORMATS.get(data.suffix.lower()) in (None, "parquet", "arrow"):
         found = without_undecodable(found, data, wanted.names, skip_bad_rows=skip_bad_rows)
+    return found
+
+
+def _with_fields(data: datasets.Dataset, names: Sequence[str]) -> list[str]:
+    """Names of columns, and behind each of objects those of its fields, as they can be asked for."""
+    import datasets
+
+    found = []
+    for name in names:
+        feature = data.features[name]
+        fields = feature.languages if isinstance(feature, datasets.Translation) else feature
+        inside = ", ".join(f"{name}.{one}" for one in fields) if isinstance(fields, (dict, list)) else ""
+        found.append(f"{name} ({inside})" if inside else name)
     return found
 
 
@@ -94,10 +110,11 @@ def _column_remedy(missing: Sequence[str], there: Sequence[str]) -> str:
     """What can be done where columns are missing, by the names of those that are there."""
     if any(name != name.strip() and name.strip() in missing for name in there):
         return "Take out the spaces around the names in its header."
-    marks = {";": "';'", "\t": "tabs", "|": "'|'"}
+    marks = {"\t": ("tabs", "call it FILE.tsv"), ",": ("commas", "call it FILE.csv")}
+    marks |= {mark: (f"'{mark}'", "separate them by commas") for mark in ";|"}
     found = [said for mark, said in marks.items() if len(there) == 1 and mark in there[0]]
     if found:
-        return f"Its cells are separated by {found[0]}: separate them by commas."
+        return f"Its cells are separated by {found[0][0]}: {found[0][1]}."
     return "Name the right ones with --input_column, --second_column and --target_column."
 
 
@@ -114,10 +131,15 @@ def _choose(splits: Iterable[str], asked: str | None, usual: Sequence[str], name
     return found[0]
 
 
-def _folder(path: Path, split: str | None, usual: Sequence[str]) -> datasets.Dataset:
+def _folder(
+    path: Path, split: str | None, usual: Sequence[str], columns: Sequence[str], *, skip_bad_rows: bool
+) -> datasets.Dataset:
     import datasets
 
     kind = folder_kind(path)
+    if kind == "described":
+        path = _split_of(path, metadata_in, "a metadata file", split, usual)
+        return _described(path, columns, skip_bad_rows=skip_bad_rows)
     if kind != "images":
         try:
             if kind == "saved splits":
@@ -132,11 +154,7 @@ def _folder(path: Path, split: str | None, usual: Sequence[str]) -> datasets.Dat
             raise EvaluationError(
                 f"{path} cannot be read as a saved dataset: {first_line(error)}. Save it again with save_to_disk."
             ) from error
-    if not image_classes(path):
-        splits = [folder.name for folder in subfolders(path) if image_classes(folder)]
-        path = path / _choose(splits, split, usual, path)
-    elif split is not None:
-        raise EvaluationError(f"{path} has a folder for each class, and none for splits: drop --split.")
+    path = _split_of(path, image_classes, "a folder for each class", split, usual)
     classes = image_classes(path)
     names = [folder.name for folder in classes]
     pairs = [(str(file), label) for label, folder in enumerate(classes) for file in images_in(folder)]
@@ -144,6 +162,39 @@ def _folder(path: Path, split: str | None, usual: Sequence[str]) -> datasets.Dat
         {"image": [file for file, _ in pairs], "label": [label for _, label in pairs]},
         features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}),
     )
+
+
+def _split_of(path: Path, holds: Callable[[Path], object], what: str, split: str | None, usual: Sequence[str]) -> Path:
+    """The folder itself, where it holds what is looked for, or the one in it of the split that is asked for."""
+    if not holds(path):
+        return path / _choose([folder.name for folder in subfolders(path) if holds(folder)], split, usual, path)
+    if split is not None:
+        raise EvaluationError(f"{path} has {what}, and none for splits: drop --split.")
+    return path
+
+
+def _described(folder: Path, columns: Sequence[str], *, skip_bad_rows: bool) -> datasets.Dataset:
+    """A row for each row of a folder's metadata file, the images or sounds that it names in place of their names."""
+    import datasets
+    from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
+
+    file = metadata_in(folder)
+    assert file is not None
+    found = _file(file, (*columns, _FILE_NAME), skip_bad_rows=skip_bad_rows)
+    naming = [name for name in found.column_names if name == _FILE_NAME or name.endswith(f"_{_FILE_NAME}")]
+    if not naming and len(found):
+        raise EvaluationError(
+            f"{file} has no column {_FILE_NAME!r}, which names the file that a row describes; it has: "
+            f"{', '.join(name for name in found.column_names if name != PROBLEM)}."
+        )
+    for name in naming:
+        files = [None if value is None else str(folder / str(value)) for value in found[name][:]]
+        sounds = any(one is not None and Path(one).suffix.lower() in AudioFolder.EXTENSIONS for one in files)
+        own = name.removesuffix(_FILE_NAME).removesuffix("_") or ("audio" if sounds else "image")
+        there = [own] if own in found.column_names else []
+        found = found.remove_columns(there).add_column(own, files).remove_columns(name)
+        found = found if sounds else found.cast_column(own, datasets.Image())
+    return found
 
 
 def _hub(
@@ -183,8 +234,13 @@ def _file(path: Path, columns: Sequence[str], *, skip_bad_rows: bool) -> dataset
         if kind == "text":
             text = path.read_text(encoding="utf-8-sig")
             return assembled(path, lambda: [{"text": text}] if text else [], columns, skip_bad_rows=skip_bad_rows)
-        read = {"csv": csv_rows, "json": json_rows, "jsonl": json_lines}[kind]
-        return assembled(path, partial(read, path), columns, skip_bad_rows=skip_bad_rows)
+        read = {
+            "csv": partial(csv_rows, path),
+            "tsv": partial(csv_rows, path, "\t"),
+            "json": partial(json_rows, path),
+            "jsonl": partial(json_lines, path),
+        }[kind]
+        return assembled(path, read, columns, skip_bad_rows=skip_bad_rows)
     except EvaluationError:
         raise
     except UnicodeDecodeError as error:

@@ -105,8 +105,8 @@ def _named(model: str, loading: Loading, asked: Mapping[str, Any]) -> Subject:
     if "data" not in asked:
         columns = ", ".join(usual.columns)
         raise EvaluationError(
-            f"there are no data for {model!r}: name them with --validation_file FILE (csv, json, jsonl, parquet, "
-            f"arrow, txt, a folder, or owner/name on the hub{'; columns: ' if columns else ''}{columns})."
+            f"there are no data for {model!r}: name them with --validation_file FILE (csv, tsv, json, jsonl, "
+            f"parquet, arrow, txt, a folder, or owner/name on the hub{'; columns: ' if columns else ''}{columns})."
         )
     return Subject(
         name=model if not Path(model).is_dir() else Path(model).resolve().name,

@@ -53,7 +53,7 @@ class Subject:
     )
     data: Path | str = option(
         MISSING,
-        "csv, json, jsonl, parquet, arrow or txt, a folder of images or of a saved dataset, or an id on the hub "
+        "csv, tsv, json, jsonl, parquet, arrow or txt, a folder of images or of a saved dataset, or an id on the hub "
         "(default: the model's)",
         _DATA,
         metavar="DATA",
