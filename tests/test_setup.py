@@ -24,7 +24,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("scripts/setup", "scripts/test", "scripts/demo", ".ci/run")
+SCRIPTS = ("scripts/setup", "scripts/test", "scripts/demo", "scripts/release", ".ci/run")
 NEWEST, OLDEST = "scripts/constraints.txt", "scripts/constraints-oldest.txt"
 INPUTS = ("pyproject.toml", NEWEST, OLDEST, "scripts/setup")
 INSTALLS = [*["pip"] * 4, "compileall"]
@@ -321,6 +321,17 @@ def test_arguments_go_to_pytest_alone(ready: Tree) -> None:
     assert ready.calls() == ["offline=1 threads=1 4: -m pytest -k two words"]
     (ready.root / "failing").write_text("pytest")
     assert ready.run("scripts/test", "-x")[0] == 1
+
+
+def test_a_release_has_tools_of_its_own(ready: Tree) -> None:
+    assert ready.run("scripts/release", "--build_only") == (0, "", "")
+    made, installs, runs = ready.calls()
+    assert made == "venv"
+    assert "--python .venv/release/bin/python install " in installs
+    assert installs.endswith(" --group release")
+    assert runs.endswith(" 3: -m scripts.releasing --build_only")
+    (ready.root / "failing").write_text("scripts.releasing")
+    assert ready.run("scripts/release")[0] == 1
 
 
 SPREAD = "-n logical --maxprocesses 4 --dist worksteal"

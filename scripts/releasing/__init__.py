@@ -1,0 +1,1 @@
+"""The package as users install it: built, checked, and tried in empty environments of each Python."""
