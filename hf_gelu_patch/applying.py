@@ -82,7 +82,7 @@ def _part(p: Plan) -> Part:
         by = substitute(p.fused, p.module)
     elif p.use.by_method is not None:
         by = OwnMethod(p.fused, p.use.by_method)
-    return Part(p.use, by, p.site.fused)
+    return Part(p.use, by, p.site.fused, p.swaps and p.module is None)
 
 
 def _put_stand_ins(plans: Sequence[Plan], config: list[ConfigChange], undo: ExitStack) -> None:
@@ -99,6 +99,8 @@ def _put_stand_ins(plans: Sequence[Plan], config: list[ConfigChange], undo: Exit
         if (id(original), p.fused) not in made:
             label = f"{p.site.target}, implementation={p.site.implementation}, was {type(original).__name__}"
             template = module_of(get_activation(p.fused.activation), original) if p.swaps else original
-            made[id(original), p.fused] = stand_in(original, template, StandIn(p.fused, label), config)
+            made[id(original), p.fused] = stand_in(
+                original, template, StandIn(p.fused, label, not (p.swaps and p.over)), config
+            )
         p.edge.owner._modules[p.edge.key] = made[id(original), p.fused]
         undo.callback(p.edge.owner._modules.__setitem__, p.edge.key, original)

@@ -38,6 +38,7 @@ __all__ = [
     "local_names",
     "passed_on",
     "remembered",
+    "show_as_written",
     "source_of",
     "stands_for",
     "undecorated",
@@ -214,6 +215,8 @@ def undecorated(function: FunctionType, name: str) -> tuple[FunctionType, str | 
     """The function below a method's decorators, and why a rewritten one could not take its place there, or None."""
     obstacle = None
     while True:
+        if _WRITTEN in function.__code__.co_freevars:  # compiled here, whatever it is shown as
+            return function, obstacle
         if (cell := _decorated_cell(function, name)) is not None:
             function = cell.cell_contents
         elif isinstance(wrapped := getattr(function, "__wrapped__", None), FunctionType):
@@ -301,10 +304,20 @@ def stands_for(function: object, method: object, name: str) -> bool:
     if function is method or not isinstance(function, FunctionType) or not isinstance(method, FunctionType):
         return function is method
     kept, own = undecorated(function, name)[0], undecorated(method, name)[0]
-    if len([*layers(function, name)]) != len([*layers(method, name)]) or _WRITTEN not in kept.__code__.co_freevars:
-        return False
-    cell = (kept.__closure__ or ())[kept.__code__.co_freevars.index(_WRITTEN)]
-    return cell.cell_contents is own
+    return len([*layers(function, name)]) == len([*layers(method, name)]) and _written(kept) is own
+
+
+def show_as_written(method: FunctionType, name: str) -> None:
+    """Have ``inspect``, and torch.jit.script with it, find the source of the function that one was compiled in the
+    place of."""
+    made, _ = undecorated(method, name)
+    made.__dict__["__wrapped__"] = _written(made)
+
+
+def _written(function: FunctionType) -> Any:
+    """The function in whose place one was compiled; None for any other."""
+    names = function.__code__.co_freevars
+    return (function.__closure__ or ())[names.index(_WRITTEN)].cell_contents if _WRITTEN in names else None
 
 
 _MOVED, _WRITTEN = "__hf_gelu_patch_moved__", "__hf_gelu_patch_written__"  # names that no model's code has

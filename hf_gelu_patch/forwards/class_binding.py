@@ -20,9 +20,19 @@ from torch import Tensor, nn
 
 from hf_gelu_patch.errors import PatchError, first_line
 from hf_gelu_patch.forwards.names import MISSING
+from hf_gelu_patch.forwards.replacements import recorded
 from hf_gelu_patch.forwards.rewriting import Rewriting
 from hf_gelu_patch.implementations.registry import Fused
-from hf_gelu_patch.sources import class_attribute, compiled, is_model_code, passed_on, stands_for, undecorated
+from hf_gelu_patch.recomputing import recomputes
+from hf_gelu_patch.sources import (
+    class_attribute,
+    compiled,
+    is_model_code,
+    passed_on,
+    show_as_written,
+    stands_for,
+    undecorated,
+)
 
 __all__ = [
     "Kept",
@@ -48,10 +58,18 @@ _KEPT = "_hf_gelu_patch_kept"  # of a module: what undoing needs beside the clas
 
 @dataclass(frozen=True)
 class StandIn:
-    """What a module computes that stands where an activation was, and that in words."""
+    """What a module computes that stands where an activation was.
+
+    Attributes:
+        fused: what computes it.
+        label: that in words.
+        as_class: whether the class's own forward computes the same. It is then what a trace, an export or
+            torch.jit.script is shown.
+    """
 
     fused: Fused
     label: str
+    as_class: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,7 +190,18 @@ def _cached_class(cls: Any, change: tuple[Rewriting, ...], _: tuple[object, ...]
         return getattr(type(module), _TOKEN, None) != token
 
     methods = {one.method: _compiled(cls, one, moved) for one in change}
-    return _subclass(cls, change, {**methods, _TOKEN: token})
+
+    def scripted(module: nn.Module) -> nn.Module:
+        if recomputes(module):
+            raise _not_scriptable(module, "computes results again in backward")
+        for one in change:
+            if one.swaps:
+                raise _not_scriptable(module, f"computes another function in {one.method}")
+            show_as_written(methods[one.method], one.method)
+        return module if below is None else below(module)
+
+    below = getattr(cls, _SCRIPTED, None)
+    return _subclass(cls, change, {**methods, _TOKEN: token, _SCRIPTED: scripted})
 
 
 def _compiled(cls: Any, one: Rewriting, moved: Callable[[nn.Module], bool]) -> FunctionType:
@@ -188,14 +217,37 @@ _AROUND, _WHOLE = "__hf_gelu_patch_around__", "__hf_gelu_patch_whole__"  # names
 
 @functools.lru_cache(maxsize=4096)
 def _stand_in_class(cls: Any, change: StandIn) -> type[nn.Module]:
-    def forward(_: nn.Module, *given: Tensor, **named: Tensor) -> Tensor:
+    own, as_class, fused, traced = cls.forward, change.as_class, change.fused, recorded
+
+    def forward(module: nn.Module, *given: Tensor, **named: Tensor) -> Tensor:
+        if as_class and traced():
+            result: Tensor = own(module, *given, **named)
+            return result
         (x,) = (*given, *named.values())  # the original's parameter may have any name
-        return change.fused(x)
+        return fused(x)
 
     def extra_repr(_: nn.Module) -> str:
         return change.label
 
-    return _subclass(cls, change, {"forward": forward, "extra_repr": extra_repr})
+    def scripted(module: nn.Module) -> nn.Module:
+        if not as_class:
+            raise _not_scriptable(module, "writes another function over its input")
+        return module
+
+    if as_class and isinstance(own, FunctionType):  # torch.jit.script reads its source, and looks names up in globals
+        forward = FunctionType(forward.__code__, own.__globals__, "forward", None, forward.__closure__)
+        forward.__dict__["__wrapped__"] = own
+    return _subclass(cls, change, {"forward": forward, "extra_repr": extra_repr, _SCRIPTED: scripted})
+
+
+_SCRIPTED = "__prepare_scriptable__"  # what torch.jit.script calls of each module first
+
+
+def _not_scriptable(module: nn.Module, because: str) -> PatchError:
+    return PatchError(
+        f"a patched {type(module).__name__} {because}, which torch.jit.script cannot read: unpatch(model) first, or "
+        "take torch.export or torch.jit.trace, which show what the patched model computes."
+    )
 
 
 # ---- A module's class set, and set back

@@ -98,6 +98,7 @@ class Rewriting:
         text, helpers: what it is compiled from: its source, and the names it refers to beside its class's own.
         name, where, before: of the function that the text was made of: qualified name, ``file:line``, source.
         around: what is called in the method's place, with the method and what that is given; None: the method is.
+        swaps: whether its text computes another function than the class's own.
     """
 
     method: str
@@ -107,6 +108,7 @@ class Rewriting:
     where: str
     before: str
     around: Callable[..., Any] | None = None
+    swaps: bool = False
 
     @property
     def shown(self) -> tuple[str, str, str, str]:
@@ -123,11 +125,13 @@ class Part:
         use: of a method, without an obstacle.
         by: what computes it: a function's successor, or a module's or a method's substitute.
         fused: with what stands around it, or by itself.
+        swaps: whether it is another function that the text names, not a module.
     """
 
     use: Use
     by: Fused | Substitute | OwnMethod
     fused: bool
+    swaps: bool = False
 
 
 _Chosen = tuple[Expression, str | None, "Fused | Substitute | OwnMethod"]  # the second: of a chain, the layer's key
@@ -152,7 +156,8 @@ def _rewriting(method: str, parts: list[Part]) -> Rewriting:
     reading = parts[0].use.reading
     text, helpers = _edited(reading, tuple(dict.fromkeys(map(_chosen, parts))))
     assert reading.source is not None
-    return replace(as_written(method, reading.function, reading.source), text=text, helpers=helpers)
+    swaps = any(part.swaps for part in parts)
+    return replace(as_written(method, reading.function, reading.source), text=text, helpers=helpers, swaps=swaps)
 
 
 def as_written(method: str, function: FunctionType, source: Source) -> Rewriting:

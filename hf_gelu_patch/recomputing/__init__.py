@@ -11,6 +11,6 @@ from __future__ import annotations
 
 from hf_gelu_patch.recomputing.functions import kept
 from hf_gelu_patch.recomputing.graph import Dropped, held
-from hf_gelu_patch.recomputing.hooks import put, taken
+from hf_gelu_patch.recomputing.hooks import put, recomputes, taken
 
-__all__ = ["Dropped", "held", "kept", "put", "taken"]
+__all__ = ["Dropped", "held", "kept", "put", "recomputes", "taken"]

@@ -11,7 +11,7 @@ from torch import nn
 from hf_gelu_patch.implementations.tensors import transformed
 from hf_gelu_patch.recomputing.graph import drop, tensors_in
 
-__all__ = ["Recompute", "put", "taken"]
+__all__ = ["Recompute", "put", "recomputes", "taken"]
 
 
 class Recompute:
@@ -75,6 +75,11 @@ def _is_called(module: nn.Module) -> bool:
 
 def _of(module: nn.Module) -> Recompute | None:
     return next((hook for hook in module._forward_hooks.values() if type(hook) is Recompute), None)
+
+
+def recomputes(module: nn.Module) -> bool:
+    """Whether a module has the hook."""
+    return _of(module) is not None
 
 
 def taken(module: nn.Module) -> bool:
