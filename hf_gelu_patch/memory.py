@@ -129,7 +129,7 @@ def _methods(model: nn.Module) -> tuple[_Method, ...]:
     found: dict[tuple[int, str], list[Any]] = {}
     for place in places(model):
         if place.use is not None and (place.edge is None or not place.use.obstacle):
-            owner, method, edge = place.use.owner, place.use.method, None
+            owner, method, edge = place.use.owner, place.use.methods[0], None
         else:
             assert place.edge is not None
             edge, method = place.edge, "forward"

@@ -43,6 +43,7 @@ from hf_gelu_patch.forwards.class_binding import (
     rewritings,
     unbind,
 )
+from hf_gelu_patch.forwards.rewriting import Rewriting
 from hf_gelu_patch.implementations.registry import Implementation
 from hf_gelu_patch.memory import Meter
 from hf_gelu_patch.planning import Plan, Wanted, plan_tiles, planned_again, recomputed
@@ -368,7 +369,11 @@ def explain(model: nn.Module, *, color: bool | None = None) -> str:
     owners = _owners(model)
     if not owners:
         return f"{type(model).__name__}: activation modules were replaced, no forward was rewritten."
-    seen = Counter((one, _overruled(module, one.method)) for module in owners for one in rewritings(module))
+    seen: Counter[tuple[Rewriting, bool]] = Counter()
+    for module in owners:
+        for one in rewritings(module):
+            overruled = _overruled(module, one.method)
+            seen.update(dict.fromkeys([(one, overruled), *((inner, overruled) for inner in one.followed)], 1))
     if color is None:
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     lines: list[str] = []

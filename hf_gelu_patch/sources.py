@@ -29,6 +29,7 @@ __all__ = [
     "class_attribute",
     "compile_function",
     "compiled",
+    "compiled_copy",
     "faithful_source_of",
     "identifiers",
     "is_empty",
@@ -45,6 +46,7 @@ __all__ = [
     "why_unfaithful",
 ]
 
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -282,15 +284,28 @@ def compiled(
     method = class_attribute(cls, name)
     assert isinstance(method, FunctionType)
     inner, _ = undecorated(method, name)
-    helpers = (*helpers, (_MOVED, moved), (_WRITTEN, inner))
-    file = f"<hf_gelu_patch {inner.__module__}.{inner.__qualname__} {zlib.crc32(text.encode()):08x}>"
     tree = parse(text)
     assert tree is not None
-    code = _compile(_guarded(tree), inner, file, tuple(name for name, _ in helpers))
+    return _recompiled(method, name, text, _guarded(tree), (*helpers, (_MOVED, moved), (_WRITTEN, inner)))
+
+
+def compiled_copy(function: FunctionType, text: str, helpers: tuple[tuple[str, Any], ...]) -> FunctionType:
+    """``text`` compiled as ``compiled`` does, in the place of a function that no class is asked for."""
+    tree = parse(text)
+    assert tree is not None
+    return _recompiled(function, function.__name__, text, tree, helpers)
+
+
+def _recompiled(
+    whole: FunctionType, name: str, text: str, tree: _Function, helpers: tuple[tuple[str, Any], ...]
+) -> FunctionType:
+    inner, _ = undecorated(whole, name)
+    file = f"<hf_gelu_patch {inner.__module__}.{inner.__qualname__} {zlib.crc32(text.encode()):08x}>"
+    code = _compile(tree, inner, file, tuple(name for name, _ in helpers))
     cells = dict(zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True))
     cells.update((key, _cell(value)) for key, value in helpers)
     linecache.cache[file] = (len(text), None, lines_of(text), file)
-    return _redecorated(method, name, _like(inner, code, tuple(cells[free] for free in code.co_freevars)))
+    return _redecorated(whole, name, _like(inner, code, tuple(cells[free] for free in code.co_freevars)))
 
 
 def stands_for(function: object, method: object, name: str) -> bool:
@@ -321,8 +336,6 @@ def _written(function: FunctionType) -> Any:
 
 
 _MOVED, _WRITTEN = "__hf_gelu_patch_moved__", "__hf_gelu_patch_written__"  # names that no model's code has
-
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def _guarded(tree: _Function) -> _Function:

@@ -12,24 +12,26 @@ import functools
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor
 
 from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.forwards.expressions import Expression, Reading, by_itself
-from hf_gelu_patch.forwards.replacements import OwnMethod, Substitute, gated, linear_act, steps
+from hf_gelu_patch.forwards.following import Call
+from hf_gelu_patch.forwards.replacements import OwnMethod, Substitute, gated, linear_act, recorded, steps
 from hf_gelu_patch.forwards.uses import Use
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.sources import (
     Source,
+    compiled_copy,
     identifiers,
     lines_of,
     parse,
 )
 
-__all__ = ["Part", "Rewriting", "as_written", "rewritten"]
+__all__ = ["Followed", "Part", "Rewriting", "as_written", "rewritten"]
 
 
 @dataclass
@@ -116,6 +118,44 @@ class Rewriting:
         around = "" if self.around is None else f"@{self.around}\n"
         return self.name, self.where, textwrap.dedent(self.before), around + textwrap.dedent(self.text)
 
+    @property
+    def followed(self) -> tuple[Rewriting, ...]:
+        """The functions that it calls, and those that these call, that are rewritten with it."""
+        below = [value.rewriting for _, value in self.helpers if isinstance(value, Followed)]
+        return tuple(dict.fromkeys(one for inner in below for one in (inner, *inner.followed)))
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What is called in the stead of a function that a rewritten method calls: the function, rewritten.
+
+    It takes the function's place only while that is what is called there.
+
+    Attributes:
+        function: it, with its decorators.
+        rewriting: of it.
+    """
+
+    function: FunctionType
+    rewriting: Rewriting
+    _made: FunctionType = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        made = compiled_copy(self.function, self.rewriting.text, self.rewriting.helpers)
+        object.__setattr__(self, "_made", made)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Followed, (self.function, self.rewriting)
+
+    def __call__(self, called: Any) -> Any:
+        if recorded():
+            return called
+        if called is self.function:
+            return self._made
+        if type(called) is MethodType and called.__func__ is self.function:
+            return MethodType(self._made, called.__self__)
+        return called
+
 
 @dataclass(frozen=True)
 class Part:
@@ -135,10 +175,11 @@ class Part:
 
 
 _Chosen = tuple[Expression, str | None, "Fused | Substitute | OwnMethod"]  # the second: of a chain, the layer's key
+_Calls = tuple[tuple[ast.expr, Followed], ...]  # what is called, as it is written, and what in its stead
 
 
 def rewritten(parts: list[Part]) -> tuple[Rewriting, ...]:
-    """The methods of one module, rewritten where it uses activations.
+    """The methods of one module, rewritten where it uses activations, and with them the functions that they call.
 
     Args:
         parts: all of one owner.
@@ -146,15 +187,36 @@ def rewritten(parts: list[Part]) -> tuple[Rewriting, ...]:
     Raises:
         PatchError: what was made of a method is no Python.
     """
-    methods: dict[str, list[Part]] = {}
+    chosen: dict[FunctionType, list[_Chosen]] = {}
+    calls: dict[FunctionType, list[Call]] = {}
+    methods: dict[str, Reading] = {}
     for part in parts:
-        methods.setdefault(part.use.method, []).append(part)
-    return tuple(_rewriting(name, of_method) for name, of_method in methods.items())
+        use = part.use
+        chosen.setdefault(use.reading.function, []).append(_chosen(part))
+        if not use.calls:
+            methods[use.method] = use.reading
+        for call in use.calls:
+            calls.setdefault(call.reading.function, []).append(call)
+            if call.method is not None:
+                methods[call.method] = call.reading
+    readings = {part.use.reading.function: part.use.reading for part in parts}
+    readings |= {one[0].reading.function: one[0].reading for one in calls.values()}
+
+    def made(name: str, function: FunctionType) -> Rewriting:
+        inside = {call.node: call for call in calls.get(function, ())}
+        followed = tuple(
+            (node, _followed(call.whole, made(call.whole.__name__, call.function))) for node, call in inside.items()
+        )
+        return _rewriting(name, readings[function], tuple(dict.fromkeys(chosen.get(function, ()))), followed)
+
+    return tuple(made(name, reading.function) for name, reading in methods.items())
 
 
-def _rewriting(method: str, parts: list[Part]) -> Rewriting:
-    reading = parts[0].use.reading
-    text, helpers = _edited(reading, tuple(dict.fromkeys(map(_chosen, parts))))
+_followed = functools.lru_cache(maxsize=1024)(Followed)  # the same object for each module of a class
+
+
+def _rewriting(method: str, reading: Reading, chosen: tuple[_Chosen, ...], calls: _Calls) -> Rewriting:
+    text, helpers = _edited(reading, chosen, calls)
     assert reading.source is not None
     swaps = any(part.swaps for part in parts)
     return replace(as_written(method, reading.function, reading.source), text=text, helpers=helpers, swaps=swaps)
@@ -176,7 +238,7 @@ def _chosen(part: Part) -> _Chosen:
 
 
 @functools.lru_cache(maxsize=1024)
-def _edited(reading: Reading, chosen: tuple[_Chosen, ...]) -> tuple[str, tuple[tuple[str, Any], ...]]:
+def _edited(reading: Reading, chosen: tuple[_Chosen, ...], calls: _Calls) -> tuple[str, tuple[tuple[str, Any], ...]]:
     """The edited source of a function, and the names it refers to beside its own."""
     assert reading.source is not None
     taken = identifiers(reading.function.__code__) | reading.function.__globals__.keys() | vars(builtins).keys()
@@ -199,6 +261,8 @@ def _edited(reading: Reading, chosen: tuple[_Chosen, ...]) -> tuple[str, tuple[t
             chains.setdefault(expression, []).append((key, by))
     for expression, layers in chains.items():
         _edit_chain(edits, expression, tuple(layers), helper)
+    for node, followed in calls:
+        _edit_call(edits, node, helper(f"patched_{followed.function.__name__}", followed))
     text = edits.text()
     if parse(text) is None:
         name = reading.function.__qualname__
@@ -210,6 +274,10 @@ def _edited(reading: Reading, chosen: tuple[_Chosen, ...]) -> tuple[str, tuple[t
 
 
 _Helper = Callable[[str, Any], str]
+
+
+def _edit_call(edits: _Edits, called: ast.expr, name: str) -> None:
+    edits.at[called] = lambda: f"{name}({edits.render(called, itself=False)})"
 
 
 def _edit_chain(

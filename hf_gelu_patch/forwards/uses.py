@@ -15,7 +15,8 @@ from hf_gelu_patch.forwards.callees import Callee
 from hf_gelu_patch.forwards.carried import bound_on, carried, is_bound_otherwise, reaches
 from hf_gelu_patch.forwards.conditions import never
 from hf_gelu_patch.forwards.expressions import Expression, Reading, read
-from hf_gelu_patch.forwards.methods import Method
+from hf_gelu_patch.forwards.following import Call, calls_of
+from hf_gelu_patch.forwards.methods import BY_SUPER, Method
 from hf_gelu_patch.forwards.names import MISSING, Names, dotted, reach
 from hf_gelu_patch.forwards.own_methods import applied_by, own_method
 from hf_gelu_patch.forwards.replacements import is_linear
@@ -41,6 +42,8 @@ class Use:
         beyond: why the function that holds it cannot be replaced on the module, or None.
         by_method: the method of the module's own that the expression calls to apply it; None where it calls another
             thing.
+        calls: those that are followed from the module's methods to the function that holds it; none where a method
+            that the module runs itself does.
     """
 
     owner: nn.Module
@@ -51,6 +54,12 @@ class Use:
     edge: Edge | None
     beyond: str | None
     by_method: Callable[..., object] | None = None
+    calls: tuple[Call, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The module's methods that are rewritten for it."""
+        return tuple(dict.fromkeys(call.method for call in self.calls if call.method)) or (self.method,)
 
     @property
     def file(self) -> str:
@@ -60,8 +69,9 @@ class Use:
     def obstacle(self) -> str | None:
         """Why the method that holds it cannot be rewritten, or None."""
         name = type(self.owner).__name__
-        if self.beyond is None and is_bound_otherwise(self.owner, self.method):
-            return f"another {self.method} is bound on this {name}"
+        others = (method for method in self.methods if self.beyond is None and is_bound_otherwise(self.owner, method))
+        if (other := next(others, None)) is not None:
+            return f"another {other} is bound on this {name}"
         return self.beyond or self.reading.obstacle or self.reading.unfaithful
 
     @property
@@ -72,7 +82,7 @@ class Use:
     @property
     def overruled(self) -> bool:
         """Whether the module carries another function that runs instead of the method, and does not apply this."""
-        bound = carried(self.owner, self.method) if self.beyond is None else None
+        bound = carried(self.owner, self.method) if self.beyond is None and not self.calls else None
         if bound is None or reaches(bound, inspect.getattr_static(type(self.owner), self.method, None)):
             return False
         code = getattr(inspect.unwrap(getattr(bound, "__func__", bound)), "__code__", None)
@@ -165,16 +175,20 @@ def _mentions(function: FunctionType, name: str, *, is_method: bool) -> int:
 
 
 def _uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve) -> Iterator[Use]:
-    for name, function, inner, obstacle in (*methods, *bound_on(owner)):
+    for number, (name, function, inner, obstacle) in enumerate((*methods, *bound_on(owner))):
         reading = read(inner, is_method=function is not None)
         method = name if function is not None else inner.__qualname__
-        if function is None:
+        by_call = number < len(methods) and obstacle == (None if function is None else BY_SUPER)
+        followed = calls_of(type(owner), inner) if by_call else ()
+        if followed:
+            obstacle = None
+        elif function is None:
             obstacle = f"it stands in {inner.__qualname__}, a function that the forward calls"
         if reading.source is None or reading.unfaithful:
             for named in _named_in(inner):
                 core = ast.Name("?")
                 unread = Expression(Callee("function", core), core, core, line=inner.__code__.co_firstlineno)
-                yield Use(owner, method, reading, unread, named, None, obstacle)
+                yield Use(owner, method, reading, unread, named, None, obstacle, calls=followed)
             continue
         mine = function is not None or "." not in inner.__qualname__  # its "self" is this module
         pending = list(reading.expressions)
@@ -183,7 +197,7 @@ def _uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve)
             expression = pending.pop(0)
             if expression.callee.how == "chain":
                 for edge, current in resolve_chain(expression, owner, activation_of):
-                    yield Use(owner, method, reading, expression, current, edge, obstacle)
+                    yield Use(owner, method, reading, expression, current, edge, obstacle, calls=followed)
                 continue
             found = resolve_expression(expression, owner if mine else _NOBODY, reading, activation_of)
             by_method = own_method(expression, owner) if mine and found is None else None
@@ -196,7 +210,7 @@ def _uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve)
                 expression = expression.alone
             elif expression.product is not None:
                 products.add(expression.product)
-            yield Use(owner, method, reading, expression, *found, obstacle, by_method)
+            yield Use(owner, method, reading, expression, *found, obstacle, by_method, followed)
 
 
 def _named_in(function: FunctionType) -> Iterator[Resolved]:

@@ -78,7 +78,7 @@ class Group:
 def subject_of(plan: Plan) -> Subject:
     """What is timed of a site."""
     if plan.use is not None and not plan.use.obstacle:
-        return Subject(plan.use.owner, plan.use.method, None)
+        return Subject(plan.use.owner, plan.use.methods[0], None)
     assert plan.edge is not None
     assert plan.module is not None
     return Subject(plan.module, "forward", plan.edge)

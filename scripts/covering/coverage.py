@@ -149,7 +149,7 @@ class _Examination:
         self.stage = stage
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingPatchedWarning)
-            return patch(self.tiny.model)
+            return patch(self.tiny.model, implementation="aten")
 
     def unpatch(self, stage: str, report: Report) -> None:
         self.stage = stage
@@ -173,7 +173,7 @@ class _Examination:
         found["written"] = sum(not execution.in_module for execution in executions)
         found["functions"] = dict(Counter(execution.function for execution in executions).most_common())
         self.stage = "find_sites"
-        dry = find_sites(model)
+        dry = find_sites(model, implementation="aten")
         found["sites"] = dict(Counter(site.kind for site in dry.sites))
         found["left"] = dict(Counter(site.reason for site in dry.unchanged).most_common())
         found["changed"] = len(dry.changed)
