@@ -91,3 +91,121 @@ def test_a_switch_that_is_turned_after_the_patch_runs_the_models_own(write: Writ
     model.off = True
     x = inputs()
     assert torch.equal(model(x), model.act(model.fc(x * torch.sigmoid(1.702 * x))))
+
+
+# A product on a condition
+
+UP = "h = self.act(self.fc(x))\nif self.on is not None:\n    h = h * self.fc2(x)\nreturn self.fc2(h)"
+OTHERWISE = ["else:", "h = patched_silu(self.act)(h)"]
+PRODUCTS = {  # a body with a product on a condition: what is added to it
+    "torchtune's": (UP, ["h = self.fc(x)", "h = gated(patched_silu(self.act), h, self.fc2(x))", *OTHERWISE]),
+    "a child that is there": (
+        UP.replace("self.on is", "self.fc2 is"),
+        ["h = self.fc(x)", "h = gated(patched_silu(self.act), h, self.fc2(x))", *OTHERWISE],
+    ),
+    "a switch": (
+        UP.replace("self.on is not None", "self.on and not self.off"),
+        ["h = self.fc(x)", "h = gated(patched_silu(self.act), h, self.fc2(x))", *OTHERWISE],
+    ),
+    "on one line, and read before it too": (
+        "h = self.fc(x)\ny = h + 1\nh = F.silu(h)\nif self.on: h = self.fc2(x) * h  # the gate\nreturn h + y",
+        ["if self.on: h = gated(patched_silu, up=self.fc2(x), gate=h)", "else:", "h = patched_silu(h)  # the gate"],
+    ),
+    "inside something": (
+        UP.replace("h * self.fc2(x)", "self.fc2(h * self.fc2(x))"),
+        ["h = self.fc(x)", "h = self.fc2(gated(patched_silu(self.act), h, self.fc2(x)))", *OTHERWISE],
+    ),
+    "in a loop": (
+        "for _ in range(2):\n    h = F.silu(x)\n    if self.on:\n        h = h * self.fc(x)\n    x = h\nreturn x",
+        ["h = x", "h = gated(patched_silu, h, self.fc(x))", "else:", "h = patched_silu(h)"],
+    ),
+}
+APART = {  # a body whose product is not the whole of what a condition does with the activation
+    "the module rules it out": UP.replace("self.on", "self.none"),
+    "the input decides": UP.replace("self.on is not None", "x.dim() == 2"),
+    "a call decides": UP.replace("self.on is not None", "self.on or self.note('asked', x)"),
+    "a method may change it": UP.replace("self.on is", "self.later is") + "\nself.later = 1",
+    "another name": UP.replace("    h = h *", "    y = h *"),
+    "two steps": UP.replace("    h = h *", "    self.note('up', x)\n    h = h *"),
+    "twice": UP.replace("h * self.fc2(x)", "h * self.fc2(h)"),
+    "another branch": UP.replace("\nreturn", "\nelse:\n    h = h + 1\nreturn"),
+    "a condition that reads it": UP.replace("self.on is not None", "h is not None"),
+    "something else before": UP.replace("\nif", "\nself.note('h', h)\nif"),
+    "a function that may read it": UP.replace("\nif", "\nread = lambda: h\nif"),
+    "where an error is caught": "\n".join(
+        [
+            *("try:", *(f"    {line}" for line in UP.replace("fc2(x)", "fc2(x[:, :1])").splitlines())),
+            *("except RuntimeError:", "    return h"),
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "added"), PRODUCTS.values(), ids=PRODUCTS)
+def test_a_product_on_a_condition_that_holds_is_gated(body: str, added: list[str], write: Write) -> None:
+    found = checked(build(module(body, write)))
+    assert (found.site.kind, found.site.fused) == ("gated", True)
+    assert found.added() == added
+
+
+@pytest.mark.parametrize("body", APART.values(), ids=APART)
+def test_a_product_that_may_not_be_is_none(body: str, write: Write) -> None:
+    found = checked(build(module(body, write)))
+    assert found.site.kind != "gated"
+
+
+def test_a_product_is_left_out_where_its_condition_no_longer_holds(write: Write) -> None:
+    model = build(module(UP, write))
+    with torch.no_grad():
+        patch(model, implementation="aten")
+        for on in (True, None):
+            model.on = on
+            h = model.act(model.fc(inputs()))
+            assert torch.equal(model(inputs()), model.fc2(h * model.fc2(inputs()) if on else h))
+
+
+# What stands between an activation and its product
+
+BETWEEN = {  # where the activation is that of a layer's result, which nobody else has
+    "a branch": "if x.dim() == 2:\n    y = x + 1",
+    "a branch with two ends": "if x.dim() == 1:\n    y = x\nelse:\n    self.kept = x\n    y = x + 1",
+    "a cache": "if x is not None:\n    self.cache[0] = x[0].detach()",
+    "a call": "self.note('x', x)",
+    "in place": "y = x.clone().add_(1)",
+    "a check": "if x.dim() == 7:\n    raise ValueError",
+}
+NOT_BETWEEN = {
+    "it may be read": "if x.dim() == 2:\n    self.note('h', h)",
+    "it may be another": "if x.dim() == 2:\n    h = x",
+    "a loop": "for _ in range(2):\n    x = x + 1",
+    "it may leave": "if x.dim() == 1:\n    return h",
+    "it is changed": "h += 1",
+}
+
+
+@pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN)
+@pytest.mark.parametrize("first", ["h = self.act(self.fc(x))", "h = self.fc(x)\nh = self.act(h)"])
+def test_what_cannot_change_a_layers_result_may_stand_between(first: str, between: str, write: Write) -> None:
+    model = build(module(f"self.cache = [None]\n{first}\n{between}\nreturn self.fc2(h * x)", write))
+    found = checked(model)
+    assert (found.site.kind, found.site.fused) == ("gated", True)
+    assert "return self.fc2(gated(patched_silu(self.act), h, x))" in found.added()
+
+
+@pytest.mark.parametrize("between", NOT_BETWEEN.values(), ids=NOT_BETWEEN)
+def test_what_reads_or_changes_it_may_not(between: str, write: Write) -> None:
+    found = checked(build(module(f"h = self.act(self.fc(x))\n{between}\nreturn self.fc2(h * x)", write)))
+    assert found.site.kind == "linear"
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Identity(), torch.nn.Dropout()])
+def test_a_result_that_may_be_the_input_itself_is_no_layers_own(layer: torch.nn.Module, write: Write) -> None:
+    body = "x = x.clone()\nh = self.act(self.fc(x))\nif x.dim() == 2:\n    x[0] = 7.0\nreturn h * self.fc2(x)"
+    model = build(module(body, write)).eval()
+    model.fc = layer.eval()
+    with torch.no_grad():
+        expected = model(inputs())
+        report = patch(model, implementation="aten", activation="silu")
+        assert torch.equal(model(inputs()), expected)
+    [site] = [site for site in report.sites if site.line]
+    assert not site.fused

@@ -14,7 +14,7 @@ from torch import nn
 from hf_gelu_patch.forwards.names import MISSING, dotted, reach
 from hf_gelu_patch.sources import is_model_code
 
-__all__ = ["Condition", "never"]
+__all__ = ["Condition", "always", "never"]
 
 Condition = tuple[ast.expr, bool]
 """A test, and what it has to come to for something to run."""
@@ -38,6 +38,11 @@ def never(conditions: Iterable[Condition], owner: nn.Module, owner_name: str | N
         if decided.truth(test) is (not wanted):
             return f"{ast.unparse(test)} {'does not hold' if wanted else 'holds'}"
     return None
+
+
+def always(test: ast.expr, owner: nn.Module, owner_name: str | None) -> bool:
+    """Whether a module meets a condition, whatever it is given; as ``never`` tells it."""
+    return owner_name is not None and _Decided(owner, owner_name).truth(test) is True
 
 
 class _Decided:

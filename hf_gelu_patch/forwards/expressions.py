@@ -17,7 +17,7 @@ from hf_gelu_patch.forwards.callees import Callee, Callees
 from hf_gelu_patch.forwards.conditions import Condition
 from hf_gelu_patch.forwards.flow import Flow
 from hf_gelu_patch.forwards.names import Names, dotted
-from hf_gelu_patch.forwards.writes import may_write_over
+from hf_gelu_patch.forwards.writes import is_written, may_write_over
 from hf_gelu_patch.sources import Source, remembered, source_of, why_unfaithful
 
 __all__ = ["Expression", "Reading", "by_itself", "read"]
@@ -37,8 +37,11 @@ class Expression:
         moved: the statement that assigns ``act(x)`` to the name that ``product`` then reads, or the one that assigns
             ``linear(x)`` to the name that ``core`` then reads; None where they are one expression.
         linear: the node ``linear(x)``, where x is one.
+        only_if: the statement that ``product`` stands in, of which the module decides whether it is evaluated:
+            ``if self.up is not None: h = h * self.up(x)``, h being ``act(x)``.
         exposed: what runs after ``core`` and before ``product`` on something that x may share memory with, and of
-            which the source alone does not say that it leaves that as it is: calls, and where a coroutine waits.
+            which the source alone does not say that it leaves that as it is: calls, what is assigned to, and where a
+            coroutine waits.
         conditions: the tests around it, and what each has to come to for it to be evaluated.
         line, end_line: of ``core``, in the function's file.
         fallback: the expressions inside it, for where a formula is no activation.
@@ -53,6 +56,7 @@ class Expression:
     factors: tuple[ast.expr, ast.expr] | None = None  # of the product
     linear: ast.Call | None = None
     moved: ast.Assign | None = None
+    only_if: ast.If | None = None
     exposed: tuple[ast.expr, ...] = ()
     conditions: tuple[Condition, ...] = ()
     line: int = 0
@@ -73,7 +77,7 @@ class Expression:
 @functools.lru_cache(maxsize=4096)
 def by_itself(expression: Expression) -> Expression:
     """The same activation without what stands around it."""
-    return replace(expression, product=None, factors=None, linear=None, moved=None, alone=None)
+    return replace(expression, product=None, factors=None, linear=None, moved=None, alone=None, only_if=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,34 +179,44 @@ class _Finder:
             line=core.lineno + self.shift,
             end_line=(core.end_lineno or core.lineno) + self.shift,
         )
-        product, factors, moved = self._product_of(bare)
-        if product is None or factors is None:
+        found = self._product_of(bare, own=linear is not None)
+        if found is None:
             return expression
+        product, factors, moved, only_if = found
         return replace(
             expression,
             product=product,
             factors=factors,
             linear=None,
             moved=moved,
-            exposed=self._exposed(bare, product, factors, moved),
+            only_if=only_if,
+            exposed=self._exposed(bare, product, factors, moved, only_if),
             alone=expression,
         )
 
     def _product_of(
-        self, bare: Expression
-    ) -> tuple[ast.expr | None, tuple[ast.expr, ast.expr] | None, ast.Assign | None]:
+        self, bare: Expression, *, own: bool
+    ) -> tuple[ast.expr, tuple[ast.expr, ast.expr], ast.Assign | None, ast.If | None] | None:
         """The product that ``core`` is a factor of, directly or by a name given to it alone; its factors; the statement
-        that gives the name."""
+        that gives the name; the one around the product where the module decides whether that is evaluated.
+
+        Args:
+            bare: the expression.
+            own: whether its argument is the result of a module, which nothing else reads.
+        """
         parent = self.flow.parents[bare.core]
         if (factors := self._factors(parent, bare.core)) is not None:
             assert isinstance(parent, ast.expr)
-            return parent, factors, None
-        if bare.callee.movable and isinstance(parent, ast.Assign) and parent.value is bare.core:
-            use = self.flow.only_use(parent)
-            if use is not None and (factors := self._factors(product := self.flow.parents[use], use)) is not None:
-                assert isinstance(product, ast.expr)
-                return product, factors, parent
-        return None, None, None
+            return parent, factors, None, None
+        if not (bare.callee.movable and isinstance(parent, ast.Assign) and parent.value is bare.core):
+            return None
+        use, only_if = self.flow.only_use(parent, own=own), None
+        if use is None and (conditional := self.flow.used_on_a_condition(parent)) is not None:
+            use, only_if = conditional
+        if use is not None and (factors := self._factors(product := self.flow.parents[use], use)) is not None:
+            assert isinstance(product, ast.expr)
+            return product, factors, parent, only_if
+        return None
 
     def _factors(self, node: ast.AST, factor: ast.expr) -> tuple[ast.expr, ast.expr] | None:
         """The two factors where ``node`` is the product of ``factor`` and something that is no number."""
@@ -247,17 +261,18 @@ class _Finder:
         product: ast.expr,
         factors: tuple[ast.expr, ast.expr],
         moved: ast.Assign | None,
+        only_if: ast.If | None,
     ) -> tuple[ast.expr, ...]:
         """What runs between ``core``, as it is written, and its product, and may write over its argument."""
         held = {node.id for node in ast.walk(bare.argument) if isinstance(node, ast.Name)} - {self.names.owner}
         between: list[ast.AST] = [factors[1]] if factors[0] is bare.core else []
         if moved is not None:
-            between = [*self.flow.until(moved, product)]
+            between = [*self.flow.until(moved, product if only_if is None else only_if)]
         return tuple(
             node
             for part in between
             for node in ast.walk(part)
             if isinstance(node, ast.expr)
-            and may_write_over(node, held, self.names)
+            and (is_written(node) or may_write_over(node, held, self.names))
             and not any(inner is product for inner in ast.walk(node))
         )

@@ -50,17 +50,20 @@ class Flow:
                 return earlier if isinstance(earlier, ast.Assign) and assigned_name(earlier) == name else None
         return None
 
-    def only_use(self, definition: ast.Assign) -> ast.Name | None:
-        """The one place that reads what an assignment gives its name: in a statement of the same block with nothing but
-        plain assignments between, which cannot change it."""
+    def only_use(self, definition: ast.Assign, *, own: bool = False) -> ast.Name | None:
+        """The one place that reads what an assignment gives its name: in a statement of the same block with nothing
+        between that can change it.
+
+        Args:
+            definition: the assignment.
+            own: whether nothing else can know what it gives, so that statements between which write to other things,
+                or to none in one of their branches, cannot change it. Without that, only plain assignments may be
+                there.
+        """
         name = assigned_name(definition)
-        if name is None or name in self.names.shared:
+        if name is None or not self._is_followed(name, definition):
             return None
-        if any(isinstance(above, ast.Try) for above in self._above(definition)):
-            return None
-        reads = [n for n in self.nodes if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load)]
-        if any(self._in_nested_function(read, definition) for read in reads):
-            return None
+        reads = self._reads(name)
         block = self.block_of(definition)
         rest = block[block.index(definition) + 1 :]
         for index, statement in enumerate(rest):
@@ -72,9 +75,39 @@ class Flow:
                     return None
                 last = assigned_name(statement) == name
                 return only if last or not self._read_later(name, reads, only, definition, rest[index + 1 :]) else None
-            if not isinstance(statement, ast.Assign) or _binds(statement, name) or writes(statement):
+            if _binds(statement, name) or not (_is_straight(statement) if own else _is_plain(statement)):
                 return None
         return None
+
+    def used_on_a_condition(self, definition: ast.Assign) -> tuple[ast.Name, ast.If] | None:
+        """(the read, the statement) where the next thing that happens to what an assignment gives its name is that
+        ``if`` gives the name another value made of it: ``if self.up is not None: h = h * self.up(x)``. The condition
+        is one of attributes; whatever it comes to, nothing but this reads the value before."""
+        name = assigned_name(definition)
+        if name is None or not self._is_followed(name, definition):
+            return None
+        block = self.block_of(definition)
+        for statement in block[block.index(definition) + 1 :]:
+            here = [read for read in self._reads(name) if read in set(ast.walk(statement))]
+            if not here and not _binds(statement, name) and _is_plain(statement):
+                continue
+            if not isinstance(statement, ast.If) or statement.orelse or not _of_attributes(statement.test):
+                return None
+            (inner, *more) = statement.body
+            if more or len(here) != 1 or assigned_name(inner) != name:
+                return None
+            read = self._only_read(name, here, inner)
+            return None if read is None else (read, statement)
+        return None
+
+    def _is_followed(self, name: str, definition: ast.Assign) -> bool:
+        """Whether nothing but the statements of one function, in their order, reads the name."""
+        if name in self.names.shared or any(isinstance(above, ast.Try) for above in self._above(definition)):
+            return False
+        return not any(self._in_nested_function(read, definition) for read in self._reads(name))
+
+    def _reads(self, name: str) -> list[ast.Name]:
+        return [n for n in self.nodes if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load)]
 
     def _only_read(self, name: str, reads: list[ast.Name], statement: ast.stmt) -> ast.Name | None:
         """The one read of a name in a statement that reads it once, whatever happens, before it gives it a value."""
@@ -170,6 +203,30 @@ def _binds(statement: ast.AST, name: str) -> bool:
         isinstance(node, ast.Name) and node.id == name and not isinstance(node.ctx, ast.Load)
         for node in ast.walk(statement)
     )
+
+
+def _is_plain(statement: ast.stmt) -> bool:
+    """Whether it assigns to names and does nothing else that can be seen from its source."""
+    return isinstance(statement, ast.Assign) and not writes(statement)
+
+
+def _is_straight(statement: ast.stmt) -> bool:
+    """Whether it assigns, calls or raises, perhaps on a condition, and neither leaves otherwise nor repeats itself."""
+    if isinstance(statement, ast.If):
+        return all(map(_is_straight, (*statement.body, *statement.orelse)))
+    waits = any(isinstance(node, (ast.Yield, ast.YieldFrom, ast.Await)) for node in ast.walk(statement))
+    return isinstance(statement, (ast.Assign, ast.Expr, ast.Pass, ast.Raise)) and not waits
+
+
+def _of_attributes(test: ast.expr) -> bool:
+    """Whether evaluating a condition does nothing but look at attributes and compare them."""
+    return all(isinstance(node, _COMPARING) for node in ast.walk(test))
+
+
+_COMPARING = (
+    *(ast.Compare, ast.BoolOp, ast.UnaryOp, ast.Attribute, ast.Name, ast.Constant, ast.Load),
+    *(ast.cmpop, ast.boolop, ast.unaryop),
+)
 
 
 def assigned_name(statement: ast.stmt) -> str | None:

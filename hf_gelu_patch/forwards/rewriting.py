@@ -304,6 +304,8 @@ def _edit(edits: _Edits, expression: Expression, by: Fused | Substitute | OwnMet
             edits.at[core] = lambda: _operand(edits, expression.argument)
             if isinstance(expression.argument, ast.Name) and expression.argument.id == gate():
                 edits.delete(moved)
+            if expression.only_if is not None:
+                _edit_otherwise(edits, expression.only_if, f"{gate()} = {act}({gate()})")
         if left is factor:
             edits.at[product] = lambda: f"{name}({act}, {gate()}, {_operand(edits, right)})"
         else:  # evaluated in the order it is written
@@ -322,6 +324,14 @@ def _edit(edits: _Edits, expression: Expression, by: Fused | Substitute | OwnMet
                 edits.delete(statement)
     else:
         edits.at[core] = lambda: f"{act}({_operand(edits, expression.argument)})"
+
+
+def _edit_otherwise(edits: _Edits, statement: ast.If, otherwise: str) -> None:
+    """Give an ``if`` that has none an ``else``."""
+    (last,) = statement.body
+    line = lines_of(edits.source.text)[statement.lineno - 1].encode()
+    indent = line[: statement.col_offset].decode()
+    edits.at[last] = lambda: f"{edits.render(last, itself=False)}\n{indent}else:\n{indent}    {otherwise}"
 
 
 def _applied(edits: _Edits, expression: Expression, by: Fused | Substitute | OwnMethod, helper: _Helper) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from hf_gelu_patch.activations import Resolved, Unresolved
 from hf_gelu_patch.forwards.callees import Callee
 from hf_gelu_patch.forwards.carried import bound_on, carried, is_bound_otherwise, reaches
-from hf_gelu_patch.forwards.conditions import never
+from hf_gelu_patch.forwards.conditions import always, never
 from hf_gelu_patch.forwards.expressions import Expression, Reading, read
 from hf_gelu_patch.forwards.following import Call, calls_of
 from hf_gelu_patch.forwards.methods import BY_SUPER, Method
@@ -91,9 +91,10 @@ class Use:
     @property
     def exposed(self) -> bool:
         """Whether something computed between the activation and its product may write over the activation's input."""
-        argument = self.expression.argument
-        if isinstance(argument, ast.Call):
-            made_by = self._module(argument.func)
+        argument, alone = self.expression.argument, self.expression.alone
+        call = argument if isinstance(argument, ast.Call) or alone is None else alone.linear
+        if isinstance(call, ast.Call):
+            made_by = self._module(call.func)
             if made_by is not None and not may_pass_on(made_by):
                 return False  # a tensor of its own
         return not all(
@@ -206,6 +207,9 @@ def _uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve)
             if found is None:
                 pending[:0] = expression.fallback
                 continue
+            only_if, alone = expression.only_if, expression.alone
+            if only_if is not None and alone and not always(only_if.test, owner, reading.owner_name):
+                expression = alone
             if expression.product in products and expression.alone is not None:
                 expression = expression.alone
             elif expression.product is not None:

@@ -15,7 +15,7 @@ from torch import nn
 from hf_gelu_patch.forwards.names import MISSING, Names, dotted, reach
 from hf_gelu_patch.sources import faithful_source_of, remembered
 
-__all__ = ["leaves_its_input", "may_pass_on", "may_write_over", "writes"]
+__all__ = ["is_written", "leaves_its_input", "may_pass_on", "may_write_over", "writes"]
 
 
 # ---- In source
@@ -26,7 +26,7 @@ def writes(statement: ast.AST) -> bool:
     for node in ast.walk(statement):
         if isinstance(node, (ast.Yield, ast.YieldFrom, ast.Await)):
             return True
-        if isinstance(node, (ast.Subscript, ast.Attribute)) and not isinstance(node.ctx, ast.Load):
+        if is_written(node):
             return True
         if isinstance(node, ast.Call):
             method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
@@ -35,6 +35,11 @@ def writes(statement: ast.AST) -> bool:
             if any(keyword.arg in ("inplace", "out") for keyword in node.keywords):
                 return True
     return False
+
+
+def is_written(node: ast.AST) -> bool:
+    """Whether something is assigned to a part of what a name leads to: ``x[0] = …``, ``self.x = …``, ``del x[0]``."""
+    return isinstance(node, (ast.Subscript, ast.Attribute)) and not isinstance(node.ctx, ast.Load)
 
 
 def may_write_over(node: ast.AST, held: set[str], names: Names) -> bool:
