@@ -81,7 +81,7 @@ def _part(p: Plan) -> Part:
     if p.module is not None:
         by = substitute(p.fused, p.module)
     elif p.use.by_method is not None:
-        by = OwnMethod(p.fused, p.use.by_method)
+        by = OwnMethod(p.fused, p.use.by_method, p.swaps)
     return Part(p.use, by, p.site.fused, p.swaps and p.module is None)
 
 

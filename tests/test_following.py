@@ -250,11 +250,20 @@ def test_a_patched_model_is_pickled_and_copied(write: Write) -> None:
             assert type(twin) is module.M
 
 
-def test_an_activation_and_its_product_in_a_function_are_swapped(write: Write) -> None:
-    module = write(HELPERS + forward("return product(self.fc(x), x)"))
+@pytest.mark.parametrize("followed", ["product(self.fc(x), x)", "outer(x, self.fc(x)) - 1", "self.own(self.fc(x)) * x"])
+def test_another_function_takes_the_place_of_the_one_there_also_where_that_is_recorded(
+    followed: str, write: Write
+) -> None:
+    own = "def own(self, x):\n    return F.silu(x)\n\n"
+    module = write(HELPERS + methods(f"{own}def forward(self, x):\n    return {followed}\n"))
     model = build(module)
-    with torch.no_grad(), patched(model, activation="gelu", implementation="aten"):
-        assert torch.equal(model(inputs()), torch.nn.functional.gelu(model.fc(inputs())) * inputs())
+    with torch.no_grad(), patched(model, activation="gelu", implementation="aten", exclude="SiLU"):
+        expected = torch.nn.functional.gelu(model.fc(inputs())) * inputs()
+        assert torch.allclose(model(inputs()), expected, atol=1e-6)
+        assert torch.allclose(torch.jit.trace(model, inputs())(inputs()), expected, atol=1e-6)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert torch.allclose(compiled(inputs()), expected, atol=1e-6)
+    torch.compiler.reset()
 
 
 def test_the_whole_is_compiled(write: Write) -> None:

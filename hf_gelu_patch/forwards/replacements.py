@@ -130,13 +130,17 @@ class OwnMethod:
     Attributes:
         fused: what computes it.
         function: the method.
+        swaps: whether that is another function, which a trace is shown as well.
     """
 
     fused: Fused
     function: Callable[..., object]
+    swaps: bool = False
 
     def __call__(self, method: Any) -> Any:
-        if type(method) is not MethodType or method.__func__ is not self.function or recorded():
+        if type(method) is not MethodType or method.__func__ is not self.function:
+            return method
+        if recorded() and not self.swaps:
             return method
         return self.fused
 
@@ -173,11 +177,11 @@ def gated(act: Callable[[Any], Any], gate: Tensor, up: Tensor) -> Tensor:
     if (
         type(act) is Fused
         and act.gated is not None
+        and not recorded()
         and ordinary(gate)
         and ordinary(up)
         and gate.dtype == up.dtype
         and gate.shape == up.shape
-        and not recorded()
         and not act.spares(gate)
     ):
         return act.gated(gate, up)

@@ -148,7 +148,7 @@ class Followed:
         return Followed, (self.function, self.rewriting)
 
     def __call__(self, called: Any) -> Any:
-        if recorded():
+        if recorded() and not self.rewriting.swaps:
             return called
         if called is self.function:
             return self._made
@@ -188,6 +188,7 @@ def rewritten(parts: list[Part]) -> tuple[Rewriting, ...]:
         PatchError: what was made of a method is no Python.
     """
     chosen: dict[FunctionType, list[_Chosen]] = {}
+    swaps = {part.use.reading.function for part in parts if part.swaps}
     calls: dict[FunctionType, list[Call]] = {}
     methods: dict[str, Reading] = {}
     for part in parts:
@@ -207,7 +208,8 @@ def rewritten(parts: list[Part]) -> tuple[Rewriting, ...]:
         followed = tuple(
             (node, _followed(call.whole, made(call.whole.__name__, call.function))) for node, call in inside.items()
         )
-        return _rewriting(name, readings[function], tuple(dict.fromkeys(chosen.get(function, ()))), followed)
+        one = _rewriting(name, readings[function], tuple(dict.fromkeys(chosen.get(function, ()))), followed)
+        return replace(one, swaps=function in swaps or any(inner.rewriting.swaps for _, inner in followed))
 
     return tuple(made(name, reading.function) for name, reading in methods.items())
 
@@ -218,8 +220,7 @@ _followed = functools.lru_cache(maxsize=1024)(Followed)  # the same object for e
 def _rewriting(method: str, reading: Reading, chosen: tuple[_Chosen, ...], calls: _Calls) -> Rewriting:
     text, helpers = _edited(reading, chosen, calls)
     assert reading.source is not None
-    swaps = any(part.swaps for part in parts)
-    return replace(as_written(method, reading.function, reading.source), text=text, helpers=helpers, swaps=swaps)
+    return replace(as_written(method, reading.function, reading.source), text=text, helpers=helpers)
 
 
 def as_written(method: str, function: FunctionType, source: Source) -> Rewriting:
