@@ -9,6 +9,7 @@ from hf_gelu_patch import old_layout
 
 if TYPE_CHECKING:
     from hf_gelu_patch.activations import ACTIVATIONS, Activation, register_activation
+    from hf_gelu_patch.auditing import Audit, audit
     from hf_gelu_patch.errors import (
         AlreadyPatchedError,
         GradientRefusedError,
@@ -34,6 +35,7 @@ __all__ = [
     "IMPLEMENTATIONS",
     "Activation",
     "AlreadyPatchedError",
+    "Audit",
     "GradientRefusedError",
     "Implementation",
     "ImplementationUnavailableError",
@@ -47,6 +49,7 @@ __all__ = [
     "Site",
     "UnknownNameError",
     "VerificationError",
+    "audit",
     "explain",
     "find_sites",
     "patch",
@@ -59,7 +62,17 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_HOMES = ("errors", "activations", "implementations", "sites", "report", "planning", "patching", "profiling")
+_HOMES = (
+    "errors",
+    "activations",
+    "implementations",
+    "sites",
+    "report",
+    "planning",
+    "patching",
+    "profiling",
+    "auditing",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -23,7 +23,7 @@ from hf_gelu_patch.sites import places
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["ConfigChange", "config_changes"]
+__all__ = ["ConfigChange", "Setting", "built_with", "config_changes", "pretrained_models", "settings", "unwrapped"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,28 @@ class ConfigChange:
     key: str
     old: object
     new: object
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One entry of a model's config that spells an activation, and what it sets.
+
+    Attributes:
+        way: the names of the (sub)configs that lead to its owner.
+        owner: the (sub)config that holds it.
+        key, value: the entry.
+        sets: the paths, in the model, of the sites that another value would change.
+    """
+
+    way: tuple[str, ...]
+    owner: Any = field(repr=False, compare=False)
+    key: str
+    value: str
+    sets: frozenset[str]
+
+    @property
+    def label(self) -> str:
+        return ".".join((*self.way, self.key))
 
 
 _Entry = tuple[tuple[str, ...], str]  # the way to the (sub)config, the key in it
@@ -53,14 +75,14 @@ def config_changes(model: nn.Module, plans: Iterable[Plan], target: Activation) 
     Returns:
         The changes, not yet made, and a line for the report on each, and on each site that no entry can follow.
     """
-    swapped = {_unwrapped(model, plan.site.path) for plan in plans}
+    swapped = {unwrapped(model, plan.site.path) for plan in plans}
     changes: list[ConfigChange] = []
     notes: list[str] = []
     followed: set[str] = set()
     outermost: tuple[str, ...] = ()
     seen: list[PretrainedConfig] = []
-    for path, part in _pretrained_models(model):
-        prefix = _unwrapped(model, path)
+    for path, part in pretrained_models(model):
+        prefix = unwrapped(model, path)
         mine = {path.removeprefix(prefix) for path in swapped if path.startswith(prefix)}
         if not mine or any(part.config is config for config in seen):
             continue
@@ -87,7 +109,52 @@ _WRAPPED = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
-def _unwrapped(model: nn.Module, path: str) -> str:
+def settings(part: PreTrainedModel) -> tuple[dict[str, object], tuple[Setting, ...]] | None:
+    """What a model computes when it is built from its config, and which entry sets which of its sites.
+
+    Args:
+        part: the model. Nothing about it is changed.
+
+    Returns:
+        By the path of each site its activation, or, where that is looked up when it is called, what its module holds;
+        and each entry that spells an activation. None where the class cannot be built from the config.
+    """
+    config = part.config
+    before = _built_activations(part, config)
+    if before is None:
+        return None
+    found = []
+    for way, key in _activation_entries(config):
+        value = getattr(_at(config, way), key)
+        if (after := _with_another(part, way, key)) is not None:
+            sets = frozenset(path for path in before if before[path] != after.get(path))
+            found.append(Setting(way, _at(config, way), key, value, sets))
+    return before, tuple(found)
+
+
+_OTHERS = ("silu", "relu", "gelu")
+
+
+def _with_another(part: PreTrainedModel, way: tuple[str, ...], key: str) -> dict[str, object] | None:
+    """What the model computes when an entry has another value; None where no other value can be built."""
+    own = get_activation(getattr(_at(part.config, way), key))
+    others = (other for other in _OTHERS if get_activation(other) != own)
+    return next((after for other in others if (after := _with_value(part, way, key, other)) is not None), None)
+
+
+def _with_value(part: PreTrainedModel, way: tuple[str, ...], key: str, value: str) -> dict[str, object] | None:
+    changed = copy.deepcopy(part.config)
+    setattr(_at(changed, way), key, value)
+    return _built_activations(part, changed)
+
+
+def built_with(part: PreTrainedModel, setting: Setting, value: str) -> dict[str, object]:
+    """What the model computes, by the path of each site, when an entry has this value and it is built from its config;
+    nothing where it cannot be built so."""
+    return _with_value(part, setting.way, setting.key, value) or {}
+
+
+def unwrapped(model: nn.Module, path: str) -> str:
     """A path without the steps that torch's wrappers of compiled, checkpointed and parallel modules add to it."""
     steps: list[str] = []
     holder: object = model
@@ -98,7 +165,7 @@ def _unwrapped(model: nn.Module, path: str) -> str:
     return ".".join(steps)
 
 
-def _pretrained_models(model: nn.Module) -> Iterator[tuple[str, PreTrainedModel]]:
+def pretrained_models(model: nn.Module) -> Iterator[tuple[str, PreTrainedModel]]:
     """Outer ones first."""
     from transformers import PreTrainedModel
 

@@ -186,7 +186,9 @@ EXAMPLES = {"act", "linear", "conv", "function", "batch"}  # a name for any of i
 @each_document
 def test_every_name_is_one_that_there_is(name: str) -> None:
     public = {attribute: getattr(hf_gelu_patch, attribute) for attribute in hf_gelu_patch.__all__}
-    taking = [getattr(hf_gelu_patch, one) for one in ("patch", "find_sites", "Implementation")] + [torch.compile]
+    taking = [getattr(hf_gelu_patch, one) for one in ("patch", "find_sites", "audit", "Implementation")] + [
+        torch.compile
+    ]
     parameters = {parameter for one in taking for parameter in inspect.signature(one).parameters}
     fields = {*dir(Report), *Report.__dataclass_fields__}
     for span in spans(TEXT[name]):

@@ -36,6 +36,7 @@ LAYERS = [
     "tuning",
     "patching",
     "profiling",
+    "auditing",
     "",  # the package itself: the public names
     "evaluation",
     "finetuning",

@@ -11,7 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 
-from hf_gelu_patch.cli import compare, evaluate, finetune, implementations, profile, report, sites, tasks
+from hf_gelu_patch.cli import audit, compare, evaluate, finetune, implementations, profile, report, sites, tasks
 from hf_gelu_patch.cli.command import parsed, parser_of
 from hf_gelu_patch.cli.config_file import with_config
 from hf_gelu_patch.errors import PatchError
@@ -29,6 +29,7 @@ _COMMANDS = (
     tasks.COMMAND,
     implementations.COMMAND,
     sites.COMMAND,
+    audit.COMMAND,
 )
 
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; or 1 where what was named cannot be used, 2 for arguments that make no sense (as argparse
-        exits with by itself), and 3 where a variant's implementation is wrong.
+        exits with by itself), and 3 where a variant's implementation is wrong or an audit finds a contradiction.
     """
     given = _normalised(sys.argv[1:] if arguments is None else arguments)
     parser = parser_of(_COMMANDS)

@@ -306,12 +306,20 @@ def skeleton(place: str, loading: Loading | None = None) -> PreTrainedModel:
     try:
         config = transformers.AutoConfig.from_pretrained(found.place, trust_remote_code=trusted, **found.options)
         if found.gguf_file is not None and not config.architectures:
-            known: Any = transformers.AutoModelForCausalLM._model_mapping[type(config)]
-            config.architectures = [known.__name__]
+            config.architectures = [_of_gguf(config)]
         with torch.device("meta"):
             return _made(config, trust_remote_code=trusted)
     except Exception as error:  # each model's constructor has its own
         raise EvaluationError(f"no model can be made of {place}: {reason_of(error, 'AutoModel')}") from error
+
+
+def _of_gguf(config: Any) -> str:
+    """The class of the model in a GGUF file, which names none: with a head, as there is one in most."""
+    import transformers
+
+    autos: tuple[Any, ...] = (transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM)
+    known: Any = next((auto for auto in autos if type(config) in auto._model_mapping), transformers.AutoModel)
+    return str(known._model_mapping[type(config)].__name__)
 
 
 def _made(config: Any, *, trust_remote_code: bool) -> PreTrainedModel:
