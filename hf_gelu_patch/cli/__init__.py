@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from hf_gelu_patch.cli import audit, compare, evaluate, finetune, implementations, profile, report, sites, tasks
 from hf_gelu_patch.cli.command import parsed, parser_of
 from hf_gelu_patch.cli.config_file import with_config
+from hf_gelu_patch.cli.interruption import INTERRUPTED, how_to_go_on, told_when_terminated
 from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.evaluation.errors import EvaluationError, first_line
 from hf_gelu_patch.evaluation.reference import ReferenceUnavailableError
@@ -41,20 +42,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; or 1 where what was named cannot be used, 2 for arguments that make no sense (as argparse
-        exits with by itself), and 3 where a variant's implementation is wrong or an audit finds a contradiction.
+        exits with by itself), 3 where a variant's implementation is wrong or an audit finds a contradiction, and 130
+        where it was interrupted.
     """
     given = _normalised(sys.argv[1:] if arguments is None else arguments)
     parser = parser_of(_COMMANDS)
+    going_on = ""
     try:
         said = parsed(parser, given)
         command = said["command"]
         if (path := said.get("config")) is not None:
             said = parsed(parser, with_config(path, command.options, given))
-        status: int = command.run(said)
+        going_on = how_to_go_on(given, command.resuming(said))
+        with told_when_terminated(f"{INTERRUPTED}{going_on}" if going_on else ""):
+            status: int = command.run(said)
     except (EvaluationError, PatchError, ReferenceUnavailableError) as error:
         return _failed(str(error))
     except KeyboardInterrupt:
-        print("hf-gelu-patch: interrupted", file=sys.stderr)
+        print(f"{INTERRUPTED}{going_on}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

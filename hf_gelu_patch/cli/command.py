@@ -28,6 +28,8 @@ class Command:
         run: runs it, and gives the exit status.
         options: what it takes, by how it is spelled.
         epilog: examples, and what else stands below its help.
+        resuming: of what a command line said, the options that go on with a run of it which was stopped; none where it
+            can only begin anew.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Command:
     run: Callable[[Said], int]
     options: Mapping[str, Option] = field(default_factory=dict)
     epilog: str | None = None
+    resuming: Callable[[Said], tuple[str, ...]] = lambda _: ()
 
 
 def parser_of(commands: Iterable[Command]) -> argparse.ArgumentParser:

@@ -206,6 +206,11 @@ def _dry_run(subjects: Sequence[Subject], settings: Settings, options: Evaluate,
     return 0
 
 
+def _resuming(said: Said) -> tuple[str, ...]:
+    whole = said.get("dry_run") or asked_tasks(said.get("task")) is not None  # lm-evaluation-harness records nothing
+    return () if whole else ("--resume",)
+
+
 _EXAMPLES = f"""\
 examples:
   hf-gelu-patch evaluate
@@ -245,4 +250,5 @@ COMMAND = Command(
     | declared(Variant)
     | declared(Processes),
     _EXAMPLES,
+    _resuming,
 )

@@ -26,7 +26,7 @@ from hf_gelu_patch.evaluation.tasks.registry import task_info
 from hf_gelu_patch.evaluation.tasks.user_file import own_file
 from hf_gelu_patch.evaluation.variants import Variant
 from hf_gelu_patch.finetuning.errors import FinetuningError
-from hf_gelu_patch.finetuning.settings import Training
+from hf_gelu_patch.finetuning.settings import LATEST, Training
 
 __all__ = ["COMMAND"]
 
@@ -163,4 +163,5 @@ COMMAND = Command(
     | declared(Training)
     | declared(Processes),
     _EXAMPLES,
+    lambda _: ("--resume_from_checkpoint", LATEST),
 )

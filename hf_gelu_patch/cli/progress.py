@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from hf_gelu_patch.evaluation.run import Progress
 
-__all__ = ["as_a_line", "progress"]
+__all__ = ["Lines", "as_a_line", "progress"]
 
 
 @contextmanager
@@ -36,8 +36,8 @@ def as_a_line(*categories: type[Warning]) -> Iterator[None]:
 
 @contextmanager
 def progress(main: bool, models: int, stages: Sequence[str]) -> Iterator[Callable[[str], Progress]]:
-    """What makes, for each model in turn, what is told of its progress: a bar on a terminal, a line for each stage
-    where there is none, and nothing on any process but the main one.
+    """What makes, for each model in turn, what is told of its progress: a bar on a terminal, and lines where there is
+    none, as ``Lines`` writes them. Nothing on any process but the main one.
 
     Args:
         main: whether this is the main process.
@@ -53,7 +53,7 @@ def progress(main: bool, models: int, stages: Sequence[str]) -> Iterator[Callabl
         with _bars(console, stages) as bars:
             yield bars
     else:
-        yield _lines(models)
+        yield Lines(models, stages)
 
 
 def _silence(name: str) -> Progress:
@@ -65,22 +65,62 @@ def _silence(name: str) -> Progress:
     return tell
 
 
-def _lines(models: int) -> Callable[[str], Progress]:
-    numbers = itertools.count(1)
+class Lines:
+    """A line for each stage as it begins; and within it one every half minute, with what is left.
 
-    def lines(name: str) -> Progress:
-        told: set[str] = set()
-        head = f"[{next(numbers)}/{models}] {name}"
+    It writes only when it is told something, never in a thread of its own that would run beside what is timed. So a
+    line may come later, but not by more than one batch or round takes.
+
+    Args:
+        models: how many there are.
+        stages: of each of them, in their order.
+        clock: seconds.
+    """
+
+    def __init__(self, models: int, stages: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._models, self._stages, self._clock = models, stages, clock
+        self._numbers = itertools.count(1)
+
+    def __call__(self, name: str) -> Progress:
+        number = next(self._numbers)
+        head = f"[{number}/{self._models}] {name}"
+        begun: dict[str, tuple[float, float]] = {}
+        written = self._clock()
 
         def tell(stage: str, share: float) -> None:
-            del share
-            if stage not in told:
-                told.add(stage)
-                print(f"{head}: {stage}", file=sys.stderr, flush=True)
+            nonlocal written
+            now, line = self._clock(), ""
+            if stage not in begun:
+                begun[stage], line = (now, share), stage
+            elif now - written >= _OFTEN:
+                line = f"{stage} {share:.0%}{_left(now - begun[stage][0], begun[stage][1], share)}"
+                line += "".join(f"; then {after}" for after in [self._after(stage, number)] if after)
+            if line:
+                written = now
+                print(f"{head}: {line}", file=sys.stderr, flush=True)
 
         return tell
 
-    return lines
+    def _after(self, stage: str, number: int) -> str:
+        """What comes after a stage of one of the models."""
+        stages, models = self._stages[self._stages.index(stage) + 1 :], self._models - number
+        more = [f"{models} more model{'s' if models > 1 else ''}"] if models else []
+        return ", ".join([*stages, *more])
+
+
+_OFTEN = 30.0
+"""Seconds between two lines of a stage."""
+
+
+def _left(seconds: float, began: float, share: float) -> str:
+    """How long a stage will take still, if it goes on as it did since it began with some share done."""
+    if share <= began or share >= 1:
+        return ""
+    left = seconds * (1 - share) / (share - began)
+    for size, unit in ((3600, "h"), (60, "min")):
+        if left >= 1.5 * size:
+            return f", about {left / size:.0f} {unit} left"
+    return f", about {left:.0f} s left"
 
 
 @contextmanager
