@@ -325,11 +325,11 @@ def _plan_by(
     taken, reason, least = choose(asked or "auto", kind, current, target, (device, dtype), table, layer)
     least = decided if asked is not None else least
     if unfused:
-        reason += f"; not fused: {unfused}"
+        reason += f"; not fused: {unfused}" if taken is not None else f", and cannot be fused: {unfused}"
     elif taken is not None and layer is not None and (why := taken.declines(layer, device)):
         reason += f"; {why}"
     if edge is None and use is not None and use.obstacle:
-        return Plan(replace(site, reason=reason), edge, use, None)
+        return Plan(replace(site, reason=f"nothing can take its place: {use.obstacle}"), edge, use, None)
     if taken is None:
         own = _by_own_ops(replace(site, reason=reason), current, edge, use) if target == current.activation else None
         return Plan(replace(site, reason=reason), edge, use, None, own)

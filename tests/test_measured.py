@@ -356,7 +356,7 @@ def test_anywhere_else_auto_does_as_without_a_table(
 def test_what_is_unmeasured_is_said_to_be(table: Table, on: str, spelling: str, kind: str, dtype: torch.dtype) -> None:
     used = table if on == "measured" else UNMEASURED
     name, reason = chosen(None, spelling, kind, dtype)
-    suffix = f"; unmeasured for {kind} in {str(dtype).removeprefix('torch.')} on {used.processor}"
+    suffix = f"; that was not measured as {kind} in {str(dtype).removeprefix('torch.')} on {used.processor}"
     assert chosen(used, spelling, kind, dtype) == (name, reason + suffix)
 
 

@@ -54,7 +54,7 @@ def resolve_expression(
         return replace(written, in_place=callee.how == "in place"), None
     module = _built(callee, owner, reading)
     if module is MISSING:
-        return Unresolved("which activation it looks up is known when it is called"), None
+        return Unresolved("which activation it looks up is known only when it is called"), None
     return None if module is None else _of_module(module, activation_of)
 
 

@@ -184,7 +184,7 @@ def _uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve)
         if followed:
             obstacle = None
         elif function is None:
-            obstacle = f"it stands in {inner.__qualname__}, a function that the forward calls"
+            obstacle = f"it stands in {inner.__qualname__}, and not only plain calls lead there"
         if reading.source is None or reading.unfaithful:
             for named in _named_in(inner):
                 core = ast.Name("?")

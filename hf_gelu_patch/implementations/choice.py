@@ -73,7 +73,7 @@ def choose(
         named = str(dtype).removeprefix("torch.")
         others = (one for name, one in IMPLEMENTATIONS.items() if name not in AUTO)
         if named in DTYPES and any(one.computes(target.name, device) and _runs(one, table, dtype) for one in others):
-            reason += f"; unmeasured for {kind} in {named} on {table.processor}"
+            reason += f"; that was not measured as {kind} in {named} on {table.processor}"
         return Chosen(chosen, reason)
     for candidate in measured.able:
         implementation = get_implementation(candidate.implementation)
@@ -105,9 +105,9 @@ def _first(
         fuses = implementation.fuses(kind, target)
         reasons = []
         if target != current.activation:
-            reasons.append("auto" if asked == "auto" else "asked for")
+            reasons.append("chosen by auto" if asked == "auto" else "asked for")
         elif implementation.name == "eager":
-            return Chosen(None, "eager is what the model has")
+            return Chosen(None, "eager is what the model has already")
         elif implementation.name != "aten":
             reasons.append("asked for")
         elif current.aten_ops > (ops := target.fewest_ops):
@@ -120,7 +120,7 @@ def _first(
             reasons.append(_IN_PLACE_REASONS[kind])
         return Chosen(implementation, ", ".join(reasons))
     if isinstance(asked, str) and asked == "auto":
-        return Chosen(None, f"auto does not compute {target.name}")
+        return Chosen(None, f"nothing computes {target.name} here")
     named = get_implementation(asked)
     elsewhere = f" on {device.type}" if target.name in named.functions else ""
     return Chosen(None, f"{named.name} does not compute {target.name}{elsewhere}")
