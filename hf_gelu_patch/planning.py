@@ -33,6 +33,7 @@ from hf_gelu_patch.tiling.choosing import Tiling, tilings
 from hf_gelu_patch.tiling.running import Amount
 
 __all__ = [
+    "UNREACHED",
     "Alternatives",
     "Plan",
     "Wanted",
@@ -43,6 +44,10 @@ __all__ = [
     "planned_again",
     "recomputed",
 ]
+
+
+UNREACHED = "nothing can take its place: "
+"""How the reason begins at a site whose code cannot be rewritten."""
 
 
 @dataclass(frozen=True)
@@ -329,7 +334,7 @@ def _plan_by(
     elif taken is not None and layer is not None and (why := taken.declines(layer, device)):
         reason += f"; {why}"
     if edge is None and use is not None and use.obstacle:
-        return Plan(replace(site, reason=f"nothing can take its place: {use.obstacle}"), edge, use, None)
+        return Plan(replace(site, reason=f"{UNREACHED}{use.obstacle}"), edge, use, None)
     if taken is None:
         own = _by_own_ops(replace(site, reason=reason), current, edge, use) if target == current.activation else None
         return Plan(replace(site, reason=reason), edge, use, None, own)

@@ -24,7 +24,7 @@ from hf_gelu_patch.errors import NoSitesError, PatchError
 from hf_gelu_patch.forwards.replacements import hooked
 from hf_gelu_patch.implementations.registry import Fused, Implementation
 from hf_gelu_patch.implementations.tensors import ordinary
-from hf_gelu_patch.planning import Plan, plan
+from hf_gelu_patch.planning import UNREACHED, Plan, plan
 from hf_gelu_patch.profiling.counts import Counts
 from hf_gelu_patch.profiling.results import Profile, SiteProfile
 from hf_gelu_patch.selection import Selector
@@ -154,7 +154,7 @@ def watching(
             module, product = p.module, p.fused is not None and p.site.fused
             by_hook = module is not None and not product and (shared[id(module)] == 1 or p.fused is None)
             if isinstance(place.current, Unresolved) or not (by_hook or p.fused is not None):
-                sites.append((replace(p.site, reason=p.site.reason.removeprefix("asked for; not fused: ")), None))
+                sites.append((replace(p.site, reason=p.site.reason.removeprefix(UNREACHED)), None))
                 continue
             counts = _counts(place.current.activation, others)
             counts.units_vary = _convolves(place.owner)
