@@ -46,6 +46,7 @@ from hf_gelu_patch.forwards.class_binding import (
 from hf_gelu_patch.forwards.rewriting import Rewriting
 from hf_gelu_patch.implementations.registry import Implementation
 from hf_gelu_patch.memory import Meter
+from hf_gelu_patch.others import bound, found_in
 from hf_gelu_patch.planning import Plan, Wanted, plan_tiles, planned_again, recomputed
 from hf_gelu_patch.planning import plan as planned
 from hf_gelu_patch.plans import Origin, Saved, read
@@ -166,7 +167,7 @@ def patch(
         remedy = "" if resolve(model) is None else " It is an activation itself: patch the model that holds it."
         raise NoSitesError(
             f"{type(model).__name__} applies no activation, neither in a module nor by a call in a forward; seen: "
-            f"{describe_modules(model)}.{remedy}"
+            f"{describe_modules(model)}.{remedy}{_of_others(model)}"
         )
     tilings = plan_tiles(model, plans, tiles)
     inside = frozenset().union(*(one.inside for one in tilings))
@@ -187,6 +188,7 @@ def patch(
         tiled=tuple(one.told for one in tilings),
         origin=Origin.of(model, sites, activation),
         recompute=recompute,
+        others=found_in(model),
     )
     in_tiles = [one for one in tilings if one.tiles is not None]
     if not changing and not in_tiles:
@@ -327,7 +329,7 @@ def unpatch(model: nn.Module, *, missing_ok: bool = False) -> None:
             return
         raise NotPatchedError(
             f"{type(model).__name__} is not patched: there is nothing to undo. Where a patch may have changed nothing, "
-            "undo it with unpatch(model, missing_ok=True), or use the block `with patched(model):`."
+            f"undo it with unpatch(model, missing_ok=True), or use the block `with patched(model):`.{_of_others(model)}"
         )
     for _, child, _ in edges:
         check_nothing_over(child)
@@ -345,6 +347,16 @@ def unpatch(model: nn.Module, *, missing_ok: bool = False) -> None:
             setattr(change.owner, change.key, change.old)
 
 
+def _of_others(model: nn.Module) -> str:
+    """What other tools compute in a model, behind a sentence; "" where that is nothing."""
+    return "".join(f" {one}." for one in found_in(model))
+
+
+def _noted(model: nn.Module) -> list[str]:
+    """The same as lines below a diff."""
+    return [f"# {one}" for one in found_in(model)]
+
+
 def _owners(model: nn.Module) -> list[nn.Module]:
     """The modules below ``model`` with rewritten methods."""
     return [module for module in model.modules() if rewritings(module)]
@@ -357,7 +369,8 @@ def explain(model: nn.Module, *, color: bool | None = None) -> str:
         color: with ANSI colours; None: if standard output is a terminal and ``NO_COLOR`` is not set.
 
     Returns:
-        The diff; a line that says so where the patch replaced modules and rewrote no forward.
+        The diff; a line that says so where the patch replaced modules and rewrote no forward. Behind it, what other
+        tools compute in the model.
 
     Raises:
         NotPatchedError: nothing below ``model`` is patched.
@@ -365,21 +378,22 @@ def explain(model: nn.Module, *, color: bool | None = None) -> str:
     """
     check_module(model)
     if not any(is_patched(module) for module in model.modules()):
-        raise NotPatchedError(f"{type(model).__name__} is not patched: there is nothing to explain.")
+        raise NotPatchedError(f"{type(model).__name__} is not patched: there is nothing to explain.{_of_others(model)}")
     owners = _owners(model)
     if not owners:
-        return f"{type(model).__name__}: activation modules were replaced, no forward was rewritten."
-    seen: Counter[tuple[Rewriting, bool]] = Counter()
+        told = f"{type(model).__name__}: activation modules were replaced, no forward was rewritten."
+        return "\n".join([told, *_noted(model)])
+    seen: Counter[tuple[Rewriting, str]] = Counter()
     for module in owners:
         for one in rewritings(module):
-            overruled = _overruled(module, one.method)
-            seen.update(dict.fromkeys([(one, overruled), *((inner, overruled) for inner in one.followed)], 1))
+            overruling = _overruling(module, one.method)
+            seen.update(dict.fromkeys([(one, overruling), *((inner, overruling) for inner in one.followed)], 1))
     if color is None:
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     lines: list[str] = []
-    for (rewriting, overruled), count in seen.items():
+    for (rewriting, overruling), count in seen.items():
         name, where, before, after = rewriting.shown
-        note = f"; not run: another {rewriting.method} is bound there since" if overruled else ""
+        note = f"; not run: {overruling}" if overruling else ""
         diff = difflib.unified_diff(
             [line.removesuffix(chr(10)) for line in lines_of(before)],
             [line.removesuffix(chr(10)) for line in lines_of(after)],
@@ -389,13 +403,17 @@ def explain(model: nn.Module, *, color: bool | None = None) -> str:
         )
         first = int(where.rpartition(":")[2])
         lines += [_moved_down(line, first - 1) for line in diff]
-    return "\n".join(_colored(line) for line in lines) if color else "\n".join(lines)
+    if color:
+        lines = [_colored(line) for line in lines]
+    return "\n".join([*lines, *_noted(model)])
 
 
-def _overruled(module: nn.Module, method: str) -> bool:
-    """Whether a module has been given a method of its own since, which does not come to run the rewritten one."""
-    bound = vars(module).get(method)
-    return bound is not None and not reaches(bound, getattr(type(module), method))
+def _overruling(module: nn.Module, method: str) -> str:
+    """What a module has been given since that does not come to run its rewritten method, in words; "" for nothing."""
+    carried = vars(module).get(method)
+    if carried is None or reaches(carried, getattr(type(module), method)):
+        return ""
+    return f"{bound(method, carried)} there since"
 
 
 def _moved_down(line: str, by: int) -> str:

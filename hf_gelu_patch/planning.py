@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from hf_gelu_patch.activations import Activation, Resolved, Unresolved, get_activation, max_difference
+from hf_gelu_patch.beside import check_tools, scan
 from hf_gelu_patch.errors import ImplementationUnavailableError, PatchError
+from hf_gelu_patch.forwards.carried import bound_otherwise
 from hf_gelu_patch.forwards.replacements import hooked, plain
 from hf_gelu_patch.forwards.uses import Use
 from hf_gelu_patch.implementations.choice import choose
@@ -24,6 +26,7 @@ from hf_gelu_patch.implementations.registry import (
     get_implementation,
     writing_over,
 )
+from hf_gelu_patch.others import found_in
 from hf_gelu_patch.plans import Decision, Origin, Saved
 from hf_gelu_patch.recomputing import kept
 from hf_gelu_patch.report import Report
@@ -122,13 +125,20 @@ def find_sites(
     exclude: Selector = None,
     recompute: bool = False,
     tiles: int | str | bool | None = None,
+    beside: Iterable[str] = (),
 ) -> Report:
     """What ``patch`` with the same arguments would do, without doing it: every site, and every reason to leave one
     alone. An empty report says what the model is made of instead.
 
+    Args:
+        beside: other tools, ``"liger"`` and ``"kernels"``: what Liger-Kernel and transformers' ``use_kernels=True``
+            would change in this model, beside what a patch would. It is read from the packages that are installed, and
+            nothing of it is done, neither to the model nor to the process.
+
     Raises:
-        As ``patch`` does, but for a model without sites.
+        As ``patch`` does, but for a model without sites; UnknownNameError also: there is no tool of a name.
     """
+    check_tools(beside := tuple(beside))
     plans = plan(model, implementation, activation, include, exclude)
     if recompute:
         plans = tuple(recomputed(model, one) for one in plans)
@@ -143,6 +153,8 @@ def find_sites(
         tiled=told,
         origin=origin,
         recompute=recompute,
+        others=found_in(model),
+        beside=scan(model, beside),
     )
 
 
@@ -442,7 +454,7 @@ def _why_left(place: Place, current: Resolved, wanted: Wanted) -> str | None:
     if place.use is not None and (unmet := place.use.never) is not None:
         return f"it does not run here, where {unmet}"
     if place.use is not None and place.use.overruled:
-        return f"another {place.use.method} is bound on this {type(place.owner).__name__}"
+        return bound_otherwise(place.owner, place.use.method)
     module = None if place.edge is None else place.edge.owner._modules[place.edge.key]
     if module is not None and "ds_id" in vars(module) and hooked(module):
         return "DeepSpeed's ZeRO-3 keeps count on it: patch before deepspeed.initialize, or accelerate's prepare"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hf_gelu_patch.activations import ACTIVATIONS, Activation, Call, Module, Resolved, Unresolved, of_records
 from hf_gelu_patch.formula_reader import INPUT, Formula, NotAFormulaError, formula_of, formula_of_module
+from hf_gelu_patch.others import bound
 
 __all__ = [
     "is_function",
@@ -107,7 +108,7 @@ def looks_like_activation(module: nn.Module) -> Unresolved | None:
 def _judged(module: nn.Module) -> Resolved | Unresolved | str:
     """What a module's own forward computes; why that is not known."""
     if _is_bound_otherwise(module):
-        return "another forward is bound on it"
+        return f"{bound('forward', vars(module)['forward'])} on it"
     try:
         formula = formula_of_module(module)
     except NotAFormulaError as error:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hf_gelu_patch import plans
+from hf_gelu_patch.beside import Beside
 from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.sites import Site
 from hf_gelu_patch.tiling.choosing import Tiled
@@ -143,6 +144,11 @@ class Memory:
         return [whole, *(f"{count} × {group}" for group, count in Counter(one.group for one in self.kept).items())]
 
 
+def _paths(site: Site) -> tuple[str, str]:
+    """The modules that a site stands in: the activation, where it is one, and what applies it."""
+    return site.path, site.owner_path
+
+
 def _changed(before: int, after: int) -> str:
     if before == after:
         return f"{_size(before)}, as before"
@@ -160,7 +166,8 @@ def _size(count: int) -> str:
 @dataclass(frozen=True)
 class Report:
     """What a patch did, or would do. ``print`` it for a table; ``sites``, ``changed`` and ``to_dict`` are the data.
-    ``save`` writes it as a plan for ``patch(model, plan=path)``."""
+    ``save`` writes it as a plan for ``patch(model, plan=path)``. ``others`` says what other tools compute in the model
+    already, ``beside`` what they would change."""
 
     model: str
     sites: tuple[Site, ...]
@@ -174,6 +181,8 @@ class Report:
     tiled: tuple[Tiled, ...] = ()
     origin: plans.Origin | None = field(default=None, repr=False, compare=False)
     recompute: bool = False
+    others: tuple[str, ...] = ()
+    beside: tuple[Beside, ...] = ()
 
     @property
     def changed(self) -> tuple[Site, ...]:
@@ -199,21 +208,29 @@ class Report:
         return f"{self.model}: {len(self.changed)} of {len(self.sites)} activation sites {done}{rest}"
 
     def lines(self) -> list[str]:
-        """The table below the summary, a line a group of like sites, changed ones first."""
-        groups = Counter(site.group for site in (*self.changed, *self.unchanged))
-        rows = [(f"{count} ×", *group) for group, count in groups.items()]
-        widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
-        lines = [
-            f"  {row[0]:>{widths[0]}} {row[1]:<{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]:<{widths[3]}}  {row[4]}"
-            for row in rows
-        ]
+        """The table below the summary, a line a group of like sites, changed ones first. Below each, what each of the
+        tools in ``beside`` would change there."""
+        groups = Counter((site.group, self._beside(site)) for site in (*self.changed, *self.unchanged))
+        rows = [((f"{count} ×", *group), told) for (group, told), count in groups.items()]
+        widths = [max((len(row[column]) for row, _ in rows), default=0) for column in range(4)]
+        lines = []
+        for row, told in rows:
+            cells = [f"{cell:<{width}}" for cell, width in zip(row[1:4], widths[1:], strict=True)]
+            lines += [f"  {row[0]:>{widths[0]}} {'  '.join(cells)}  {row[4]}"]
+            lines += [f"  {'':>{widths[0]}}   {one}" for one in told]
+        lines += [f"  {one}" for one in self.others]
         tiled = Counter(one.group for one in self.tiled)
         lines += [f"  tiles: {count} × {name}  {text}" for (name, text), count in tiled.items()]
         lines += [f"  config: {line}" for line in self.config] + [f"  verified: {one}" for one in self.drift]
         lines += [f"  not verified: {one}" for one in self.unverified]
+        for one in self.beside:
+            lines += [f"  {text}" for text in one.elsewhere({path for site in self.sites for path in _paths(site)})]
         if self.tuning is not None:
             lines.append(f"  tuned: {self.tuning}")
         return lines if self.memory is None else [*lines, *(f"  memory: {line}" for line in self.memory.lines())]
+
+    def _beside(self, site: Site) -> tuple[str, ...]:
+        return tuple(f"{one.tool}: {one.at(*_paths(site))}" for one in self.beside if one.changes)
 
     def __str__(self) -> str:
         return "\n".join([self.summary, *self.lines()])

@@ -28,6 +28,7 @@ EXCEPTIONS = {
     "lines of hf_gelu_patch/patching.py::patch": PUBLIC,
     "parameters of hf_gelu_patch/patching.py::patch": PUBLIC,
     "parameters of hf_gelu_patch/patching.py::patched": PUBLIC,
+    "parameters of hf_gelu_patch/planning.py::find_sites": PUBLIC,
 }
 
 

@@ -16,6 +16,8 @@ LAYERS = [
     "verdicts",
     "caching",
     "old_layout",  # where what old pickles name stands now: a table of names, which are imported when one is asked for
+    "others",  # what other tools have put on a model
+    "beside",  # what they would change
     "activations",
     "sources",
     "formula_reader",

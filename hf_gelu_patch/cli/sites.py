@@ -19,6 +19,10 @@ _LOADING = ("trust_remote_code", "revision", "subfolder", "gguf_file")
 """The options of loading that say which config is meant."""
 
 
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 @dataclass(frozen=True)
 class Sites:
     """What the command takes, beside how to patch."""
@@ -27,6 +31,9 @@ class Sites:
         MISSING, "a reference model, a checkpoint folder, a hub id", metavar="MODEL", positional=True
     )
     diff: bool = option(False, "print each forward that a patch would rewrite, as a diff")
+    beside: tuple[str, ...] = option(
+        (), "also print what other tools would change: liger, kernels, or both", metavar="TOOLS", read=_listed
+    )
 
 
 def _run(said: Said) -> int:
@@ -37,10 +44,12 @@ def _run(said: Said) -> int:
     place = locate_config(options.model_name_or_path, loading, allow_download=allow_download)
     check_names([variant])
     from hf_gelu_patch import explain, find_sites, patched
+    from hf_gelu_patch.beside import check_tools
     from hf_gelu_patch.evaluation.loading.models import skeleton
 
+    check_tools(options.beside)
     model = skeleton(place, loading)
-    report = find_sites(model, **variant.options)
+    report = find_sites(model, **variant.options, beside=options.beside)
     print(report)
     if options.diff and (report.changed or report.in_tiles):
         with patched(model, **variant.options):
@@ -51,6 +60,7 @@ def _run(said: Said) -> int:
 _EXAMPLES = """\
 examples:
   hf-gelu-patch sites gpt2 --diff
+  hf-gelu-patch sites ./my-model --beside liger,kernels
   hf-gelu-patch sites ./my-model --activation silu --include 'transformer.h.0.*'
 """
 

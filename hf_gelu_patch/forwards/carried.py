@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from hf_gelu_patch.forwards.methods import Method, formula_of, mentions_an_activation
+from hf_gelu_patch.others import bound
 from hf_gelu_patch.sources import is_empty, is_model_code, stands_for
 
-__all__ = ["bound_on", "carried", "is_bound_otherwise", "reaches"]
+__all__ = ["bound_on", "bound_otherwise", "carried", "is_bound_otherwise", "reaches"]
 
 
 def bound_on(owner: nn.Module) -> Iterator[Method]:
@@ -36,6 +37,11 @@ def is_bound_otherwise(owner: nn.Module, method: str) -> bool:
     bound = carried(owner, method)
     own = isinstance(bound, MethodType) and stands_for(bound.__func__, getattr(type(owner), method, None), method)
     return bound is not None and not own
+
+
+def bound_otherwise(owner: nn.Module, method: str) -> str:
+    """That it does, in words, with whose it is."""
+    return f"{bound(method, carried(owner, method))} on this {type(owner).__name__}"
 
 
 def carried(owner: nn.Module, method: str) -> Any:

@@ -23,6 +23,7 @@ from hf_gelu_patch.forwards.names import MISSING
 from hf_gelu_patch.forwards.replacements import recorded
 from hf_gelu_patch.forwards.rewriting import Rewriting
 from hf_gelu_patch.implementations.registry import Fused
+from hf_gelu_patch.others import tool_of
 from hf_gelu_patch.recomputing import recomputes
 from hf_gelu_patch.sources import (
     class_attribute,
@@ -383,9 +384,12 @@ def check_nothing_over(module: nn.Module) -> None:
     if "_hf_hook" in vars(module):  # accelerate's, which goes along
         return
     named = over if isinstance(over, (FunctionType, MethodType)) else type(over)
+    tool = tool_of(over)
+    whose = "" if tool is None else f", by {tool.name}"
     raise PatchError(
         f"{named.__module__}.{named.__qualname__} was put over the forward of a {type(module).__name__} that stands "
-        "where an activation was, and is in the way of unpatch: take it off first."
+        f"where an activation was{whose}, and is in the way of unpatch: take it off first"
+        f"{'.' if tool is None else f' (del module.forward), or {tool.remedy}.'}"
     )
 
 

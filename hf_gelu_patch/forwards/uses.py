@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_gelu_patch.activations import Resolved, Unresolved
 from hf_gelu_patch.forwards.callees import Callee
-from hf_gelu_patch.forwards.carried import bound_on, carried, is_bound_otherwise, reaches
+from hf_gelu_patch.forwards.carried import bound_on, bound_otherwise, carried, is_bound_otherwise, reaches
 from hf_gelu_patch.forwards.conditions import always, never
 from hf_gelu_patch.forwards.expressions import Expression, Reading, read
 from hf_gelu_patch.forwards.following import Call, calls_of
@@ -68,10 +68,9 @@ class Use:
     @property
     def obstacle(self) -> str | None:
         """Why the method that holds it cannot be rewritten, or None."""
-        name = type(self.owner).__name__
         others = (method for method in self.methods if self.beyond is None and is_bound_otherwise(self.owner, method))
         if (other := next(others, None)) is not None:
-            return f"another {other} is bound on this {name}"
+            return bound_otherwise(self.owner, other)
         return self.beyond or self.reading.obstacle or self.reading.unfaithful
 
     @property
