@@ -398,4 +398,6 @@ def copied(value: Any) -> Any:
     """Models may write to their inputs."""
     if isinstance(value, Tensor):
         return value.clone()
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(copied, value))
     return {key: copied(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -1,8 +1,9 @@
-"""Each type in a process that may crash or hang: that costs the row of the type alone."""
+"""Each type in a process that may crash, hang or want too much memory: that costs the row of the type alone."""
 
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import time
 import warnings
 from collections import deque
@@ -30,10 +31,10 @@ class _Worker:
     deadline: float = 0.0
 
     @classmethod
-    def start(cls) -> _Worker:
+    def start(cls, memory: float) -> _Worker:
         context = multiprocessing.get_context("spawn")
         connection, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, memory), daemon=True)
         process.start()
         theirs.close()
         return cls(process, connection)
@@ -49,26 +50,28 @@ class _Worker:
         self.process.join()
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, memory: float) -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 2**30),) * 2)
     torch.set_num_threads(1)
     while True:
         try:
             model_type = connection.recv()
         except EOFError:
             return
-        connection.send(cover(model_type).to_dict())
+        connection.send(cover(model_type, thorough=True).to_dict())
 
 
-def cover_all(types: Iterable[str], *, processes: int, timeout: float) -> Iterator[Coverage]:
-    """A row for each type, as they are done."""
+def cover_all(types: Iterable[str], *, processes: int, timeout: float, memory: float) -> Iterator[Coverage]:
+    """A row for each type, as they are done; a process that wants more than ``memory`` GiB gets an error."""
     waiting = deque(types)
     workers: list[_Worker] = []
     try:
         while waiting or workers:
             while waiting and len(workers) < processes:
-                workers.append(_Worker.start())
+                workers.append(_Worker.start(memory))
                 workers[-1].give(waiting.popleft(), timeout)
             soonest = min(worker.deadline for worker in workers)
             ready = wait([worker.connection for worker in workers], max(0.0, soonest - time.monotonic()))

@@ -9,8 +9,8 @@ from hf_gelu_patch.evaluation.report import markdown
 from scripts.covering.coverage import Coverage
 
 
-def totals(rows: Sequence[Coverage]) -> str:
-    """What the rows come to, in a few lines of Markdown."""
+def totals(rows: Sequence[Coverage], called: str = "model types") -> str:
+    """What the rows come to, in a few lines of Markdown; ``called`` is what there is one of a row."""
     tried = [row for row in rows if row.unavailable is None]
     failed = [row for row in tried if row.problems]
     counts = {
@@ -19,12 +19,14 @@ def totals(rows: Sequence[Coverage]) -> str:
     }
     kinds: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    gates: Counter[str] = Counter()
     for row in tried:
         kinds.update(row.sites)
         reasons.update(row.left)
+        gates.update({one.partition(" in ")[0] for one in row.not_fused})
     elsewhere = counts["executions"] - counts["in_modules"] - counts["written"]
     lines = [
-        f"{len(tried):,} model types, {len(tried) - len(failed):,} as promised, {len(failed):,} not; "
+        f"{len(tried):,} {called}, {len(tried) - len(failed):,} as promised, {len(failed):,} not; "
         f"{len(rows) - len(tried):,} more cannot be built here.",
         f"One forward of each executes {counts['executions']:,} activations: {counts['in_modules']:,} in modules, "
         f"{counts['written']:,} written in a forward, {elsewhere:,} in modules that are not part of the model. "
@@ -37,6 +39,9 @@ def totals(rows: Sequence[Coverage]) -> str:
     ]
     if reasons:
         lines += ["", "Left alone:", *(f"- {count:,} × {reason}" for reason, count in reasons.most_common())]
+    if gates:
+        lines += ["", "Gated, not fused, and in how many models:"]
+        lines += [f"- {count:,} × {one}" for one, count in gates.most_common()]
     if failed:
         lines += ["", "Not as promised:", *(f"- {row.model_type}: {'; '.join(row.problems)}" for row in failed)]
     return "\n".join(lines)

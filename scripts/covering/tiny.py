@@ -31,11 +31,12 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from hf_gelu_patch.errors import first_line
 from scripts.covering.classes import configurations, has_model, model_classes
 from scripts.covering.feeding import TinyModelError, copied, working_inputs
 from scripts.covering.shrinking import Shrinker
 
-__all__ = ["TinyModel", "TinyModelError", "model_types", "tiny_model"]
+__all__ = ["TinyModel", "TinyModelError", "isolated", "model_types", "tiny_model", "with_weights"]
 
 
 @dataclass(frozen=True)
@@ -45,24 +46,24 @@ class TinyModel:
     Attributes:
         model_type: what was asked for. Where the whole cannot be run, the model is one of its parts, such as its
             text model; ``model.config.model_type`` is another then.
-        model: float32, on the CPU, in evaluation mode.
+        model: transformers' or another library's; float32, on the CPU, in evaluation mode.
         inputs: what ``model(**inputs)`` takes.
     """
 
     model_type: str
-    model: PreTrainedModel
+    model: nn.Module
     inputs: dict[str, Any]
 
     def run(self, model: nn.Module | None = None) -> Any:
         """The output of ``model`` (by default the own one); two runs of the same model are identical to the bit."""
-        with _isolated(0), torch.no_grad():
+        with isolated(0), torch.no_grad():
             return (self.model if model is None else model)(**copied(self.inputs))
 
 
 @functools.lru_cache(maxsize=1)
 def model_types() -> tuple[str, ...]:
     """Every type of configuration that transformers has a model class for, sorted; imports all of them."""
-    with _isolated(0):
+    with isolated(0):
         return tuple(sorted(name for name in CONFIG_MAPPING if has_model(name)))
 
 
@@ -75,7 +76,7 @@ def tiny_model(model_type: str, *, seed: int = 0) -> TinyModel:
     if model_type not in CONFIG_MAPPING:
         raise TinyModelError(f"unknown model type {model_type!r}; see model_types()")
     errors: list[Exception] = []
-    with _isolated(seed):
+    with isolated(seed):
         for config in _default_configs(model_type, errors):
             try:
                 Shrinker().shrink(config)
@@ -88,7 +89,7 @@ def tiny_model(model_type: str, *, seed: int = 0) -> TinyModel:
                     return TinyModel(model_type, *found)
     if not errors:
         raise TinyModelError(f"{model_type}: no model class")
-    raise TinyModelError(f"{model_type}: {_said(errors[0])}") from errors[0]
+    raise TinyModelError(f"{model_type}: {first_line(errors[0])}") from errors[0]
 
 
 def _default_configs(model_type: str, errors: list[Exception]) -> Iterator[PretrainedConfig]:
@@ -130,10 +131,16 @@ def _first_that_runs(
 
 def _build(cls: Callable[[PretrainedConfig], Any], config: PretrainedConfig) -> PreTrainedModel:
     """The model, with weights such that what reaches the activations is of the order of one."""
+    return with_weights(lambda: cls(config))
+
+
+def with_weights(make: Callable[[], Any]) -> Any:
+    """What ``make`` builds, in float32 and evaluation mode; weights that it leaves unset are set, and too small ones
+    are made larger."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills what torch.empty returns with NaN
     try:
-        model: PreTrainedModel = cls(config).float().eval()
+        model = make().float().eval()
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
     with torch.no_grad():
@@ -160,7 +167,7 @@ def _rescale(parameter: Tensor, fan_in: int) -> None:
 
 
 @contextlib.contextmanager
-def _isolated(seed: int) -> Iterator[None]:
+def isolated(seed: int) -> Iterator[None]:
     """Random state seeded, libraries silent; both put back."""
     verbosity = transformers.logging.get_verbosity()
     python, numpy = random.getstate(), np.random.get_state()
@@ -176,8 +183,3 @@ def _isolated(seed: int) -> Iterator[None]:
             transformers.logging.set_verbosity(verbosity)
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-def _said(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"

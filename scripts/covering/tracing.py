@@ -47,6 +47,8 @@ class Execution:
         file, line: where the owner's code says so. For a ``Sequential``, where that was called.
         through: file and line of each function between the owner's code and the op that is no method of the model's
             (``def gelu(x)`` in a modeling file), the innermost first.
+        callers: file and line of each method of the same owner around that one, in which it was called: a patch that
+            follows calls has the site there.
         gated: the first thing done with its output is an elementwise product with another tensor of the same shape.
             Directly: ``act(x) * up``, not ``dropout(act(x)) * up``. A product of two activations is that of the left.
         linear: its input is the output of a linear layer with bias (``F.linear``, ``addmm``, transformers' Conv1D),
@@ -62,6 +64,7 @@ class Execution:
     file: str
     line: int
     through: tuple[tuple[str, int], ...] = ()
+    callers: tuple[tuple[str, int], ...] = ()
     gated: bool = False
     linear: bool = False
     fused: str | None = None
@@ -126,6 +129,7 @@ class _Place:
     file: str
     line: int
     through: tuple[tuple[str, int], ...]
+    callers: tuple[tuple[str, int], ...]
     fused: str | None
     frame: FrameType | None
 
@@ -195,6 +199,7 @@ class _Tracer(TorchFunctionMode):
             file=place.file,
             line=place.line,
             through=place.through,
+            callers=place.callers,
             gated=record.gated,
             linear=linear,
             fused=place.fused,
@@ -356,6 +361,7 @@ class _Tracer(TorchFunctionMode):
         ours: list[FrameType] = []
         helpers: list[FrameType] = []
         owner: str | None = None
+        callers: list[FrameType] = []
         while frame is not None:
             file = frame.f_code.co_filename
             if frame.f_code is _MODULE_CALL:
@@ -365,6 +371,7 @@ class _Tracer(TorchFunctionMode):
             elif not file.startswith((_OWN, _TORCH)):
                 owner = self.paths.get(id(_self(frame)))
                 if owner is not None:
+                    callers = [*_methods_around(frame)]
                     break
                 helpers.append(frame)
             frame = frame.f_back
@@ -377,6 +384,7 @@ class _Tracer(TorchFunctionMode):
             file=frame.f_code.co_filename if frame is not None else "",
             line=frame.f_lineno if frame is not None else 0,
             through=tuple((one.f_code.co_filename, one.f_lineno) for one in helpers),
+            callers=tuple((one.f_code.co_filename, one.f_lineno) for one in callers),
             fused=_fusion([one.f_code.co_name for one in ours]) if ours else None,
             frame=ours[-1] if ours else None,
         )
@@ -392,6 +400,15 @@ def _self(frame: FrameType) -> object:
     """The ``self`` of the method that a frame runs, if it is one."""
     code = frame.f_code
     return frame.f_locals.get("self") if code.co_varnames[:1] == ("self",) else None
+
+
+def _methods_around(frame: FrameType) -> Iterator[FrameType]:
+    """The methods that a method's call came through, as far as they have the same ``self``, in one call of that."""
+    outer = frame.f_back
+    while outer is not None and outer.f_code is not _MODULE_CALL:
+        if _self(outer) is _self(frame):
+            yield outer
+        outer = outer.f_back
 
 
 def _qualified_name(module: nn.Module) -> str:

@@ -574,8 +574,8 @@ class Tiny(nn.Module):
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Tiny:
     """``cover("tiny")`` is about this model."""
     model = Tiny()
-    built = TinyModel("tiny", model, {"x": X})  # type: ignore[arg-type]
-    monkeypatch.setattr(coverage, "tiny_model", lambda _: built)
+    built = TinyModel("tiny", model, {"x": X})
+    monkeypatch.setattr(coverage, "model_of", lambda _: built)
     return model
 
 
@@ -583,8 +583,8 @@ def after(monkeypatch: pytest.MonkeyPatch, name: str, wrong: Callable[[nn.Module
     """``patch`` or ``unpatch`` does what it does, and then this."""
     right = getattr(coverage, name)
 
-    def function(model: nn.Module) -> object:
-        result = right(model)
+    def function(model: nn.Module, **options: Any) -> object:
+        result = right(model, **options)
         wrong(model)
         return result
 
@@ -681,7 +681,7 @@ def test_a_second_round_must_be_like_the_first(tiny: Tiny, monkeypatch: pytest.M
 
 def test_what_find_sites_does_not_list(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     right = coverage.find_sites
-    monkeypatch.setattr(coverage, "find_sites", lambda model: replace(right(model), sites=()))
+    monkeypatch.setattr(coverage, "find_sites", lambda model, **options: replace(right(model, **options), sites=()))
     line = here(Intermediate, "self.activation(x)")["line"]
     assert tiny is not None
     assert cover("tiny").missing == (f"gelu_tanh at test_coverage.py:{line} in mlp",)
@@ -705,13 +705,13 @@ def test_an_execution_is_listed_where_a_site_has_its_lines_or_its_module() -> No
 
 
 def test_errors_have_their_stage(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(_: object) -> None:
+    def wrong(*_: object, **__: object) -> None:
         raise ValueError("first line\nsecond line")
 
     assert tiny is not None
     for name, stage in (("find_sites", "find_sites"), ("patch", "patch"), ("unpatch", "unpatch"), ("trace", "trace")):
         with monkeypatch.context() as context:
-            context.setattr(coverage, name, lambda *_: wrong(_))
+            context.setattr(coverage, name, wrong)
             assert cover("tiny").error == f"{stage}: ValueError: first line"
 
 
