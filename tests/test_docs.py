@@ -31,6 +31,7 @@ from hf_gelu_patch.implementations import aten, triton_forms
 from hf_gelu_patch.recognition import resolve
 from scripts.benchmarking.gpu import record as gpu_record
 from scripts.benchmarking.planted import command as planted
+from scripts.covering import record as covering_record
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKING = ROOT / "scripts" / "benchmarking"
@@ -311,6 +312,12 @@ def test_the_coverage_shown_is_that_of_the_table() -> None:
     assert f"Of the others, {count:,} are one operation already" in text
     assert f"{tried} model types of transformers were tried, each as a tiny random model, and all {kept} kept" in readme
     assert f"{unbuilt} more could not be built. The patch changed {changed} of {listed} sites." in readme
+
+
+def test_the_coverage_of_other_libraries_shown_is_that_of_the_record() -> None:
+    recorded = json.loads((ROOT / "scripts" / "covering" / "libraries.json").read_text(encoding="utf-8"))
+    assert covering_record.summary(recorded) in TEXT["patching.md"]
+    assert f"on {recorded['processor']} with torch {recorded['versions']['torch']}." in flat("patching.md")
 
 
 def test_what_is_said_of_other_tools_is_that_of_the_table() -> None:

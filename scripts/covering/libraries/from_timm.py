@@ -25,6 +25,6 @@ def build(name: str) -> Ways:
     """A small image and two layers, where a model takes its depth; else as little as it takes."""
     config = timm.get_pretrained_cfg(name)
     channels, _, own = (3, 0, SIZES[-1]) if config is None else config.input_size
-    for size, more in itertools.product(dict.fromkeys((*SIZES, own)), ({"depth": 2}, {}, None)):
+    for more, size in itertools.product(({"depth": 2}, {}, None), dict.fromkeys((*SIZES, own))):
         settings = {} if more is None else {"img_size": size, **more}
         yield partial(timm.create_model, name, **settings), lambda model, size=size: image(model, channels, size, size)
