@@ -69,7 +69,12 @@ def _models_by_their_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
 
 
-RUN = [name for name, text in TEXT.items() if name.islower() or name == "README.md" if blocks(text, "python")]
+OWN_TESTS = {"examples.md"}  # in tests/evaluation/test_examples.py, each of its blocks by itself
+RUN = [
+    name
+    for name, text in TEXT.items()
+    if (name.islower() or name == "README.md") and name not in OWN_TESTS and blocks(text, "python")
+]
 
 
 @pytest.mark.parametrize("name", RUN)
