@@ -19,7 +19,7 @@ from torch import nn
 from hf_gelu_patch.forwards.expressions import Reading, read
 from hf_gelu_patch.forwards.methods import BY_DECORATOR, BY_SUPER, Method, functions_of
 from hf_gelu_patch.forwards.names import Names
-from hf_gelu_patch.sources import all_names, is_model_code, undecorated
+from hf_gelu_patch.sources import all_names, is_empty, is_model_code, undecorated
 
 __all__ = ["Call", "calls_of"]
 
@@ -67,12 +67,12 @@ def calls_of(cls: Any, function: FunctionType) -> tuple[Call, ...]:
         cls: the class.
         function: one of ``functions_of`` it.
     """
-    return tuple(dict.fromkeys(_calls(_mentions(cls, functions_of(cls)), function, _DEPTH) or ()))
+    return tuple(dict.fromkeys(_calls(cls, functions_of(cls), function, _DEPTH) or ()))
 
 
-def _calls(mentions: dict[FunctionType, _Mentions], function: FunctionType, depth: int) -> list[Call] | None:
-    found = mentions.get(function)
-    if found is None or found.otherwise or not depth:
+def _calls(cls: Any, functions: tuple[Method, ...], function: FunctionType, depth: int) -> list[Call] | None:
+    found = _mentions(cls, functions, function) if depth else None
+    if found is None or found.otherwise or not found.calls:
         return None
     calls: list[Call] = []
     for (_, method, inner, obstacle), call in found.calls:
@@ -80,7 +80,7 @@ def _calls(mentions: dict[FunctionType, _Mentions], function: FunctionType, dept
         if call.method is not None:
             continue
         helper_or_above = obstacle == (None if method is None else BY_SUPER)
-        above = _calls(mentions, inner, depth - 1) if helper_or_above else None
+        above = _calls(cls, functions, inner, depth - 1) if helper_or_above else None
         if above is None:
             return None
         calls += above
@@ -88,29 +88,38 @@ def _calls(mentions: dict[FunctionType, _Mentions], function: FunctionType, dept
 
 
 @functools.lru_cache(maxsize=1024)
-def _mentions(cls: Any, functions: tuple[Method, ...]) -> dict[FunctionType, _Mentions]:
-    """By function, where the functions of a class mention it."""
-    found: dict[FunctionType, _Mentions] = {}
+def _mentions(cls: Any, functions: tuple[Method, ...], function: FunctionType) -> _Mentions:
+    found = _Mentions()
     for one in functions:
         name, method, inner, obstacle = one
+        if not _may_mention(inner, function):
+            continue
+        if obstacle is BY_DECORATOR and function is undecorated(inner, name)[0]:
+            continue  # what it decorates, which keeps it
         reading = read(inner, is_method=method is not None)
         if reading.source is None or reading.unfaithful:
-            for named in all_names(inner.__code__):
-                value = inner.__globals__.get(named)
-                if isinstance(value, FunctionType):
-                    found.setdefault(inspect.unwrap(value), _Mentions()).otherwise = True
+            found.otherwise = True
             continue
         root = name if method is not None and obstacle is None else None
         for whole, node in _Mentioned(cls, inner, reading):
-            target = inspect.unwrap(whole)
-            if obstacle is BY_DECORATOR and target is undecorated(inner, name)[0]:
-                continue  # what it decorates, which keeps it
-            mentions = found.setdefault(target, _Mentions())
-            if node is None or undecorated(whole, whole.__name__) != (target, None):
-                mentions.otherwise = True
+            if inspect.unwrap(whole) is not function:
+                continue
+            if node is None or undecorated(whole, whole.__name__) != (function, None):
+                found.otherwise = True
             else:
-                mentions.calls.append((one, Call(root, reading, node, whole, target)))
+                found.calls.append((one, Call(root, reading, node, whole, function)))
     return found
+
+
+def _may_mention(one: FunctionType, other: FunctionType) -> bool:
+    """Whether a function names another, as an attribute or in its module, perhaps under another name; its source is
+    read only then."""
+    names = all_names(one.__code__)
+    if other.__name__ in names:
+        return True
+    values = (one.__globals__.get(name) for name in names)
+    cells = (cell.cell_contents for cell in one.__closure__ or () if not is_empty(cell))
+    return any(isinstance(value, FunctionType) and inspect.unwrap(value) is other for value in (*values, *cells))
 
 
 class _Mentioned:

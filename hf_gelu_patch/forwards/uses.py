@@ -179,7 +179,7 @@ def _uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve)
         reading = read(inner, is_method=function is not None)
         method = name if function is not None else inner.__qualname__
         by_call = number < len(methods) and obstacle == (None if function is None else BY_SUPER)
-        followed = calls_of(type(owner), inner) if by_call else ()
+        followed = calls_of(type(owner), inner) if by_call and reading.expressions else ()
         if followed:
             obstacle = None
         elif function is None:
