@@ -103,9 +103,9 @@ def audit(
         model: any module, unpatched; on the meta device too. What is no model of transformers has no config, and is
             held against ``trained`` alone.
         checkpoint: the folder with config.json, or the GGUF file, that it was loaded from; several where more than
-            one has something to say. None: the folder that ``model.config`` names, if it is one here.
+            one has something to say. None: the folder that the model's config names, if it is one here.
         trained: the model as it was trained, where another is served: compared at each path that both have.
-        name: what the commands in the findings call the model. None: what ``model.config`` does.
+        name: what the commands in the findings call the model. None: the GGUF file, or what its config does.
 
     Returns:
         The sites with all claims, and the findings.
@@ -126,7 +126,8 @@ def audit(
     if trained is not None:
         notes += _compare(model, trained, claims)
     sites = tuple(Audited(path, place, tuple(claims[path])) for path, place in found.items())
-    called = name or getattr(getattr(model, "config", None), "name_or_path", "") or "MODEL"
+    files = (str(one.path) for one in stored if one.gguf is not None)
+    called = name or next(files, "") or _named(model) or "MODEL"
     findings = [*findings_at(sites, parts, called)]
     for part in parts:
         findings += findings_of_part(part, sites, stored, called)
@@ -148,9 +149,14 @@ def _places(model: nn.Module) -> dict[str, Place]:
 
 def _files(model: nn.Module, checkpoint: _Place | Iterable[_Place] | None) -> list[_Place]:
     if checkpoint is None:
-        named = getattr(getattr(model, "config", None), "name_or_path", "")
+        named = _named(model)
         return [named] if named and (Path(named) / "config.json").is_file() else []
     return [checkpoint] if isinstance(checkpoint, (str, os.PathLike)) else list(checkpoint)
+
+
+def _named(model: nn.Module) -> str:
+    """The folder, or the id on the hub, that the outermost model of transformers in it was loaded from."""
+    return next((str(one.config.name_or_path) for _, one in pretrained_models(model)), "")
 
 
 def _parts(model: nn.Module, found: dict[str, Place]) -> tuple[list[Part], list[str]]:

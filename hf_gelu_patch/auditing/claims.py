@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Claim", "Part", "claims_of", "is_main", "spelled_activation", "spelled_in"]
 
-_MAIN = re.compile(r"((hidden|dense|ff|ffn|mlp)_)?act(ivation)?(_fn|_function)?|afn|feed_forward_proj")
+_MAIN = re.compile(r"((hidden|dense|ff|ffn|mlp)_)?act(ivation)?(_fn|_function)?|afn")
 
 
 def is_main(key: str) -> bool:
@@ -164,9 +164,9 @@ def _of_t5(setting: Setting) -> Claim | None:
 
 
 def _of_file(part: Part, stored: Stored) -> Iterator[tuple[str, Claim]]:
-    name = stored.path.name
+    name, said_of = stored.path.name, _section(stored.config, part.model.config.model_type)
     for setting in part.settings:
-        owner: Any = stored.config
+        owner: Any = said_of
         for key in setting.way:
             owner = owner.get(key) if isinstance(owner, Mapping) else None
         value = str(owner.get(setting.key)) if isinstance(owner, Mapping) else ""
@@ -194,6 +194,15 @@ def _of_file(part: Part, stored: Stored) -> Iterator[tuple[str, Claim]]:
         if said is not None and is_main(key.rpartition(".")[2]):
             text = f"{name} says {key}: {value!r}, which names {said.label}"
             yield from _at(part.main, Claim("gguf", (said,), value, f"{key}: {value}", text))
+
+
+def _section(config: Mapping[str, Any], model_type: str) -> Mapping[str, Any]:
+    """The part of a file that is about models of a type: all of it, or what is inside it for the part that is loaded;
+    nothing where the file is about other models."""
+    if config.get("model_type", model_type) == model_type:
+        return config
+    inside = (one for one in config.values() if isinstance(one, Mapping) and "model_type" in one)
+    return next((found for one in inside if (found := _section(one, model_type))), {})
 
 
 _BEFORE = {"hidden_act": "hidden_activation"}

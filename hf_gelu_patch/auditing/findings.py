@@ -254,7 +254,8 @@ def findings_of_part(part: Part, sites: Sequence[Audited], stored: Sequence[Stor
         stored: the files of its checkpoint.
         name: what the model is called in commands.
     """
-    inside = [one for one in sites if one.path.removeprefix(part.prefix) in part.main and one.activation is not None]
+    main = {part.prefix + path for path in part.main}
+    inside = [one for one in sites if one.path in main and one.activation is not None]
     if inside and all(isinstance(one.current, Resolved) for one in part.places.values()):
         yield from _ignored(part, inside, sites, name)
     for file in stored:
