@@ -164,6 +164,60 @@ def test_a_product_is_left_out_where_its_condition_no_longer_holds(write: Write)
             assert torch.equal(model(inputs()), model.fc2(h * model.fc2(inputs()) if on else h))
 
 
+# An activation on a condition, behind a linear layer
+
+ACT = "h = self.fc(x)\nif self.on is not None:\n    h = self.act(h)\nreturn self.fc2(h)"
+FUSED = ["h = linear_act(patched_silu(self.act), self.fc, h)", "else:", "h = self.fc(h)"]
+LINEAR = {  # a body with an activation on a condition: what is added to it
+    "diffusers'": (ACT, ["h = x", *FUSED]),
+    "of one name": (
+        ACT.replace("(h)", "(x)").replace("h =", "x ="),
+        ["x = linear_act(patched_silu(self.act), self.fc, x)", "else:", "x = self.fc(x)"],
+    ),
+    "a function": (ACT.replace("self.act", "F.silu"), ["h = x", FUSED[0].replace("(self.act)", ""), *FUSED[1:]]),
+    "inside something": (
+        ACT.replace("self.act(h)", "self.fc2(self.act(h) + 1)"),
+        ["h = x", "h = self.fc2(linear_act(patched_silu(self.act), self.fc, h) + 1)", *FUSED[1:]],
+    ),
+}  # fmt: skip
+NOT_BEHIND = {
+    "the module rules it out": ACT.replace("self.on", "self.none"),
+    "the input decides": ACT.replace("self.on is not None", "x.dim() == 2"),
+    "something between": ACT.replace("\nif", "\ny = x + 1\nif"),
+    "it is read before": ACT.replace("\nif", "\nself.note('h', h)\nif"),
+    "it is read twice": ACT.replace("self.act(h)", "self.act(h) + h"),
+    "another name": ACT.replace("    h =", "    y ="),
+    "more in the branch": ACT.replace("\nreturn", "\n    self.note('h', h)\nreturn"),
+    "another branch": ACT.replace("\nreturn", "\nelse:\n    h = h + 1\nreturn"),
+    "no layer": ACT.replace("self.fc(x)", "x + 1"),
+}
+
+
+@pytest.mark.parametrize(("body", "added"), LINEAR.values(), ids=LINEAR)
+def test_an_activation_on_a_condition_that_holds_is_fused_with_the_layer_before(
+    body: str, added: list[str], write: Write
+) -> None:
+    found = checked(build(module(body, write)))
+    assert (found.site.kind, found.site.fused) == ("linear", True)
+    assert found.added() == added
+
+
+@pytest.mark.parametrize("body", NOT_BEHIND.values(), ids=NOT_BEHIND)
+def test_an_activation_that_may_not_be_is_by_itself(body: str, write: Write) -> None:
+    found = checked(build(module(body, write)))
+    assert (found.site.kind, found.site.fused) == ("pointwise", False)
+
+
+def test_a_layer_is_run_alone_where_the_condition_no_longer_holds(write: Write) -> None:
+    model = build(module(ACT, write))
+    with torch.no_grad():
+        patch(model, implementation="aten")
+        for on in (True, None):
+            model.on = on
+            h = model.fc(inputs())
+            assert torch.equal(model(inputs()), model.fc2(model.act(h) if on else h))
+
+
 # What stands between an activation and its product
 
 BETWEEN = {  # where the activation is that of a layer's result, which nobody else has

@@ -38,7 +38,8 @@ class Expression:
             ``linear(x)`` to the name that ``core`` then reads; None where they are one expression.
         linear: the node ``linear(x)``, where x is one.
         only_if: the statement that ``product`` stands in, of which the module decides whether it is evaluated:
-            ``if self.up is not None: h = h * self.up(x)``, h being ``act(x)``.
+            ``if self.up is not None: h = h * self.up(x)``, h being ``act(x)``; or, where there is no product, the one
+            that ``core`` stands in, right behind ``linear``.
         exposed: what runs after ``core`` and before ``product`` on something that x may share memory with, and of
             which the source alone does not say that it leaves that as it is: calls, what is assigned to, and where a
             coroutine waits.
@@ -170,11 +171,12 @@ class _Finder:
     def _placed(self, bare: Expression) -> Expression:
         """An expression with its lines and what stands around it."""
         core = bare.core
-        linear, defined = self._linear_before(bare)
+        linear, defined, only_if = self._linear_before(bare)
         expression = replace(
             bare,
             linear=linear,
             moved=defined,
+            only_if=only_if,
             conditions=self.flow.conditions(core),
             line=core.lineno + self.shift,
             end_line=(core.end_lineno or core.lineno) + self.shift,
@@ -231,20 +233,24 @@ class _Finder:
         other = both[1] if both[0] is factor else both[0]
         return None if isinstance(other, (ast.Constant, ast.Starred)) else both
 
-    def _linear_before(self, bare: Expression) -> tuple[ast.Call | None, ast.Assign | None]:
+    def _linear_before(self, bare: Expression) -> tuple[ast.Call | None, ast.Assign | None, ast.If | None]:
         """The call of a module that x is the result of, directly or by a name given to it alone; the statement that
-        gives the name."""
+        gives the name; the one around the expression where the module decides whether it is evaluated."""
         argument = bare.argument
         if self._is_module_call(argument):
             assert isinstance(argument, ast.Call)
-            return argument, None
+            return argument, None, None
         if not (isinstance(argument, ast.Name) and bare.callee.movable):
-            return None, None
-        definition = self.flow.definition(argument.id, self.flow.statement_of(bare.core))
+            return None, None, None
+        definition, only_if = self.flow.definition(argument.id, self.flow.statement_of(bare.core)), None
+        if definition is None and (conditional := self.flow.given_on_a_condition(argument)) is not None:
+            definition, only_if = conditional
         if definition is None or not self._is_module_call(definition.value):
-            return None, None
+            return None, None, None
         assert isinstance(definition.value, ast.Call)
-        return (definition.value, definition) if self.flow.only_use(definition) is argument else (None, None)
+        if only_if is None and self.flow.only_use(definition) is not argument:
+            return None, None, None
+        return definition.value, definition, only_if
 
     def _is_module_call(self, node: ast.AST) -> bool:
         """Whether this calls, with one argument, an attribute of the module or what a loop over modules yields."""

@@ -100,6 +100,19 @@ class Flow:
             return None if read is None else (read, statement)
         return None
 
+    def given_on_a_condition(self, use: ast.Name) -> tuple[ast.Assign, ast.If] | None:
+        """(the assignment, the statement) where a name is read by nothing but ``if self.act is not None: h = act(h)``,
+        right behind the assignment that gives it the value read there."""
+        inner = self.statement_of(use)
+        around = self.parents[inner]
+        if not isinstance(around, ast.If) or assigned_name(inner) != use.id:
+            return None
+        block = self.block_of(around)
+        before = block[block.index(around) - 1] if block[0] is not around else None
+        if not isinstance(before, ast.Assign) or self.used_on_a_condition(before) != (use, around):
+            return None
+        return before, around
+
     def _is_followed(self, name: str, definition: ast.Assign) -> bool:
         """Whether nothing but the statements of one function, in their order, reads the name."""
         if name in self.names.shared or any(isinstance(above, ast.Try) for above in self._above(definition)):

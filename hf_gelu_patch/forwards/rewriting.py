@@ -316,6 +316,14 @@ def _edit(edits: _Edits, expression: Expression, by: Fused | Substitute | OwnMet
         fusion = lambda: f"{name}({act}, {edits.render(linear.func)}, {_operand(edits, linear.args[0])})"  # noqa: E731
         if moved is None:
             edits.at[core] = fusion
+        elif expression.only_if is not None:
+            assert isinstance(expression.argument, ast.Name)
+            taken, func = expression.argument.id, edits.render(linear.func)
+            edits.at[linear] = lambda: _operand(edits, linear.args[0])
+            if isinstance(linear.args[0], ast.Name) and linear.args[0].id == taken:
+                edits.delete(moved)
+            edits.at[core] = lambda: f"{name}({act}, {func}, {taken})"
+            _edit_otherwise(edits, expression.only_if, f"{taken} = {func}({taken})")
         else:
             assert isinstance(expression.argument, ast.Name)
             edits.at[linear] = fusion

@@ -14,7 +14,7 @@ from hf_gelu_patch.activations import Resolved, Unresolved
 from hf_gelu_patch.forwards.callees import Callee
 from hf_gelu_patch.forwards.carried import bound_on, bound_otherwise, carried, is_bound_otherwise, reaches
 from hf_gelu_patch.forwards.conditions import always, never
-from hf_gelu_patch.forwards.expressions import Expression, Reading, read
+from hf_gelu_patch.forwards.expressions import Expression, Reading, by_itself, read
 from hf_gelu_patch.forwards.following import Call, calls_of
 from hf_gelu_patch.forwards.methods import BY_SUPER, Method
 from hf_gelu_patch.forwards.names import MISSING, Names, dotted, reach
@@ -206,9 +206,8 @@ def _uses(owner: nn.Module, methods: tuple[Method, ...], activation_of: Resolve)
             if found is None:
                 pending[:0] = expression.fallback
                 continue
-            only_if, alone = expression.only_if, expression.alone
-            if only_if is not None and alone and not always(only_if.test, owner, reading.owner_name):
-                expression = alone
+            while (around := expression.only_if) and not always(around.test, owner, reading.owner_name):
+                expression = expression.alone or by_itself(expression)
             if expression.product in products and expression.alone is not None:
                 expression = expression.alone
             elif expression.product is not None:
