@@ -63,6 +63,7 @@ class Claim:
         text: in a sentence.
         setting: the entry of the config; None where there is none.
         read_as: what the model's class computes at the site for what the entry says.
+        aliases: names of other functions that mean this one in configs of the family.
     """
 
     source: str
@@ -72,6 +73,7 @@ class Claim:
     text: str
     setting: Setting | None = None
     read_as: object = None
+    aliases: tuple[str, ...] = ()
 
     def agrees(self, activation: Activation) -> bool:
         return activation in self.says
@@ -243,7 +245,9 @@ def _of_config_type(config: Any, gates: bool | None) -> tuple[Family, ...]:
 
 def _of_families(families: tuple[Family, ...], setting: Setting | None) -> Claim:
     shown = " or ".join(dict.fromkeys(one.activation for one in families))
-    return Claim("family", _activations(families), families[0].activation, shown, _named(families), setting)
+    aliases = tuple(one.spelled for one in families if one.spelled is not None)
+    said, text = _activations(families), _named(families)
+    return Claim("family", said, families[0].activation, shown, text, setting, aliases=aliases)
 
 
 def _named(families: tuple[Family, ...]) -> str:

@@ -26,6 +26,9 @@ LEVELS = {
 """The levels of findings with what they mean, the gravest first."""
 
 
+_SAYING = {"checkpoint": "config.json", "config": "the config"}
+
+
 @dataclass(frozen=True)
 class Audited:
     """A site and all that is said of it.
@@ -64,12 +67,18 @@ class Audited:
         return own is not None and any(one.source == "family" and one.agrees(own) for one in self.claims)
 
     @property
+    def misread(self) -> Claim | None:
+        """What names another function in a word by which configs of its family mean their own, as Gemma 1's do."""
+        aliases = {name for one in self.claims if one.source == "family" for name in one.aliases}
+        return next((one for one in self.claims if one.source in _SAYING and one.spelled in aliases), None)
+
+    @property
     def level(self) -> str | None:
         """How grave it is what the claims say; None where all agree."""
         if not self.against:
             return None
         if all(one.source == "family" for one in self.against):
-            return "departure"
+            return "contradiction" if self.misread else "departure"
         named = all(one.setting is not None and one.read_as == self.activation for one in self.against)
         return "misnomer" if named and self.as_published else "contradiction"
 
@@ -164,10 +173,8 @@ def _sentence(level: str, where: str, own: Activation, claim: Claim, site: Audit
         "trained": f"{computes}; the trained model computes {said} there.",
         "rebuilt": f"{computes}; built anew from its config, as a reload does, the model computes {said} there.",
         "gguf": f"{computes}; the GGUF file is of a model with {claim.spelled}.",
+        "family": f"{computes}, as the name says that the config has; in this family it means {claim.shown}.",
     }.get(claim.source) or f"{computes}; {_SAYING.get(claim.source)} says {claim.shown}."
-
-
-_SAYING = {"checkpoint": "config.json", "config": "the config"}
 
 
 def _evidence(site: Audited, own: Activation, said: Activation) -> tuple[str, ...]:

@@ -100,15 +100,15 @@ def test_there_are_thirty_right_families_and_every_row_has_a_source_and_names_an
 
 def test_a_modernbert_with_silu_departs_from_its_family() -> None:
     config = transformers.ModernBertConfig(
-        **SIZES, hidden_activation="silu", pad_token_id=0, bos_token_id=1, eos_token_id=2
+        **SIZES, hidden_activation="silu", classifier_activation="relu", pad_token_id=0, bos_token_id=1, eos_token_id=2
     )
     model = transformers.ModernBertForMaskedLM(config)
     found = audit(model)
     finding = only(found, "departure")
     assert "2 sites (ModernBertMLP.act) compute silu, as the config says (hidden_activation: silu)" in finding.sentence
     assert any("answerdotai/ModernBERT-base" in line for line in finding.evidence)
-    assert finding.mend == 'patch(model, activation="gelu")'
-    assert "--activation gelu" in finding.evaluate
+    assert finding.mend == "patch(model, activation=\"gelu\", include='ModernBertMLP')"
+    assert finding.evaluate.endswith("--activation gelu --include ModernBertMLP"), "the head's ReLU is left alone"
     assert swapped(model, finding) == ({"model.layers.0.mlp.act", "model.layers.1.mlp.act"}, {"gelu"})
     assert not audit(anew(model)).findings
 
@@ -128,6 +128,29 @@ def test_gemmas_gelu_that_means_tanh_is_a_misnomer(tmp_path: Path) -> None:
         json.dumps({**config, "hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"})
     )
     assert not audit(loaded).findings, "the second entry says it, and counts before the first"
+
+
+class OlderGemmaConfig(transformers.GemmaConfig):
+    """As transformers 4.57 has it, which takes the name at its word."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        name = self.hidden_act
+        super().__post_init__(**kwargs)
+        self.hidden_act = name
+
+
+class OlderGemma(transformers.GemmaModel):
+    config_class = OlderGemmaConfig
+
+
+def test_gemmas_gelu_that_is_taken_at_its_word_is_a_contradiction() -> None:
+    config = OlderGemmaConfig(**SIZES, head_dim=8, num_key_value_heads=2, hidden_act="gelu")
+    model = OlderGemma(config)
+    finding = only(audit(model), "contradiction")
+    assert "compute gelu, as the name says that the config has; in this family it means gelu_py" in finding.sentence
+    assert finding.mend == 'patch(model, activation="gelu_pytorch_tanh")'
+    assert swapped(model, finding) == (set(finding.sites), {"gelu_tanh"})
+    assert not audit(anew(model)).findings
 
 
 def test_gpt1s_gelu_that_means_tanh_is_a_misnomer_that_no_entry_can_mend() -> None:
@@ -206,13 +229,13 @@ def test_models_within_another_are_held_against_their_own_configs_and_files(tmp_
 
 def test_a_part_is_judged_by_its_own_family_and_mended_alone() -> None:
     config = TINY["clip"].config()
-    config.vision_config.hidden_act = "relu"
+    config.text_config.hidden_act, config.vision_config.hidden_act = "gelu", "relu"
     model = transformers.CLIPModel(config)
     finding = only(audit(model), "departure")
     assert finding.sites == tuple(f"vision_model.encoder.layers.{i}.mlp.activation_fn" for i in (0, 1))
     sites, _ = swapped(model, finding)
     assert sites == set(finding.sites)
-    config.vision_config.hidden_act = "gelu"  # as OpenCLIP's are
+    config.vision_config.hidden_act = "gelu"  # as all of OpenCLIP's are
     assert not audit(transformers.CLIPModel(config)).findings
 
 
