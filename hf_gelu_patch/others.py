@@ -41,11 +41,14 @@ def tool_of(function: object) -> Tool | None:
     """The tool that a function, a method or a class comes from; None for one of none that is known. What ``kernels``
     has loaded from the hub, it knows itself."""
     function = inspect.unwrap(getattr(function, "__func__", function))  # type: ignore[arg-type]
-    root = (getattr(function, "__module__", None) or "").partition(".")[0]
-    if root == _LIGER.package:
-        return _LIGER
+    return _packages().get((getattr(function, "__module__", None) or "").partition(".")[0])
+
+
+def _packages() -> dict[str, Tool]:
+    """The packages in this process whose code is a tool's."""
     loaded = getattr(sys.modules.get(_KERNELS.package), "get_loaded_kernels", tuple)
-    return _KERNELS if any(one.metadata.id == root for one in loaded()) else None
+    found = {one.metadata.id: _KERNELS for one in loaded()}
+    return {**found, _LIGER.package: _LIGER} if _LIGER.package in sys.modules else found
 
 
 def bound(method: str, function: object) -> str:
@@ -57,7 +60,7 @@ def bound(method: str, function: object) -> str:
 
 def found_in(model: nn.Module) -> tuple[str, ...]:
     """What of a model other tools compute, a line a tool, with how to come by a model without it."""
-    if _LIGER.package not in sys.modules and _KERNELS.package not in sys.modules:
+    if not _packages():
         return ()
     found = Counter(one for module in model.modules() for one in _on(module))
     lines = []

@@ -332,7 +332,9 @@ def test_sites_beside_other_tools(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sites", "gpt2", "--beside", "kernels, liger"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"\n +3 × GPT2MLP.act .*\n +kernels: NewGELU → kernels-community/activation", out)
-    assert re.search(r"\n  liger \(Liger-Kernel.*: (it is not installed: pip install|it has nothing for the model)", out)
+    assert re.search(
+        r"\n  liger \(Liger-Kernel.*: (it is not installed: pip install|it has nothing for the model)", out
+    )
     assert main(["sites", "gpt2", "--beside", "liger,kernel"]) == 1
     assert "unknown tool 'kernel'. Did you mean 'kernels'?" in capsys.readouterr().err
 
