@@ -370,6 +370,11 @@ def test_the_command_prints_a_table_or_json_and_tells_by_its_status(
     found = json.loads(capsys.readouterr().out)
     assert [one["level"] for one in found["findings"]] == ["contradiction"]
     assert [one["computes"] for one in found["sites"]] == ["relu"] * 4
+    served = TINY["bert"].build().config
+    served.hidden_act = "gelu_new"
+    served.save_pretrained(tmp_path / "served")
+    assert main(["audit", str(tmp_path / "served"), "--trained", str(folder)]) == 3
+    assert "compute gelu_tanh; the trained model computes gelu there" in " ".join(capsys.readouterr().out.split())
     assert main(["audit", str(folder), "--trained", str(path)]) == 1
     assert "no site in common" in capsys.readouterr().err
     assert main(["audit", "./nowhere"]) == 1
