@@ -290,3 +290,36 @@ def test_models_of_transformers(model_type: str, count: int) -> None:
     row = cover(model_type)
     assert not row.problems
     assert row.gated_fused == row.gated >= count
+
+
+# Layers of other libraries, where these are installed
+
+
+def fusion(model: nn.Module, x: torch.Tensor) -> list[tuple[str, bool]]:
+    """What is fused in a layer, which gives the same bits before, while and after it is patched."""
+    with torch.no_grad():
+        before = model(x)
+        with patched(model, implementation="aten") as report:
+            assert torch.equal(model(x), before)
+        assert torch.equal(model(x), before)
+    return [(site.kind, site.fused) for site in report.sites if site.line]
+
+
+def test_layers_of_diffusers() -> None:
+    attention = pytest.importorskip("diffusers.models.attention")
+    embeddings = pytest.importorskip("diffusers.models.embeddings")
+    assert fusion(attention.FeedForward(4, activation_fn="geglu"), inputs()) == [("gated", True)]
+    assert ("linear", True) in fusion(embeddings.TimestepEmbedding(4, 8), inputs())
+
+
+def test_layers_of_torchtune() -> None:
+    feed_forward = pytest.importorskip("torchtune.modules.feed_forward", exc_type=ImportError).FeedForward
+    layers = {"gate_proj": nn.Linear(4, 8), "down_proj": nn.Linear(8, 4)}
+    assert fusion(feed_forward(**layers, up_proj=nn.Linear(4, 8)), inputs()) == [("gated", True)]
+    assert fusion(feed_forward(**layers), inputs()) == [("linear", True)]
+
+
+def test_layers_of_timm() -> None:
+    timm = pytest.importorskip("timm")
+    block = timm.create_model("mambaout_femto", pretrained=False).stages[0].blocks[0].eval()
+    assert fusion(block, torch.randn(1, 4, 4, block.norm.normalized_shape[0])) == [("gated", True)]
