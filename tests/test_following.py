@@ -195,6 +195,19 @@ def test_a_method_above_is_fused_where_it_is_called(body: str, expected: list[st
     assert expected or found.site.reason == f"silu is one aten op already, and cannot be fused: {past}"
 
 
+def test_what_an_object_does_that_a_module_calls_is_listed(write: Write) -> None:
+    processor = """
+class Processor:
+    def __call__(self, module, x):
+        return F.silu(module.fc(x)) * x
+"""
+    model = build(write(processor + forward("return self.processor(self, x)") + "    processor = None\n"))
+    model.processor = type(model).__init__.__globals__["Processor"]()
+    found = checked(model)
+    assert (found.site.owner, found.site.activation, found.site.kind) == ("M", "silu", "gated")
+    assert found.site.reason.startswith("nothing can take its place: it stands in Processor.__call__, ")
+
+
 def test_a_static_method(write: Write) -> None:
     source = (
         forward("return self.product(self.fc(x), x)")

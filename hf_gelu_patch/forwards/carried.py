@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -17,8 +18,10 @@ __all__ = ["bound_on", "bound_otherwise", "carried", "is_bound_otherwise", "reac
 
 
 def bound_on(owner: nn.Module) -> Iterator[Method]:
-    """Functions and methods that a module carries as attributes of its own."""
+    """Functions and methods that a module carries as attributes of its own, and what objects do that it calls."""
     for name, value in vars(owner).items():
+        if (called := _called_as(value)) is not None and mentions_an_activation(called):
+            yield name, None, called, None
         function = value.__func__ if type(value) is MethodType else value
         if type(function) is not FunctionType or not is_model_code(function.__module__ or ""):
             continue
@@ -29,6 +32,14 @@ def bound_on(owner: nn.Module) -> Iterator[Method]:
         method, holder = function.__name__, value.__self__  # kept under another name, or that of a module it wraps
         if not isinstance(holder, nn.Module) or not stands_for(function, getattr(type(holder), method, None), method):
             yield name, function, function, "it is bound on this module alone"
+
+
+def _called_as(value: object) -> FunctionType | None:
+    """What runs where an object is called that is neither a module nor a function: diffusers' attention processors."""
+    if isinstance(value, (nn.Module, type)):
+        return None
+    function = inspect.getattr_static(type(value), "__call__", None)
+    return function if isinstance(function, FunctionType) and is_model_code(function.__module__ or "") else None
 
 
 def is_bound_otherwise(owner: nn.Module, method: str) -> bool:
