@@ -1,7 +1,9 @@
-"""python -m scripts.benchmarking kernels and noise, on the CPU and tiny: what it writes agrees with its samples."""
+"""python -m scripts.benchmarking kernels, noise and exports, on the CPU and tiny: what each writes agrees with its
+samples."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -25,6 +27,7 @@ from hf_gelu_patch.evaluation import environment
 from hf_gelu_patch.evaluation.speed.verdict import Ratio, judge
 from scripts.benchmarking import __main__ as benchmarking
 from scripts.benchmarking import timing as timing_module
+from scripts.benchmarking.exports import command as exports
 from scripts.benchmarking.kernels import candidates, checking, command
 from scripts.benchmarking.kernels import cells as timing_cells
 
@@ -435,3 +438,32 @@ def test_rounds_that_launch_is_part_of(timing: ModuleType, gpu: Gpu) -> None:
     samples = timing.rounds_on_cuda(calls, 4, 0, with_launch=True)
     assert samples == {"one": [pytest.approx(5e-6)] * 4, "two": [pytest.approx(11e-6)] * 4}
     assert not gpu.waits
+
+
+def test_exports_say_what_they_need() -> None:
+    if all(importlib.util.find_spec(name) for name in exports.NEEDED):
+        pytest.skip("it is all here")
+    done = processes.run(*COMMAND, "exports", cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.match(r"exports: onnx\w* is missing: python -m pip install onnx onnxscript onnxruntime", done.stderr)
+
+
+def test_exports_are_told_as_measured(tmp_path: Path) -> None:
+    for name in exports.NEEDED:
+        pytest.importorskip(name)
+    quick = ("--tiny", "--models", "gpt2", "--opsets", "22", "--length", "8", "--rounds", "3", "--seconds", "0")
+    done = processes.run(*COMMAND, "exports", *quick, "--output", tmp_path / "exports.json", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "exports.json").read_text())
+    assert found["environment"]["versions"].keys() >= set(exports.NEEDED)
+    (cell,) = found["exports"]["cells"]
+    assert exports.table([cell]) in done.stdout
+    variants = cell["variants"]
+    assert variants["own"]["exported"] == variants["patched"]["exported"]
+    assert variants["own"]["run"] == variants["patched"]["run"]
+    assert variants["one operation"]["exported"]["Gelu"] == 2
+    assert "Gelu" not in variants["own"]["exported"]
+    assert all(0 <= one["drift"] <= 1e-5 for one in variants.values())
+    assert {len(own) for own in cell["seconds"].values()} == {3}
+    assert cell["compared"].keys() == {"patched", "one operation"}
+    assert cell["floor"]["low"] <= cell["floor"]["value"] <= cell["floor"]["high"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -240,3 +241,45 @@ def test_an_activation_that_another_stands_in_for_is_seen_as_it_was(name: str) -
         assert model.get_submodule("act") is not act
 
     check_traced(TRACED[name](), patch_hooked)
+
+
+# torch.onnx.export
+
+EXPORTED: dict[str, Callable[[], nn.Module]] = {
+    "gelu": SCRIPTABLE["plain"],
+    "gelu, behind a hook": SCRIPTABLE["gelu_new"],
+    "written": Written,
+    "gated": Gated,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("opset", [18, 22])
+@pytest.mark.parametrize("name", EXPORTED)
+def test_onnx_has_the_nodes_that_it_has_unpatched(name: str, opset: int) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = EXPORTED[name]().eval()
+
+    def exported() -> tuple[Counter[str], Tensor]:
+        program = torch.onnx.export(model, (inputs(),), dynamo=True, verbose=False, opset_version=opset)
+        assert program is not None
+        file = io.BytesIO()
+        program.save(file)
+        session = runtime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+        (y,) = session.run(None, {session.get_inputs()[0].name: inputs().numpy()})
+        return Counter(node.op_type for node in program.model.graph), torch.from_numpy(y)
+
+    with torch.no_grad():
+        nodes, y = exported()
+        handle = model.get_submodule("act").register_forward_hook(lambda *_: None) if "hook" in name else None
+        patch(model, implementation="aten", strict=True)
+        if handle is not None:
+            handle.remove()
+        after, patched_y = exported()
+        assert after == nodes
+        assert torch.equal(patched_y, y)
+        assert float((y - model(inputs())).abs().max()) <= 1e-5
+    if opset >= 20 and name in ("gelu", "written"):
+        assert nodes["Gelu"] == 1

@@ -10,6 +10,7 @@
     python -m scripts.benchmarking report      # the tables of what the commands above wrote, also where it was cut off
     python -m scripts.benchmarking choices     # what `auto` takes on a GPU or CPU, from what gpu or sites wrote
     python -m scripts.benchmarking launch      # what launching a kernel costs Python; needs no GPU
+    python -m scripts.benchmarking exports     # models exported to ONNX and run by ONNX Runtime, patched and not
     python -m scripts.benchmarking scale       # a million examples in two processes: memory, time, killed on the way
     python -m scripts.benchmarking noise       # how far the verdicts on speed can be trusted here
     python -m scripts.benchmarking planted     # how far verify= and the verdict "wrong implementation" can be
@@ -38,6 +39,9 @@ launch: microseconds of each call, median and quartiles of rounds in an order dr
 Triton launches on a stub driver that computes nothing: all that Python and Triton do is real, the driver's own work is
 missing, and a backward runs on the calling thread.
 
+exports: nodes, drift from what PyTorch computes, and the time of ONNX Runtime on one thread, by the time that the
+process itself computes. Needs onnx, onnxscript and onnxruntime.
+
 scale: a tiny classifier on made-up texts under torchrun, each run watched from outside: the memory of each process, and
 seconds. Then the same, killed five times with SIGKILL, whose report has to be that of the run to the end.
 
@@ -58,6 +62,7 @@ def main() -> None:
     began = time.monotonic()  # importing torch counts
     from scripts.benchmarking import noise, patching, reporting
     from scripts.benchmarking.cpu import command as cpu
+    from scripts.benchmarking.exports import command as exports
     from scripts.benchmarking.gpu import choices
     from scripts.benchmarking.gpu import command as gpu
     from scripts.benchmarking.kernels import command as kernels
@@ -73,7 +78,7 @@ def main() -> None:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for part in (patching, kernels, gpu, cpu, memory, reporting, choices, launch, scale, noise, planted):
+    for part in (patching, kernels, gpu, cpu, memory, reporting, choices, launch, exports, scale, noise, planted):
         part.add(commands)
     parser.set_defaults(began=began)
     options = parser.parse_args()
