@@ -29,6 +29,7 @@ from hf_gelu_patch.cli import main
 from hf_gelu_patch.evaluation.reference import REFERENCES
 from hf_gelu_patch.implementations import aten, triton_forms
 from hf_gelu_patch.recognition import resolve
+from scripts.benchmarking.exports import command as exports
 from scripts.benchmarking.gpu import record as gpu_record
 from scripts.benchmarking.planted import command as planted
 from scripts.covering import record as covering_record
@@ -443,6 +444,27 @@ def test_the_costs_of_a_launch_shown_are_those_recorded() -> None:
         f"of an {about['cpu']}, torch {torch_version}, triton {triton_version}.",
     ):
         assert shown in flat("implementations.md")
+
+
+def test_the_exports_shown_are_those_recorded() -> None:
+    recorded = json.loads((BENCHMARKING / "exports" / "exports.json").read_text(encoding="utf-8"))
+    about, found = recorded["environment"], recorded["exports"]
+    assert exports.table(found["cells"]) in TEXT["patching.md"]
+    for cell in found["cells"]:
+        own, new = cell["variants"]["own"], cell["variants"]["patched"]
+        assert (new["exported"], new["run"]) == (own["exported"], own["run"])
+        assert cell["compared"]["patched"]["verdict"] == "no difference detected"
+        assert all(len(own) >= found["rounds"] for own in cell["seconds"].values())
+    assert {cell["opset"] for cell in found["cells"]} == {18, 22}
+    versions = [f"{name} {about['versions'][name].split('+')[0]}" for name in ("torch", "onnx", "onnxruntime")]
+    for shown in (
+        f"a batch of {found['batch']} × {found['length']} tokens or one image, one thread",
+        f"in {found['rounds']} rounds or more",
+        f"was at most {100 * max(noise_of(cell['floor']) for cell in found['cells']):.1f} %",
+        f"It was run on an {about['cpu']}; {', '.join(versions)}.",
+    ):
+        assert shown in flat("patching.md")
+    assert about["threads"] == 1
 
 
 def test_the_errors_shown_are_those_of_the_kernels_table() -> None:

@@ -81,7 +81,7 @@ def drift(one: Callable[[Tensor], Any], other: Callable[[Tensor], Any], x: Tenso
 
 # torch.jit.script
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is (deprecated|not supported):DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
