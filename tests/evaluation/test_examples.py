@@ -188,4 +188,5 @@ def test_lm_evaluation_harness_asks_the_patched_model() -> None:
     Path("my-tasks/facts.jsonl").write_text(blocks(page, "json")[0])
     names = run("lm-evaluation-harness")
     assert {names["before"]["acc,none"], names["after"]["acc,none"]} <= {0.0, 0.5, 1.0}
+    assert [site.target for site in names["report"].changed] == ["relu"] * 3
     assert not any(map(is_patched, names["lm"].model.modules()))
