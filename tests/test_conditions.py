@@ -51,13 +51,15 @@ MAY = {
     "the test itself": "if F.silu(x).sum() > 0 and self.off:\n    x = x + 1\nreturn x",
     "a tensor": "if self.fc.weight is not None:\n    x = F.silu(x)\nreturn x",
     "a branch that goes on": "if self.none is None:\n    x = x + 1\nreturn F.silu(x)",
+    "a property": "if self.nothing is None:\n    x = F.silu(x)\nreturn x",
     "a list": "if self.log:\n    x = x + 1\nreturn F.silu(x)",
 }
 
 
 def module(body: str, write: Write) -> ModuleType:
     lines = "".join(f"    {line}\n" for line in body.splitlines())
-    return write(methods(f"none, off, on, later = None, False, True, None\n\ndef forward(self, x):\n{lines}"))
+    others = "none, off, on, later = None, False, True, None\nnothing = property(lambda self: None)\n\n"
+    return write(methods(f"{others}def forward(self, x):\n{lines}"))
 
 
 @pytest.mark.parametrize(("body", "condition"), NEVER.values(), ids=NEVER)
@@ -124,6 +126,7 @@ APART = {  # a body whose product is not the whole of what a condition does with
     "the module rules it out": UP.replace("self.on", "self.none"),
     "the input decides": UP.replace("self.on is not None", "x.dim() == 2"),
     "a call decides": UP.replace("self.on is not None", "self.on or self.note('asked', x)"),
+    "a property": UP.replace("self.on is not", "self.nothing is"),
     "a method may change it": UP.replace("self.on is", "self.later is") + "\nself.later = 1",
     "another name": UP.replace("    h = h *", "    y = h *"),
     "two steps": UP.replace("    h = h *", "    self.note('up', x)\n    h = h *"),

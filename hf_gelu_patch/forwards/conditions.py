@@ -80,7 +80,8 @@ class _Decided:
         root, names = dotted(node)
         if root != self.name or not names or names[0] in self.changing or "training" in names:
             return MISSING
-        return reach(self.owner, names)
+        found = reach(self.owner, names)
+        return MISSING if hasattr(type(found), "__get__") else found  # a property, which gives what it likes
 
     @staticmethod
     def _compared(operator: ast.cmpop, left: Any, right: Any) -> bool | None:
