@@ -28,6 +28,7 @@ from hf_gelu_patch.evaluation.samples.comparing import Scores, compare_runs, com
 from hf_gelu_patch.evaluation.samples.documents import Document, Measure, Samples
 from hf_gelu_patch.evaluation.samples.finished import read_run
 from hf_gelu_patch.evaluation.samples.tables import said
+from hf_gelu_patch.evaluation.tasks.heads import recorded_columns
 from hf_gelu_patch.evaluation.tasks.registry import TASKS
 
 DATE = "2026-11-28T07-41-30.915015"
@@ -379,7 +380,10 @@ def test_records_of_ours_give_the_p_of_the_evaluation(tmp_path: Path) -> None:
     assert found["aten"].changed == quality.flips > 0
     assert accuracy.before == pytest.approx(quality.before["accuracy"])
     assert accuracy.difference.low == pytest.approx(quality.differences["accuracy"].low)
-    assert conclusion(scores_of(found["aten"], "perplexity")) == "worse"
+    f1 = scores_of(found["aten"], "macro_f1")
+    assert (f1.before, f1.after) == pytest.approx((quality.before["macro_f1"], quality.after["macro_f1"]))
+    assert f1.difference.low == pytest.approx(quality.differences["macro_f1"].low)
+    assert {one.metric for one in found["aten"].scores} == {"accuracy", "macro_f1"}
     assert {conclusion(one) for one in found["before"].scores} == {"the same"}
 
 
@@ -437,6 +441,38 @@ def test_records_of_a_task_are_compared_by_its_own_metrics(tmp_path: Path, task:
         assert (one.difference.low, one.difference.high) == pytest.approx((expected.low, expected.high), nan_ok=True)
         assert one.lower_is_better == (one.metric in quality.lower_is_better)
     assert found.notes == ()
+
+
+def chosen(said: str | int, right: str | int, **more: Any) -> Outcome:
+    return Outcome((said,), (right,), 0.5, 1, **more)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "metrics", "notes"),
+    [
+        ([chosen("110", "010"), chosen("001", "001")], [chosen("010", "010"), chosen("011", "001")],
+         {"subset_accuracy", "micro_f1", "macro_f1"}, 0),
+        ([chosen(7, 1, top5=(False,)), chosen(2, 2, top5=(True,))], [chosen(1, 1, top5=(True,))] * 2,
+         {"accuracy", "macro_f1", "top5_accuracy"}, 0),
+        ([chosen(1, 1, score=0.9), chosen(0, 1, score=0.1)], [chosen(1, 1, score=0.8)] * 2,
+         {"accuracy", "macro_f1"}, 1),
+        ([Outcome((), (), 0.0, 0, score=0.5)] * 2, [Outcome((), (), 0.0, 0, score=0.75)] * 2, {"score"}, 1),
+    ],
+)  # fmt: skip
+def test_records_of_a_classifier_tell_what_its_head_is_measured_by(
+    tmp_path: Path, old: list[Outcome], new: list[Outcome], metrics: set[str], notes: int
+) -> None:
+    new = [replace(one, targets=before.targets) for one, before in zip(new, old, strict=True)]
+    runs = [write_records(tmp_path / name, {"before": some}) for name, some in (("a", old), ("b", new))]
+    [found] = compare_runs(*map(read_run, runs))
+    assert {one.metric for one in found.scores} == metrics
+    assert len(found.notes) == notes
+    assert all("spearman, pearson, mse. Each run's evaluation.json has them" in note for note in found.notes)
+    if metrics != {"score"}:
+        quality = compare(old, new, recorded_columns, seed=0)
+        assert {one.metric: (one.before, one.after) for one in found.scores} == {
+            name: pytest.approx((quality.before[name], quality.after[name])) for name in metrics
+        }
 
 
 def test_metrics_that_records_do_not_tell_are_named(tmp_path: Path) -> None:

@@ -270,6 +270,14 @@ def test_several_labels_that_are_not_told_are_refused(names: list[str], values: 
         Labels(names).set_reader(values, None)
 
 
+@pytest.mark.parametrize("bad", [[1, 0.5, 0], [1, None, 0], [1, 7, 0], [[1], 0, 0], ["pink", 0, 0]])
+def test_one_bad_row_does_not_make_vectors_ids(bad: list[Any]) -> None:
+    vectors = [[1, 0, 0], [1, 0, 1], [0, 1, 1]]
+    assert read_sets(COLOURS, [*vectors, bad]) == [{0}, {0, 2}, {1, 2}, None]
+    with pytest.raises(LabelsError, match="ids of the model's labels"):
+        Labels(["no", "yes"]).set_reader([[0, 1], [1, 0], [2, 0]], None)
+
+
 def test_several_labels_can_be_said_to_be_vectors_or_ids() -> None:
     assert read_sets(["no", "yes"], [[0, 1], [1, 0]], asked="vector") == [{1}, {0}]
     assert read_sets(["no", "yes"], [[0, 1], [1, 0]], asked="ids") == [{0, 1}, {0, 1}]

@@ -442,6 +442,9 @@ def test_documents_in_two_columns_are_the_relevant_ones_and_the_others(embedder:
     ]
     _, task = task_of(embedder, write_lines(tmp_path / "a.jsonl", rows), task="retrieval")
     assert [example["relevance"] for example in task.examples] == [[1.0, 0.0, 0.0], [1.0, 1.0]]
+    one_each = [{"query": "w1", "positive": "w2", "negative": other} for other in ("w3", "w4")]
+    _, task = task_of(embedder, write_lines(tmp_path / "a.jsonl", one_each), task="retrieval")
+    assert [example["relevance"] for example in task.examples] == [[1.0, 0.0], [1.0, 0.0]]
     text = tmp_path / "a.csv"
     text.write_text('query,documents,relevance\nw1,"[""w2"", ""w3""]","[0, 2]"\n')
     _, task = task_of(embedder, text, task="retrieval")
@@ -454,6 +457,7 @@ def test_documents_in_two_columns_are_the_relevant_ones_and_the_others(embedder:
     [
         ({"documents": ["w1"], "relevance": [1]}, "row 2 has 1 document: to put in order takes two"),
         ({"documents": ["w1", " "]}, "row 2 has an empty text among its documents"),
+        ({"query": " "}, "row 2 has an empty query in the column 'query'"),
         ({"relevance": [0, 0]}, "row 2 has no relevant document"),
         ({"relevance": [1]}, "row 2 has 2 documents, and says of 1 how relevant they are"),
         ({"relevance": [1, -1]}, "row 2 has a document that is less than not relevant: -1"),
@@ -561,6 +565,20 @@ def test_texts_without_references_are_named(
     assert said in refusal(
         writer, write_lines(tmp_path / "a.jsonl", rows), tmp_path / "results", capsys, "--task", "translation"
     )
+
+
+def test_references_of_which_rouge_finds_no_word_are_told(writer: Path, tmp_path: Path) -> None:
+    rows = [{"article": "w1", "summary": one} for one in (["w2"], ["你好 世界", "привет"], ["世界", "W2"], ["世界"])]
+    data = write_lines(tmp_path / "a.jsonl", rows)
+    with pytest.warns(LeftOutWarning, match=r"2 rows, the first of them row 2, have no Latin letter or digit"):
+        task_of(writer, data, task="summarization")
+    scorer = RougeScorer(["rouge1"])
+    assert [scorer.score_multi(row["summary"], "世界 привет w2")["rouge1"].fmeasure > 0 for row in rows] == [
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("task", ["summarization", "translation"])

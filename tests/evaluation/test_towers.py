@@ -253,6 +253,24 @@ def test_image_text_retrieval(which: str, tmp_path: Path, request: pytest.Fixtur
     assert found.after["text_recall_at_5"] == pytest.approx(sum(hits) / sum(shares), abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("images", "texts", "said"),
+    [
+        ([0, 1], ["red", "red"], "all rows have the same text, as the model is given it: there is nothing to find"),
+        ([0, 0], ["red", "blue"], "all rows have the same image"),
+        ([0, 1], [["red"], ["blue", "green"]], "row 1 has a list in the column 'text': give each text a row of its"),
+    ],
+)
+def test_pairs_among_which_there_is_nothing_to_find(
+    images: list[int], texts: list[Any], said: str, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"image": f"{image}.png", "text": text} for image, text in zip(images, texts, strict=True)]
+    for image in images:
+        picture(image).save(tmp_path / f"{image}.png")
+    data = write(tmp_path / "data.jsonl", rows)
+    assert said in refusal(clip, data, tmp_path / "out", capsys, "--task", "image-text-retrieval")
+
+
 @torch.inference_mode()
 def test_a_model_is_ranked_anew_once_it_is_patched(clip: Path, tmp_path: Path) -> None:
     model, task = loaded(clip, written_pairs(tmp_path / "data"), "image-text-retrieval")

@@ -286,6 +286,7 @@ SAID: list[tuple[str, Any, str]] = [
     ("no width", [{"bbox": [1, 2, 0, 3], "category": "cat"}], "the last two above 0; got [1"),
     ("corners", [{"bbox": [12, 12, 30, 22], "category": "cat"}], "reaches beyond its image of 32 × 24 pixels"),
     ("unknown", [{"bbox": [1, 2, 3, 4], "category": "bird"}], "'bird'"),
+    ("fractions", [{"bbox": [0.1, 0.2, 0.5, 1], "category": "cat"}], "have to be multiplied by its 32 × 24 pixels"),
 ]
 
 
@@ -297,7 +298,7 @@ def test_rows_without_objects_that_can_be_used(
     data = write(tmp_path / "bad.jsonl", rows)
     assert "row 2 holds no objects" in refusal(yolos, data, tmp_path / "out", capsys)
     found = evaluated(yolos, data, tmp_path / "out", "--skip_bad_rows", "--labels", "names").found
-    assert [row for row, _ in found["skipped"]] == [2, 3, 4, 5, 6, 7]
+    assert [row for row, _ in found["skipped"]] == [2, 3, 4, 5, 6, 7, 8]
     said = [*(said for _, _, said in SAID), "holds no image that can be read (gone.png"]
     for (_, reason), expected in zip(found["skipped"], said, strict=True):
         assert expected in reason

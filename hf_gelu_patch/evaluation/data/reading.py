@@ -78,15 +78,15 @@ def load_data(
         raise EvaluationError(f"{data} is one file, without splits: drop --split.")
     else:
         found = _file(data, wanted.spellings, skip_bad_rows=skip_bad_rows)
-    found = wanted.of(found)
+    written, found = found, wanted.of(found)
     missing = [column for column in wanted.names if column not in found.column_names]
     if len(found) == 0 and not (missing and found.column_names):
         raise EvaluationError(f"{data} has no rows: there is nothing to evaluate on.")
     if missing:
-        there = [name for name in found.column_names if name != PROBLEM]
+        there = [name for name in written.column_names if name != PROBLEM]
         raise EvaluationError(
             f"{data} has no column {' and no column '.join(map(repr, missing))}; it has: "
-            f"{', '.join(_with_fields(found, there))}. {_column_remedy(missing, there)}"
+            f"{', '.join(_with_fields(written, there))}. {_column_remedy(missing, there)}"
         )
     if isinstance(data, str) or FORMATS.get(data.suffix.lower()) in (None, "parquet", "arrow"):
         found = without_undecodable(found, data, wanted.names, skip_bad_rows=skip_bad_rows)

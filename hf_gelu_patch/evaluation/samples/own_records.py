@@ -13,6 +13,7 @@ from typing import Any
 from hf_gelu_patch.evaluation import records
 from hf_gelu_patch.evaluation.digests import text_digest
 from hf_gelu_patch.evaluation.metrics import METRICS
+from hf_gelu_patch.evaluation.metrics.registry import metric_names
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.samples.comparing import HITS
 from hf_gelu_patch.evaluation.samples.documents import Document, Measure, Samples
@@ -64,9 +65,11 @@ def read(place: Path) -> list[Samples]:
         if info is not None:
             info.check_libraries()
         for variant, some in by_variant.items():
-            measures = _measures(info, [row.outcome for row in some])
+            outcomes = [row.outcome for row in some]
+            measures = _measures(info, outcomes)
             documents = tuple(_document(row, fingerprint, measures) for row in some)
-            found.append(Samples(name, variant, documents, measures, str(folder), _missing(info, measures)))
+            missing = _missing(info, measures, outcomes)
+            found.append(Samples(name, variant, documents, measures, str(folder), missing))
     return found
 
 
@@ -76,8 +79,8 @@ def _measures(info: TaskInfo | None, outcomes: Sequence[Outcome]) -> dict[str, M
     hits = _hits(info, outcomes)
     found = {} if hits is None else {hits: Measure(HITS, False)}
     recorded = None if info is None else info.load().recorded
-    if info is not None and recorded is not None and recorded(()):
-        for name in info.metrics:
+    if recorded is not None and (kinds := recorded(outcomes)):
+        for name in metric_names(kinds):
             found.setdefault(name, Measure(name, METRICS[name].lower_is_better, columns=recorded))
         return found
     if any(said.tokens for said in outcomes):
@@ -99,10 +102,15 @@ def _hits(info: TaskInfo | None, outcomes: Sequence[Outcome]) -> str | None:
     return next((name for name in (("subset_accuracy",) if sets else _SHARES) if name in info.metrics), None)
 
 
-def _missing(info: TaskInfo | None, measures: Mapping[str, Measure]) -> tuple[str, ...]:
-    """Which of the task's metrics cannot be told, in words. A classifier's depend on its head, which records do not
-    name."""
-    names = () if info is None or len(info.answers) > 2 else [name for name in info.metrics if name not in measures]
+def _missing(info: TaskInfo | None, measures: Mapping[str, Measure], outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """Which of the task's metrics cannot be told, in words. Those of a classifier depend on its head: what is right of
+    a number is in no record."""
+    if info is None:
+        return ()
+    expected = info.metrics
+    if "label" in info.answers:
+        expected = metric_names(("number",)) if any(said.score is not None for said in outcomes) else ()
+    names = [name for name in expected if name not in measures]
     if not names:
         return ()
     listed = ", ".join(name.replace("_", " ") for name in names)

@@ -14,7 +14,7 @@ from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
-from hf_gelu_patch.evaluation.tasks.heads import head_of
+from hf_gelu_patch.evaluation.tasks.heads import head_of, recorded_columns
 from hf_gelu_patch.evaluation.tasks.images import AT_A_TIME, pixel_sizes, pixels_of, stacked_pixels
 from hf_gelu_patch.evaluation.tasks.labels import BadLabelError, LabelsError
 from hf_gelu_patch.evaluation.tasks.lists import Column
@@ -72,6 +72,10 @@ class Classification(Task):
 
     def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
         return self.head.columns(outcomes, [example["label"] for example in examples])
+
+    @classmethod
+    def recorded(cls, outcomes: Sequence[Outcome]) -> Columns:
+        return recorded_columns(outcomes)
 
     def pairs(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
         return self.head.pairs(self.columns(outcomes, examples))

@@ -207,9 +207,15 @@ def _box(value: Any) -> list[float]:
 
 
 def _outside(boxes: Sequence[Sequence[float]], size: tuple[int, int]) -> str | None:
-    """Which box is not in the image, as those of corners are not if they are taken for COCO's; None if all are."""
+    """Which box is not in the image, as those of corners are not if they are taken for COCO's, or within its first
+    pixel, as fractions of the image's size are; None if all are in the image."""
     height, width = size
     for x, y, wide, high in boxes:
+        if max(x, y, wide, high) <= 1:
+            return (
+                f"holds a box ({x:g}, {y:g}, {wide:g}, {high:g}: x, y, width, height) within the first pixel of its "
+                f"image: fractions have to be multiplied by its {width} × {height} pixels"
+            )
         if x < -0.1 * width or y < -0.1 * height or x + wide > _BEYOND * width or y + high > _BEYOND * height:
             box = f"{x:g}, {y:g}, {wide:g}, {high:g}"
             return (

@@ -23,7 +23,16 @@ from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.labels import BadLabelError, Labels, LabelsError, as_number, class_names, shown
 from hf_gelu_patch.evaluation.tasks.logits import read_logits, widened
 
-__all__ = ["Head", "MultiLabel", "Regression", "SingleLabel", "head_of", "label_columns", "label_names"]
+__all__ = [
+    "Head",
+    "MultiLabel",
+    "Regression",
+    "SingleLabel",
+    "head_of",
+    "label_columns",
+    "label_names",
+    "recorded_columns",
+]
 
 
 class Head(ABC):
@@ -131,6 +140,23 @@ def label_columns(outcomes: Sequence[Outcome]) -> Columns:
     return {"ranked label": {**columns, "top5": np.array([outcome.top5[0] for outcome in outcomes], dtype=np.bool_)}}
 
 
+def recorded_columns(outcomes: Sequence[Outcome]) -> Columns:
+    """What the metrics of labels take, from outcomes alone, which tell what kind of head gave them: a label, or a text
+    of 0 and 1 for several. {} where there is neither: of a number, records do not hold what is right."""
+    answers = [answer for one in outcomes for answer in (*one.answers, *one.targets)]
+    if not outcomes or len(answers) < 2 * len(outcomes) or any(len(one.answers) != 1 for one in outcomes):
+        return {}
+    if all(isinstance(answer, str) for answer in answers):
+        return _set_columns(outcomes, [str(one.targets[0]) for one in outcomes])
+    return label_columns(outcomes) if all(isinstance(answer, int) for answer in answers) else {}
+
+
+def _set_columns(outcomes: Sequence[Outcome], right: Sequence[str]) -> Columns:
+    """What the metrics of sets of labels take."""
+    said = np.array([outcome.answers[0] for outcome in outcomes], dtype=object)
+    return {"label set": {"predictions": said, "references": np.array(right, dtype=object)}}
+
+
 class MultiLabel(Head):
     """Every label whose logit is above a threshold. The answer is a text of 0 and 1, one for each label: what is right
     or wrong is the whole set.
@@ -171,8 +197,7 @@ class MultiLabel(Head):
         ]
 
     def columns(self, outcomes: Sequence[Outcome], right: Sequence[str]) -> Columns:
-        said = np.array([outcome.answers[0] for outcome in outcomes], dtype=object)
-        return {"label set": {"predictions": said, "references": np.array(right, dtype=object)}}
+        return _set_columns(outcomes, right)
 
     def pairs(self, columns: Columns) -> tuple[list[Any], list[Any]]:
         """Vectors of 0 and 1."""

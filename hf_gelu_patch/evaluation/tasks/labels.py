@@ -299,11 +299,12 @@ class Labels:
 
     def _are_vectors(self, lists: Sequence[Sequence[Any]]) -> bool:
         """Whether lists are vectors of 0 and 1 rather than lists of ids. Ids do not occur twice in a list, and are
-        seldom floats."""
+        seldom floats. Lists with a member that is neither tell nothing: they are bad rows, however others are read."""
         if self._asked is not None:
             return self._asked == "vector"
+        lists = [found for found in lists if all(_is_scalar(one) and self._is_some(_text(one)) for one in found)]
         members = [one for found in lists for one in found]
-        if not members or not all(_is_scalar(one) and _text(one) in _BITS for one in members):
+        if not members or not all(_text(one) in _BITS for one in members):
             return False
         lengths = {len(found) for found in lists}
         twice = any(len(set(map(_text, found))) < len(found) for found in lists)

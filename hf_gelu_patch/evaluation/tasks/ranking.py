@@ -40,8 +40,9 @@ class Ranking(Task):
     """A query, documents, and how relevant each of them is.
 
     A row has the query, a list of documents, and a list of as many numbers, which are 0 where a document is not
-    relevant. Or it has two lists of texts: the relevant documents, and others. The answer is the order of the first ten
-    documents, counted from 1. No order is the right one, so that what changed counts neither as gained nor as lost.
+    relevant. Or it has two lists of texts, or two texts: the relevant documents, and others. The answer is the order of
+    the first ten documents, counted from 1. No order is the right one, so that what changed counts neither as gained
+    nor as lost.
 
     Attributes:
         most: documents of a query.
@@ -51,11 +52,11 @@ class Ranking(Task):
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         column = Column(data, self.subject.target_column)
-        texts = any(isinstance(one, str) for value in column for one in listed(value) or ())
+        texts = any(_holds_texts(value) for value in column)
         self.most = 1
         data = first_rows(data, limit)
         for rows in self.parts(data):
-            queries = self.texts(data, self.subject.input_column, rows)
+            queries = self.queries(data, rows)
             for row, (documents, relevance) in self.candidates(data, queries, texts=texts).items():
                 example = self.encoded(row, queries[row], documents, relevance)
                 if example is not None:
@@ -65,6 +66,16 @@ class Ranking(Task):
     @abstractmethod
     def encoded(self, row: int, query: str, documents: list[str], relevance: list[float]) -> dict[str, Any] | None:
         """What there is to say of a row, with its tokens; None if it cannot be used."""
+
+    def queries(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, str]:
+        """The queries, by row."""
+        found = {}
+        for row, text in self.texts(data, self.subject.input_column, rows).items():
+            if text.strip():
+                found[row] = text
+            else:
+                self.leave_out(row, f"has an empty query in the column {self.subject.input_column!r}")
+        return found
 
     def candidates(
         self, data: datasets.Dataset, rows: Iterable[int], *, texts: bool
@@ -239,7 +250,7 @@ class Retrieval(Ranking):
         data = first_rows(data, limit)
         self.most, self._answers = 1, defaultdict(set)
         for rows in self.parts(data):
-            queries = self.texts(data, self.subject.input_column, rows)
+            queries = self.queries(data, rows)
             for row, text in self.texts(data, self.subject.second_column, queries).items():
                 if not text.strip():
                     self.leave_out(row, "has an empty document")
@@ -349,6 +360,14 @@ def _in_parts(inputs: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         {name: value[start : start + _TOGETHER] for name, value in inputs.items()}
         for start in range(0, size, _TOGETHER)
     ]
+
+
+def _holds_texts(value: Any) -> bool:
+    """Whether a value of the last column is documents, rather than numbers: a list with a text in it, or a text."""
+    texts = listed(value)
+    if texts is None:
+        return isinstance(value, str) and bool(value.strip()) and as_number(value) is None
+    return any(isinstance(one, str) for one in texts)
 
 
 def _documents(value: Any, others: Any) -> tuple[list[str], list[str]] | None:

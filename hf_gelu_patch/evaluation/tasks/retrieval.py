@@ -20,7 +20,7 @@ from hf_gelu_patch.evaluation.makes import device_of, state_of
 from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
-from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, first_rows
+from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, first_rows, shortened
 from hf_gelu_patch.evaluation.tasks.features import tower
 from hf_gelu_patch.evaluation.tasks.images import AT_A_TIME, pixels_of, stacked_pixels
 from hf_gelu_patch.evaluation.tasks.towers import TwoTowers
@@ -68,16 +68,19 @@ class ImageTextRetrieval(TwoTowers):
     def __init__(self, subject: Subject, *arguments: Any, **options: Any) -> None:
         self._known: WeakKeyDictionary[Any, tuple[object, tuple[type, ...], Ranks]] = WeakKeyDictionary()
         super().__init__(subject, *arguments, **options)
+        for what, many in self._many.items():
+            if len(many) < 2:
+                raise EvaluationError(
+                    f"{subject.name}: {subject.data}: all rows have the same {what}, as the model is given it: "
+                    "there is nothing to find."
+                )
 
     def encode(self, data: datasets.Dataset, limit: int | None) -> Iterator[dict[str, Any]]:
         data = first_rows(data, limit)
         firsts: dict[Any, int] = {}
         self._many: dict[str, Counter[int]] = {"image": Counter(), "text": Counter()}
         for rows in self.parts(data, AT_A_TIME):
-            texts = self.texts(data, self.subject.target_column, rows)
-            for row in [row for row, text in texts.items() if not text.split()]:
-                self.leave_out(row, f"has no words in the column {self.subject.target_column!r}")
-                del texts[row]
+            texts = self._texts(data, rows)
             tokens = self.tokens(list(texts), texts)
             for row, image in pixels_of(self, data, tokens, self.image_processor).items():
                 own = tokens[row]
@@ -87,6 +90,22 @@ class ImageTextRetrieval(TwoTowers):
                 self._many["text"].update([of_text])
                 more = {"tokens": own, "input_ids": own["input_ids"], "image": of_image, "text": of_text}
                 yield {**image, **more, "shown": f"{image['shown']} | {texts[row]}"}
+
+    def _texts(self, data: datasets.Dataset, rows: Sequence[int]) -> dict[int, str]:
+        """The texts that have words, by row."""
+        column, found = self.subject.target_column, {}
+        for row, value in self.values(data, column, rows).items():
+            if isinstance(value, list):
+                self.leave_out(
+                    row, f"has a list in the column {column!r}: give each text a row of its own, with the same image"
+                )
+            elif not isinstance(value, str):
+                self.leave_out(row, f"of the column {column!r} is no text: {shortened(repr(value))}")
+            elif not value.split():
+                self.leave_out(row, f"has no words in the column {column!r}")
+            else:
+                found[row] = value
+        return found
 
     def logits_per_example(self) -> int:
         return 2 * int(getattr(self.config, "projection_dim", None) or self.config.get_text_config().hidden_size)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from hf_gelu_patch.evaluation.errors import LeftOutWarning
 from hf_gelu_patch.evaluation.metrics.registry import Columns
+from hf_gelu_patch.evaluation.options.subject import Subject
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, Task, first_rows
 from hf_gelu_patch.evaluation.tasks.generation import MOST_DECODED, generate_greedily
@@ -21,6 +25,8 @@ from hf_gelu_patch.evaluation.tasks.logits import IGNORED, read_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_ROUGE_SEES = re.compile(r"[a-z0-9]")  # of texts in lower case: rouge-score's words are made of these
 
 
 class Seq2Seq(Task):
@@ -146,9 +152,28 @@ class Rewriting(Seq2Seq):
 
 
 class Summarization(Rewriting):
-    """A text, and its summary."""
+    """A text, and its summary. ROUGE knows Latin letters and digits alone: a warning counts the rows of which no
+    reference has any."""
 
     kind = "summary"
+
+    def __init__(self, subject: Subject, *arguments: Any, **options: Any) -> None:
+        self._unseen: set[int] = set()
+        super().__init__(subject, *arguments, **options)
+        if self._unseen:
+            warnings.warn(
+                f"{subject.name}: {subject.data}: {len(self._unseen)} rows, the first of them row "
+                f"{min(self._unseen) + 1}, have no Latin letter or digit in the column {subject.target_column!r}, and "
+                "ROUGE finds words of no others: it is 0 there, whatever the model writes. --task translation measures "
+                "such texts by chrF.",
+                LeftOutWarning,
+                stacklevel=2,
+            )
+
+    def references(self, data: datasets.Dataset, rows: Iterable[int]) -> dict[int, list[str]]:
+        found = super().references(data, rows)
+        self._unseen |= {row for row, texts in found.items() if not _ROUGE_SEES.search(" ".join(texts).lower())}
+        return found
 
 
 class Translation(Rewriting):

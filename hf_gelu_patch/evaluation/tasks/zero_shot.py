@@ -12,7 +12,7 @@ from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.metrics.registry import Columns
 from hf_gelu_patch.evaluation.outcomes import Outcome
 from hf_gelu_patch.evaluation.tasks.base import Batch, Prediction, first_rows
-from hf_gelu_patch.evaluation.tasks.heads import SingleLabel
+from hf_gelu_patch.evaluation.tasks.heads import SingleLabel, recorded_columns
 from hf_gelu_patch.evaluation.tasks.images import AT_A_TIME, pixels_of, stacked_pixels
 from hf_gelu_patch.evaluation.tasks.labels import Labels, class_names, shown
 from hf_gelu_patch.evaluation.tasks.towers import TwoTowers
@@ -122,6 +122,10 @@ class ZeroShotImageClassification(TwoTowers):
 
     def columns(self, outcomes: Sequence[Outcome], examples: Sequence[Mapping[str, Any]]) -> Columns:
         return self.head.columns(outcomes, [example["label"] for example in examples])
+
+    @classmethod
+    def recorded(cls, outcomes: Sequence[Outcome]) -> Columns:
+        return recorded_columns(outcomes)
 
     def named(self, answer: str) -> str:
         return self.head.named(answer)
