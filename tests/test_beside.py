@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FAMILIES
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.gpt2 import modeling_gpt2
@@ -252,6 +253,17 @@ def test_each_site_says_what_a_tool_would_change_there() -> None:
     )
     assert json.loads(json.dumps(report.to_dict()))["beside"][0]["changes"][0]["module"] == "LlamaForCausalLM"
     assert find_sites(FAMILIES["llama"].build()).beside == ()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # transformers' own
+@pytest.mark.usefixtures("liger")
+def test_a_model_within_another() -> None:
+    adapted = get_peft_model(FAMILIES["llama"].build(), LoraConfig(target_modules=["q_proj"]))
+    inner = only(FAMILIES["llama"].build(), "liger").changes
+    found = only(nn.ModuleDict({"a": nn.Identity(), "b": adapted}), "liger").changes
+    assert [change.path for change in found] == [f"b.base_model.model.{one.path}".rstrip(".") for one in inner]
+    (note,) = only(nn.Sequential(nn.SiLU()), "liger").notes
+    assert note == "it has nothing for a Sequential without a transformers model"
 
 
 @pytest.mark.parametrize(

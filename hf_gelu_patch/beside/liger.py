@@ -44,7 +44,9 @@ def scan(model: nn.Module) -> Beside:
     except (OSError, KeyError, SyntaxError, ImportError, UnreadableError) as error:
         return Beside(NAME, title, notes=(f"what it would change cannot be read: {error}",))
     path, subject = _subject(model)
-    kind = getattr(getattr(subject, "config", None), "model_type", None)
+    if subject is None:
+        return Beside(NAME, title, notes=(f"it has nothing for a {type(model).__name__} without a transformers model",))
+    kind = subject.config.model_type
     if kind not in functions:
         return Beside(NAME, title, notes=(f"it has nothing for the model type {kind} (it knows {len(functions)})",))
     function: Function = functions[kind]
@@ -69,11 +71,11 @@ def _version() -> str:
 
 
 def _subject(model: nn.Module) -> tuple[str, Any]:
-    """The outermost part of a model that has a transformers config, with its name."""
-    for path, module in model.named_modules():
-        if getattr(getattr(module, "config", None), "model_type", None):
-            return path, module
-    return "", model
+    """The outermost transformers model in a model, with its name; None where there is none."""
+    from transformers import PreTrainedModel
+
+    found = ((path, module) for path, module in model.named_modules() if isinstance(module, PreTrainedModel))
+    return next(found, ("", None))
 
 
 def _change(write: Write, names: dict[int, str], folder: Path, model: nn.Module) -> Change | None:
