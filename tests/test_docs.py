@@ -321,9 +321,12 @@ def test_the_coverage_shown_is_that_of_the_table() -> None:
 
 
 def test_the_coverage_of_other_libraries_shown_is_that_of_the_record() -> None:
-    recorded = json.loads((ROOT / "scripts" / "covering" / "libraries.json").read_text(encoding="utf-8"))
+    recorded = covering_record.read_record(ROOT / "scripts" / "covering" / "libraries.json")
     assert covering_record.summary(recorded) in TEXT["patching.md"]
-    assert f"on {recorded['processor']} with torch {recorded['versions']['torch']}." in flat("patching.md")
+    [(processor, torch_version)] = {(own["processor"], own["versions"]["torch"]) for own in recorded.values()}
+    assert f"on an {processor} with torch {torch_version}." in flat("patching.md")
+    failed = sum(bool(row.problems) for rows in covering_record.rows_of(recorded).values() for row in rows)
+    assert f"{failed} of them did not keep every promise" in flat("patching.md")
 
 
 def test_what_is_said_of_other_tools_is_that_of_the_table() -> None:

@@ -24,7 +24,7 @@ from rich.progress import Progress
 from scripts.covering.coverage import Coverage
 from scripts.covering.libraries import LIBRARIES, installed, library_of, names_of
 from scripts.covering.processes import cover_all
-from scripts.covering.record import page, recorded, written
+from scripts.covering.record import keep
 from scripts.covering.table import table, totals
 
 
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("coverage.jsonl"), help="the rows, one line each")
     parser.add_argument("--table", type=Path, help="Markdown file for the totals and the table")
-    parser.add_argument("--record", type=Path, help="JSON file for the rows; a page is written beside it")
+    parser.add_argument("--record", type=Path, help="JSON file whose rows of these libraries are replaced")
     parser.add_argument("--memory", type=float, default=8.0, help="GiB for each process")
     parser.add_argument("--processes", type=int, default=1, help="how many run side by side")
     parser.add_argument("--timeout", type=float, default=180.0, help="seconds for one type")
@@ -124,10 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.table.parent.mkdir(parents=True, exist_ok=True)
         options.table.write_text(f"{summary}\n\n{table(asked)}", encoding="utf-8")
     if options.record is not None:
-        found = recorded(asked)
-        options.record.parent.mkdir(parents=True, exist_ok=True)
-        options.record.write_text(written(found), encoding="utf-8")
-        options.record.with_suffix(".md").write_text(page(found), encoding="utf-8")
+        keep(asked, options.record)
     return 1 if any(row.problems for row in asked) else 0
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_gelu_patch.errors import NothingPatchedWarning
+from hf_gelu_patch.errors import NothingPatchedWarning, shortened
 from hf_gelu_patch.evaluation.json_values import as_json
 from hf_gelu_patch.patching import patch, unpatch
 from hf_gelu_patch.planning import find_sites
@@ -113,7 +113,7 @@ class Coverage:
             "class names changed": self.class_names_unchanged,
             "a second round is not like the first": self.second_round_identical,
             f"drift {self.drift:.1e}": self.drift <= LARGEST_DRIFT or self.as_near_to_float64,
-            f"not listed: {'; '.join(self.missing)}": not self.missing,
+            f"not listed: {shortened(self.missing)}": not self.missing,
         }
         return tuple(problem for problem, kept in promises.items() if not kept)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from scripts.covering import coverage, libraries
@@ -19,13 +19,13 @@ from scripts.covering.coverage import Coverage, cover
 from scripts.covering.libraries import LIBRARIES, library_of, model_of, names_of
 from scripts.covering.libraries.images import image, smallest
 from scripts.covering.processes import cover_all
-from scripts.covering.record import page, recorded, rows_of, summary, written
+from scripts.covering.record import keep, page, read_record, rows_of, summary, written
 from scripts.covering.table import totals
 from scripts.covering.tiny import TinyModelError
 from scripts.covering.tracing import trace
 
 ROOT = Path(__file__).parents[2]
-RECORD = json.loads((ROOT / "scripts" / "covering" / "libraries.json").read_text(encoding="utf-8"))
+RECORD = read_record(ROOT / "scripts" / "covering" / "libraries.json")
 
 
 # How a model is made
@@ -186,20 +186,31 @@ ROWS = [
 
 
 @pytest.fixture
-def record(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     monkeypatch.setattr("scripts.covering.record.version_of", lambda library: f"1.0-{library}")
-    made: dict[str, Any] = json.loads(written(recorded([*reversed(ROWS)])))
-    return made
+    keep([*reversed(ROWS)], tmp_path / "all.json")
+    return read_record(tmp_path / "all.json")
 
 
 def test_a_record_is_read_back(record: dict[str, Any]) -> None:
     (library,) = rows_of(record).items()
     expected = [replace(row, seconds=0.0, drift=float(f"{row.drift:.3g}")) for row in ROWS]
     assert library == ("timm", expected)
-    assert record["versions"]["timm"] == "1.0-timm"
-    assert record["versions"]["transformers"] == "1.0-transformers"
-    assert "seconds" not in record["rows"][0]
-    assert record["rows"][1] == {"model_type": "timm/b", "unavailable": "no"}
+    own = record["timm"]
+    assert own["versions"]["timm"] == "1.0-timm"
+    assert own["versions"]["transformers"] == transformers.__version__
+    assert "seconds" not in own["rows"][0]
+    assert own["rows"][1] == {"model_type": "timm/b", "unavailable": "no"}
+
+
+def test_a_record_keeps_what_it_has_of_other_libraries(record: dict[str, Any], tmp_path: Path) -> None:
+    keep([Coverage("diffusers/a"), Coverage("torchvision/a")], tmp_path / "all.json")
+    found = read_record(tmp_path / "all.json")
+    assert list(found) == ["timm", "torchvision", "diffusers"]
+    assert found["timm"] == record["timm"]
+    keep([Coverage("timm/z")], tmp_path / "all.json")
+    assert [row.model_type for row in rows_of(read_record(tmp_path / "all.json"))["timm"]] == ["timm/z"]
+    assert "| timm/z |" in (tmp_path / "all.md").read_text(encoding="utf-8")
 
 
 def test_what_is_shown_of_a_record(record: dict[str, Any]) -> None:
@@ -225,7 +236,7 @@ def test_the_command_covers_a_library_and_records_it(tmp_path: Path, monkeypatch
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # which the command sets
     name, made = "sentence_transformers/SentenceTransformer-bert", tmp_path / "all.json"
     assert main([name, "--output", str(tmp_path / "rows.jsonl"), "--record", str(made)]) == 0
-    ((library, (row,)),) = rows_of(json.loads(made.read_text())).items()
+    ((library, (row,)),) = rows_of(read_record(made)).items()
     assert library == "sentence_transformers"
     assert (row.model_type, row.problems) == (name, ())
     assert row.own_error is not None
