@@ -113,6 +113,14 @@ def test_a_modernbert_with_silu_departs_from_its_family() -> None:
     assert not audit(anew(model)).findings
 
 
+def test_a_t5_with_gates_is_held_against_those_that_were_published_with_gates() -> None:
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 1, "vocab_size": 64}
+    model = transformers.T5EncoderModel(transformers.T5Config(**sizes, feed_forward_proj="gated-relu"))
+    finding = only(audit(model), "departure")
+    assert "as the config says (dense_act_fn: relu); the family was published with gelu_new or silu" in finding.sentence
+    assert not audit(transformers.T5EncoderModel(transformers.T5Config(**sizes))).findings, "T5 1.0 has ReLU"
+
+
 def test_gemmas_gelu_that_means_tanh_is_a_misnomer(tmp_path: Path) -> None:
     model = TINY["gemma"].build()
     model.save_pretrained(tmp_path)
