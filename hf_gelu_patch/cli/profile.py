@@ -95,6 +95,8 @@ def _run(said: Said) -> int:
             )
         if accelerator.is_main_process:
             print(found)
+            if data["rows_left_out"]:
+                print(f"Rows left out (--skip_bad_rows): {data['rows_left_out']:,}.")
             write(options.output_dir / "profile.json", f"{json.dumps(data, indent=1, allow_nan=False)}\n".encode())
             write(options.output_dir / "profile.html", page(data).encode())
             print(f"\n{time.perf_counter() - start:.0f} s; written to {options.output_dir}: profile.json, profile.html")

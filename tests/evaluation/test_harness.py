@@ -414,6 +414,11 @@ def test_what_became_of_likelihoods_alone_is_said_in_words(
         (["--task", "lm_eval:far"], "data of the task 'far' are not here: .*[.] Add --allow_download"),
         (["--task", "lm_eval:mute"], "the task 'mute' cannot be made: .*absent"),
         (["--task", "lm_eval:tiny_text", "--max_length", "3"], "tiny: tiny_text fails on tiny_text: .*--max_length"),
+        (
+            ["--task", "lm_eval:tiny_word", "--num_fewshot", "9"],
+            "a smaller --num_fewshot where the task has no 9 other",
+        ),
+        (["--task", "lm_eval:tiny_text", "--gen_kwargs", "bogus=1"], "other --gen_kwargs where it names one of them"),
         (["--task", "lm_eval:unsafe"], "executes code that the model writes.*--confirm_run_unsafe_code"),
         (["--task", "causal-lm"], "--include_path is for tasks of lm-evaluation-harness"),
     ],

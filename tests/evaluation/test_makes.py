@@ -518,6 +518,7 @@ def test_both_sides_are_compiled(evaluated: Evaluate, checkpoint: Path, tmp_path
         ({"device_map": "everywhere"}, "--device_map everywhere is none of auto, balanced"),
         ({"device": "gpu"}, "--device gpu is no device: write cpu, cuda"),
         ({"device": "cuda:77"}, "--device cuda:77: there is no such device here. There are: .*cpu"),
+        ({"subfolder": "nowhere"}, r"has no folder nowhere \(--subfolder\)\. Its folders: none"),
         ({"adapter": "./nowhere"}, r"no adapter \./nowhere"),
         ({"merge_adapter": True}, "--merge_adapter has nothing to merge"),
         ({"gguf_file": "nothing.gguf"}, r"is no checkpoint: it has no nothing\.gguf"),
@@ -539,6 +540,13 @@ def test_a_map_that_names_no_module(evaluated: Evaluate, checkpoint: Path, data:
         EvaluationError, match=r"names head, and .* has no such module\. It has: bert, bert\.embeddings"
     ):
         evaluated(checkpoint, data, device_map=str(tmp_path / "map.json"))
+    for place, said in (
+        ("77", "names 77, and there is no such device here"),
+        ('"gpu"', "names 'gpu', which is no dev"),
+    ):
+        (tmp_path / "map.json").write_text(f'{{"bert": {place}, "classifier": "disk"}}')
+        with pytest.raises(EvaluationError, match=said):
+            evaluated(checkpoint, data, device_map=str(tmp_path / "map.json"))
     (tmp_path / "map.json").write_text('["bert"]')
     with pytest.raises(EvaluationError, match="has to say where each module goes"):
         evaluated(checkpoint, data, device_map=str(tmp_path / "map.json"))

@@ -149,6 +149,11 @@ def test_the_command_shows_and_writes(
     assert f"{site['mean']:.2f}".replace("-", "−") in line
     assert f"{site['drift']['silu']['relative']:.0%}".replace("%", " %") in line
     assert "profile.json, profile.html" in printed
+    assert "Rows left out" not in printed
+    bad = tmp_path / "bad.csv"
+    bad.write_text(f"{rows.read_text()}w1 w2,nosuch\n")
+    assert main(["profile", str(model), "--validation_file", str(bad), *words[4:6], "--skip_bad_rows"]) == 0
+    assert "Rows left out (--skip_bad_rows): 1." in capsys.readouterr().out
     assert main([*words, "--activation", "nosuch"]) == 1
     assert "unknown activation 'nosuch'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):

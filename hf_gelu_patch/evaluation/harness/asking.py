@@ -100,10 +100,18 @@ class Asking:
                 )
             except Exception as error:  # each model and each task has its own
                 raise EvaluationError(
-                    f"{who} fails on {self.asked.name}: {type(error).__name__}: {first_line(error)}\n"
-                    "Take a smaller --per_device_eval_batch_size or --max_length where memory or length is the matter."
+                    f"{who} fails on {self.asked.name}: {type(error).__name__}: {first_line(error)}\n{self._remedy()}"
                 ) from error
         return Told(results, driven.seen)
+
+    def _remedy(self) -> str:
+        """What may help where lm-evaluation-harness fails, by what was asked for."""
+        found = "Take a smaller --per_device_eval_batch_size or --max_length where memory or length is the matter"
+        if self.options.num_fewshot:
+            found += f", a smaller --num_fewshot where the task has no {self.options.num_fewshot} other examples"
+        if self.options.gen_kwargs:
+            found += ", other --gen_kwargs where it names one of them: they go to transformers' generate"
+        return f"{found}."
 
 
 def write_samples(told: Told, folder: Path) -> list[str]:

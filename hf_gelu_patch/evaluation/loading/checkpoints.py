@@ -134,6 +134,9 @@ def checkpoint(place: str, loading: Loading | None = None, *, allow_download: bo
     if path.is_dir():
         if loading.revision is not None:
             raise EvaluationError(f"--revision is for a model on the hub, and {place} is a folder: drop it.")
+        if loading.subfolder and not (path / loading.subfolder).is_dir():
+            there = ", ".join(sorted(one.name for one in path.iterdir() if one.is_dir())) or "none"
+            raise EvaluationError(f"{place} has no folder {loading.subfolder} (--subfolder). Its folders: {there}.")
         found = Checkpoint(str(path / loading.subfolder) if loading.subfolder else place, gguf_file=loading.gguf_file)
     else:
         found = Checkpoint(place, loading.subfolder or "", loading.revision, loading.gguf_file)

@@ -64,7 +64,27 @@ def _device_map(named: str) -> str | dict[str, Any]:
             f"--device_map {named} has to say where each module goes, as "
             '{"model.embed_tokens": 0, "model.layers": "cpu", "lm_head": "disk"}.'
         )
+    _check_places(named, found.values())
     return found
+
+
+def _check_places(named: str, places: Iterable[str | int]) -> None:
+    """See that the devices of a map are here. A number is that of a GPU, or of what else torch has of the kind."""
+    import torch
+
+    count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    for place in dict.fromkeys(places):
+        try:
+            device = None if place == "disk" else torch.device(f"cuda:{place}" if str(place).isdecimal() else place)
+        except RuntimeError:
+            raise EvaluationError(
+                f"--device_map {named} names {place!r}, which is no device: write a GPU's number, cpu or disk."
+            ) from None
+        if device is not None and device.type not in ("cpu", "meta") and (device.index or 0) >= count:
+            known = ", ".join([*map(str, range(count)), "cpu", "disk"])
+            raise EvaluationError(
+                f"--device_map {named} names {place!r}, and there is no such device here. There are: {known}."
+            )
 
 
 def placement(loading: Loading, processes: int = 1) -> dict[str, Any]:
