@@ -25,6 +25,7 @@ from tiny_classifier import WORDS, saved, write_checkpoint, write_words
 from hf_gelu_patch import find_sites, patched
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.models import load_model, skeleton
+from hf_gelu_patch.evaluation.loading.processors import load_processor
 from hf_gelu_patch.evaluation.loading.subjects import subject
 from hf_gelu_patch.evaluation.makes import weights_of
 from hf_gelu_patch.evaluation.options.loading import Loading
@@ -209,6 +210,10 @@ def test_a_gguf_file_is_the_model_of_its_numbers(evaluated: Evaluate, llama: Pat
     (place / "model.gguf").write_bytes(b"GGUF and nothing else")
     with pytest.raises(EvaluationError, match=r"GGUF file .*model\.gguf cannot be read"):
         subject(str(place / "model.gguf"), validation_file=str(text))
+    lonely = tmp_path / "model.gguf"
+    lonely.write_bytes(b"GGUF and nothing else")
+    with pytest.raises(EvaluationError, match=rf"damaged, fetch it again\. .*save_pretrained\('{tmp_path}'\)"):
+        load_processor(str(lonely), "causal-lm")
 
 
 # ---------------------------------------------------------------------------------------------------------- its parts

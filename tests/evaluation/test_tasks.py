@@ -608,7 +608,7 @@ def test_rows_that_a_task_of_ones_own_cannot_take(classifier: Path, tmp_path: Pa
     (tmp_path / "own.py").write_text(OWN)
     data = write_rows(tmp_path / "a.csv", ["text", "label"], [("w1", "yes"), ("w2", "maybe"), ("w3", "no")])
     one = subject(str(classifier), task=str(tmp_path / "own.py"), validation_file=data)
-    with pytest.raises(EvaluationError, match=r"a\.csv: row 2 .*KeyError: no 'maybe'"):
+    with pytest.raises(EvaluationError, match=r"a\.csv: row 2 .*KeyError: no 'maybe'\. Mend .* --skip_bad_rows"):
         load(one)[2].batches(3)[0]
     _, _, task = load(one, skip=True)
     assert [row for row, _ in task.skipped] == [2]

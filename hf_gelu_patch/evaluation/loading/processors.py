@@ -34,7 +34,8 @@ def load_processor(place: str, task: str, loading: Loading | None = None, *, all
     loading = loading or Loading()
     kinds = task_info(task).processors
     failed: list[Exception] = []
-    places = _places(checkpoint(place, loading, allow_download=allow_download))
+    parts = checkpoint(place, loading, allow_download=allow_download)
+    places = _places(parts)
     for kind, (where, options) in itertools.product(kinds, places):
         try:
             found = getattr(transformers, kind).from_pretrained(
@@ -46,7 +47,10 @@ def load_processor(place: str, task: str, loading: Loading | None = None, *, all
             if hasattr(found, "get_vocab"):
                 check_vocabulary(found, place)
             return found
-    remedy = f"Save the model's own there: {kinds[-1]}.from_pretrained(original).save_pretrained({place!r})."
+    folder = parts.place if parts.gguf_file is not None else place
+    remedy = f"Save the model's own there: {kinds[-1]}.from_pretrained(original).save_pretrained({folder!r})."
+    if parts.gguf_file is not None:
+        remedy = f"If the GGUF file is damaged, fetch it again. If it lacks one: {remedy[0].lower()}{remedy[1:]}"
     if "trust_remote_code" in str(failed[0]):
         remedy = "It comes with Python code of its own: read that code, and add --trust_remote_code to run it."
     names = " or ".join(what for kind in kinds if (what := _CALLED.get(kind)) is not None) or "processor"

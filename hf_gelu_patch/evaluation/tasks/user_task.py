@@ -95,7 +95,7 @@ class OwnTask(Task):
         except Exception as error:  # it is the user's own code
             for example in examples:
                 if (trouble := self._trouble(example)) is not None:
-                    raise EvaluationError(f"{self.subject.data}: row {example['row'] + 1} {trouble}.") from error
+                    self.leave_out(example["row"], trouble)
             raise EvaluationError(
                 f"{self.subject.task}: batch failed on {len(examples)} rows: {type(error).__name__}: "
                 f"{first_line(error)}"
