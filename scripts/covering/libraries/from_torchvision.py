@@ -16,6 +16,14 @@ from scripts.covering.libraries import Ways
 from scripts.covering.libraries.images import SIZES, image, smallest
 
 _FRAMES = 16
+_FEW = {"rpn_pre_nms_top_n_test": 16, "rpn_post_nms_top_n_test": 16}
+# What is set to the size of an image, and what else is told. A model that does not know one of them refuses all.
+_SETTINGS: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (
+    (("image_size",), {}),
+    (("min_size", "max_size"), _FEW),
+    (("min_size", "max_size"), {}),
+    ((), {}),
+)
 _WHOLE = ("detection", "segmentation", "optical_flow", "video")  # packages whose models are all tried
 
 
@@ -29,8 +37,8 @@ def names() -> Sequence[str]:
 
 def build(name: str) -> Ways:
     module = models.get_model_builder(name).__module__.split(".")
-    for size, more in itertools.product(SIZES, ({"image_size"}, {"min_size", "max_size"}, set())):
-        settings = {"weights": None, **dict.fromkeys(sorted(more), size)}
+    for size, (sized, more) in itertools.product(SIZES, _SETTINGS):
+        settings = {"weights": None, **dict.fromkeys(sized, size), **more}
         if module[-2] in ("detection", "segmentation"):
             settings["weights_backbone"] = None
         yield partial(models.get_model, name, **settings), partial(_inputs, module[-2], size)
