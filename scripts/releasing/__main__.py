@@ -77,7 +77,7 @@ def _environments(wheel: Wheel, asked: list[str] | None, work: Path) -> Iterator
     if unknown := {*(asked or ())} - interpreters.keys():
         raise SystemExit(f"no Python {', '.join(sorted(unknown))} here; there are {', '.join(interpreters)}")
     kept = {row["asked"]: row for row in _earlier(wheel.digest) if not row["problems"]}
-    cache = work / "uv"
+    cache = work / "cache"
     last = None
     for stack in stacks([*interpreters]):
         if stack.name in kept:
@@ -86,7 +86,9 @@ def _environments(wheel: Wheel, asked: list[str] | None, work: Path) -> Iterator
         if asked and stack.python not in asked:
             continue
         if last is not None and last != (stack.python, stack.torch):  # a gigabyte that no other environment needs
-            subprocess.run(["uv", "cache", "clean", "--quiet", "--cache-dir", cache, "torch", "triton"], check=True)
+            subprocess.run(
+                ["uv", "cache", "clean", "--quiet", "--cache-dir", cache / "uv", "torch", "triton"], check=True
+            )
         last = stack.python, stack.torch
         with tempfile.TemporaryDirectory(prefix="environment-", dir=work) as folder:
             row = tried(stack, interpreters[stack.python], wheel, Path(folder), cache)

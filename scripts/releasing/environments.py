@@ -114,7 +114,7 @@ def tried(stack: Stack, python: Path, wheel: Wheel, work: Path, cache: Path) -> 
     Args:
         python: the interpreter that it is made with.
         work: an empty folder outside the repository, for everything but what is downloaded.
-        cache: where ``uv pip`` keeps that.
+        cache: where environments share that, and the C++ that they compile.
     """
     row: dict[str, Any] = {"asked": stack.name, "extra": stack.extra, "installer": stack.installer, "problems": []}
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
@@ -122,8 +122,8 @@ def tried(stack: Stack, python: Path, wheel: Wheel, work: Path, cache: Path) -> 
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "HF_HOME": str(work / "hub"),
-        "XDG_CACHE_HOME": str(work / "cache"),  # so that its C++ is compiled here
-        "UV_CACHE_DIR": str(cache),
+        "XDG_CACHE_HOME": str(cache),  # so that its C++ is compiled here, once: no Python or torch takes part in it
+        "UV_CACHE_DIR": str(cache / "uv"),
     }
     run = _Runs(environment, work)
     began = time.monotonic()
