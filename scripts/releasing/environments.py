@@ -96,15 +96,20 @@ def pythons(requires: SpecifierSet, environment: Mapping[str, str]) -> dict[str,
 def stacks(minors: list[str]) -> Iterator[Stack]:
     """Every environment, those that share a Python and a torch behind one another.
 
-    With the oldest transformers the patcher alone is tried: evaluating asks for a newer one. That, and the oldest of
-    everything else that evaluating needs, is tried on the oldest Python: newer ones have no builds of so old packages.
+    On the first and the last Python each torch is tried with each transformers, on those between oldest with oldest and
+    newest with newest. With the oldest transformers the patcher alone is tried: evaluating asks for a newer one. That,
+    and the oldest of everything else that evaluating needs, is tried on the oldest Python: newer ones have no builds of
+    so old packages.
     """
+    ends = (minors[0], minors[-1])
     for minor in minors:
         for torch in (OLDEST, NEWEST):
-            yield Stack(minor, torch, OLDEST)
-            if torch == OLDEST and minor == minors[0]:
+            if minor in ends or torch == OLDEST:
+                yield Stack(minor, torch, OLDEST)
+            if minor == minors[0] and torch == OLDEST:
                 yield Stack(minor, OLDEST, OLDEST, "evaluation", everything=True)
-            yield Stack(minor, torch, NEWEST, "evaluation")
+            if minor in ends or torch == NEWEST:
+                yield Stack(minor, torch, NEWEST, "evaluation")
     yield Stack(minors[-1], NEWEST, NEWEST, "evaluation", installer="pip")
 
 
