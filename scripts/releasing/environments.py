@@ -96,21 +96,20 @@ def pythons(requires: SpecifierSet, environment: Mapping[str, str]) -> dict[str,
 def stacks(minors: list[str]) -> Iterator[Stack]:
     """Every environment, those that share a Python and a torch behind one another.
 
-    On the first and the last Python each torch is tried with each transformers, on those between oldest with oldest and
-    newest with newest. With the oldest transformers the patcher alone is tried: evaluating asks for a newer one. That,
-    and the oldest of everything else that evaluating needs, is tried on the oldest Python: newer ones have no builds of
-    so old packages.
+    Each Python gets the oldest torch with the oldest transformers, and the newest with the newest. The first Python
+    gets the other two pairs, too. With the oldest transformers the patcher alone is tried: evaluating asks for a newer
+    one. That, and the oldest of everything else that evaluating needs, is tried on the first Python: newer ones have no
+    builds of so old packages.
     """
-    ends = (minors[0], minors[-1])
     for minor in minors:
-        for torch in (OLDEST, NEWEST):
-            if minor in ends or torch == OLDEST:
-                yield Stack(minor, torch, OLDEST)
-            if minor == minors[0] and torch == OLDEST:
-                yield Stack(minor, OLDEST, OLDEST, "evaluation", everything=True)
-            if minor in ends or torch == NEWEST:
-                yield Stack(minor, torch, NEWEST, "evaluation")
-    yield Stack(minors[-1], NEWEST, NEWEST, "evaluation", installer="pip")
+        first = minor == minors[0]
+        yield Stack(minor, OLDEST, OLDEST)
+        if first:
+            yield Stack(minor, OLDEST, OLDEST, "evaluation", everything=True)
+            yield Stack(minor, OLDEST, NEWEST, "evaluation")
+            yield Stack(minor, NEWEST, OLDEST)
+        yield Stack(minor, NEWEST, NEWEST, "evaluation")
+    yield Stack(minors[-1], NEWEST, NEWEST, installer="pip")
 
 
 def tried(stack: Stack, python: Path, wheel: Wheel, work: Path, cache: Path) -> dict[str, Any]:
