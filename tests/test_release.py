@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import subprocess
 import sys
@@ -11,14 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 
-from scripts.releasing import trying
-from scripts.releasing.checking import Wheel, sdist_faults, wheel_faults
+from scripts.releasing import table, trying
+from scripts.releasing.checking import MOST_BYTES, Wheel, sdist_faults, wheel_faults
 from scripts.releasing.environments import NEWEST, OLDEST, lowest, stacks
 
 pytestmark = [pytest.mark.newest, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "scripts" / "releasing" / "matrix.json"
+RECORDED = json.loads(RECORD.read_text(encoding="utf-8"))
 OF_PROJECT = ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml")
 BUILD = """
 import sys
@@ -107,9 +111,9 @@ def test_what_is_wrong_with_a_wheel_is_told(fault: str, wheel: Wheel, tracked: s
 
 def test_the_environments_are_the_oldest_and_newest_of_each_python(wheel: Wheel) -> None:
     chosen = list(stacks(["3.10", "3.13"]))
-    for minor in ("3.10", "3.13"):
-        pairs = {(one.torch, one.transformers) for one in chosen if one.python == minor and not one.everything}
-        assert pairs == {(a, b) for a in (OLDEST, NEWEST) for b in (OLDEST, NEWEST)}
+    both, crossed = {(OLDEST, OLDEST), (NEWEST, NEWEST)}, {(OLDEST, NEWEST), (NEWEST, OLDEST)}
+    for minor, expected in {"3.10": both | crossed, "3.13": both}.items():
+        assert {(one.torch, one.transformers) for one in chosen if one.python == minor} == expected
     metadata = wheel.metadata
     asked = {one.name: one.requirements(Path("a.whl"), metadata)[1:] for one in chosen}
     torch_, transformers = lowest(metadata, "")["torch"], lowest(metadata, "")["transformers"]
@@ -117,10 +121,41 @@ def test_the_environments_are_the_oldest_and_newest_of_each_python(wheel: Wheel)
         f"torch=={torch_}",
         f"transformers=={transformers}",
     ]
-    assert asked["Python 3.13, torch newest, transformers newest, [evaluation], pip"] == []
+    assert asked["Python 3.13, torch newest, transformers newest, pip"] == []
     everything = asked["Python 3.10, everything asked for, [evaluation], uv pip"]
     assert len(everything) == len(lowest(metadata, "evaluation")) > 10
     assert f"transformers=={transformers}" not in everything, "evaluating asks for a newer one"
+
+
+def test_the_record_is_of_the_range_that_is_declared(wheel: Wheel) -> None:
+    metadata, rows = wheel.metadata, RECORDED["environments"]
+    assert RECORDED["wheel"]["name"] == wheel.path.name
+    minors = {".".join(row["versions"]["Python"].split(".")[:2]) for row in rows}
+    prefix = "Programming Language :: Python :: 3."
+    assert {f"3.{one.removeprefix(prefix)}" for one in metadata.classifiers or () if one.startswith(prefix)} == minors
+    found = {row["asked"]: row for row in rows}
+    for stack in stacks(sorted(minors, key=Version)):
+        row, bounds = found.pop(stack.name), lowest(metadata, stack.extra)
+        for name in ("torch", "transformers"):
+            version = Version(row["versions"][name].split("+")[0])
+            assert version == bounds[name] if getattr(stack, name) == OLDEST else version > bounds[name], stack.name
+    assert found == {}
+
+
+def test_everything_that_was_tried_passed() -> None:
+    assert RECORDED["wheel"]["reference"] < RECORDED["wheel"]["bytes"] < MOST_BYTES
+    for row in RECORDED["environments"]:
+        assert row["problems"] == [], row["asked"]
+        assert len(row["models"]) == 5
+        for model in row["models"].values():
+            assert model["aten"]["patched"] > 0
+            assert all(one["moved"] <= trying.MOST for one in model.values() if "moved" in one)
+        assert ("quality" in row) == (row["extra"] == "evaluation")
+
+
+def test_the_page_is_that_of_the_record() -> None:
+    assert RECORD.with_suffix(".md").read_text(encoding="utf-8") == table.document(RECORDED)
+    assert RECORD.read_text(encoding="utf-8") == table.record(RECORDED)
 
 
 def test_what_a_patch_does_to_a_model_is_told_apart() -> None:
