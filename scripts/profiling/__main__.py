@@ -15,7 +15,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +25,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hf_gelu_patch import ACTIVATIONS, Implementation, patched
+from hf_gelu_patch import patched
 from hf_gelu_patch.evaluation.environment import environment
 from hf_gelu_patch.evaluation.loading.subjects import subject
 from hf_gelu_patch.evaluation.options.settings import Settings
@@ -35,6 +35,7 @@ from hf_gelu_patch.evaluation.tasks.base import Batch, Task
 from hf_gelu_patch.profiling import Profile, watching
 from hf_gelu_patch.profiling.table import SHOWN
 from hf_gelu_patch.verdicts import median_ratio
+from scripts.profiling.observing import observing
 
 RECORD = Path(__file__).parent / "profiling.json"
 SHOWN_MODEL = "gpt2"  # whose table is in the guide
@@ -126,31 +127,12 @@ def _run(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """What one site gives, and what the model does, with this function at the site; None: with its own."""
     given: list[Tensor] = []
+    watched = observing(given.append, SHOWN)
     outputs = []
-    with torch.inference_mode(), patched(model, implementation=_kept(given), activation=activation, include=path):
+    with torch.inference_mode(), patched(model, implementation=watched, activation=activation, include=path):
         for batch in batches:
             outputs.append(task.forward(model, batch).clone())
     return given, outputs
-
-
-def _kept(given: list[Tensor]) -> Implementation:
-    """The models' own ops, whose results are kept."""
-
-    def alone(name: str) -> Callable[..., Tensor]:
-        def function(x: Tensor, **parameters: float) -> Tensor:
-            given.append(y := ACTIVATIONS[name].eager(x, **parameters))
-            return y
-
-        return function
-
-    def product(name: str) -> Callable[..., Tensor]:
-        def function(gate: Tensor, up: Tensor, **parameters: float) -> Tensor:
-            given.append(y := ACTIVATIONS[name].eager(gate, **parameters) * up)
-            return y
-
-        return function
-
-    return Implementation("kept", {name: alone(name) for name in SHOWN}, gated={name: product(name) for name in SHOWN})
 
 
 def _relative(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:

@@ -17,16 +17,16 @@ from hf_gelu_patch.evaluation.reference import (
 from scripts.training.recipe import Batch, Optimisation, Recipe, Trainee
 
 
-def _digits() -> tuple[list[Any], list[int], list[Any], list[int]]:
+def digits() -> tuple[list[Any], list[int], list[Any], list[int]]:
     """Training images and labels, then 360 held out, alike in their share of each digit. Images are 8×8, RGB, 0–240."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    digits = load_digits()
-    images = [Image.fromarray((image * 15).astype(np.uint8)).convert("RGB") for image in digits.images]
-    labels = digits.target.tolist()
+    found = load_digits()
+    images = [Image.fromarray((image * 15).astype(np.uint8)).convert("RGB") for image in found.images]
+    labels = found.target.tolist()
     training, held_out, training_labels, held_out_labels = train_test_split(
         images, labels, test_size=360, random_state=0, stratify=labels
     )
@@ -42,7 +42,7 @@ def _prepare_vit(data: Path | None, folder: Path) -> None:
     del data
     reference = REFERENCES["vit"]
     assert reference.target_column is not None
-    _, _, images, labels = _digits()
+    _, _, images, labels = digits()
     features = Features(
         {reference.input_column: Image(), reference.target_column: ClassLabel(names=list("0123456789"))}
     )
@@ -65,7 +65,7 @@ def _vit(data: Path | None, folder: Path, seed: int) -> Trainee:
     from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
     del data
-    images, targets, _, _ = _digits()
+    images, targets, _, _ = digits()
     pixels = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")["pixel_values"]
     labels = torch.tensor(targets)
     config = ViTConfig(

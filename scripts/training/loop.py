@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from rich.progress import Progress
@@ -12,8 +13,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from scripts.training.recipe import Optimisation, Trainee
 
 
-def train(trainee: Trainee, optimisation: Optimisation, steps: int | None, seconds: float | None) -> tuple[int, float]:
-    """Train for a number of steps, or for about so many seconds; returns the steps and seconds it took."""
+def train(
+    trainee: Trainee,
+    optimisation: Optimisation,
+    steps: int | None,
+    seconds: float | None,
+    tell: Callable[[float], object] | None = None,
+) -> tuple[int, float]:
+    """Train for a number of steps, or for about so many seconds; returns the steps and seconds it took. Whoever is
+    told the loss of each step shows the progress too."""
     parameters = [parameter for parameter in trainee.model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(
         parameters,
@@ -26,7 +34,7 @@ def train(trainee: Trainee, optimisation: Optimisation, steps: int | None, secon
     began = time.monotonic()
     step = 0
     steps = steps or optimisation.steps
-    with Progress() as bars:
+    with Progress(disable=tell is not None) as bars:
         bar = bars.add_task("training", total=1.0)
         while True:
             elapsed = time.monotonic() - began
@@ -51,6 +59,8 @@ def train(trainee: Trainee, optimisation: Optimisation, steps: int | None, secon
             if optimisation.averaging:
                 average.update_parameters(trainee.model)
             step += 1
+            if tell is not None:
+                tell(loss.item())
             if step % 50 == 0:
                 bars.update(bar, completed=progress, description=f"step {step}, loss {loss.item():.3f}")
     if optimisation.averaging:

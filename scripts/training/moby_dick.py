@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,6 +12,9 @@ from hf_gelu_patch.evaluation.reference import (
     REFERENCES,
 )
 from scripts.training.recipe import Batch, DataUnavailableError, Optimisation, Recipe, Trainee, file_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _ASCII = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "—": "--"})
 _HELD_OUT = 0.05
@@ -60,12 +64,18 @@ def _prepare_gpt2(data: Path | None, folder: Path) -> None:
 
 
 def _gpt2(data: Path | None, folder: Path, seed: int) -> Trainee:
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text, _ = _split_text(_moby_dick(data))
+    return character_model(AutoTokenizer.from_pretrained(folder), text, seed)
+
+
+def character_model(tokenizer: PreTrainedTokenizerBase, text: str, seed: int) -> Trainee:
+    """A GPT-2 over the characters of a text, of which it is given windows at random."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     length = REFERENCES["gpt2"].max_length
     assert length is not None
-    text, _ = _split_text(_moby_dick(data))
     tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
     config = GPT2Config(
         vocab_size=len(tokenizer),

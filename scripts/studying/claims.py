@@ -1,0 +1,425 @@
+"""What the pieces come to: a verdict on each claim, in one sentence, with the numbers it rests on."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.special import stdtrit
+
+from scripts.studying.models import OTHER
+from scripts.studying.second_order import SMOOTHNESS
+from scripts.studying.training import FUNCTIONS, OWN, RECIPES
+
+__all__ = [
+    "NAMES",
+    "Claim",
+    "Paired",
+    "effects",
+    "judged",
+    "paired",
+    "reached",
+    "smooth_and_not",
+    "target",
+    "trained",
+]
+
+Found = Mapping[str, Any]
+"""``study.json``."""
+
+HOLDS, LIMITS, FALSE, OPEN = "holds", "holds with limits", "false", "not decidable here"
+NAMES = {"gelu": "GELU", "gelu_tanh": "tanh form", "gelu_new": "tanh form in eight operations", "silu": "SiLU"}
+NAMES |= {"quick_gelu": "quick GELU", "relu": "ReLU", "bert": "MiniLM", "gpt2": "GPT-2", "t5": "T5", "vit": "ViT"}
+_POWER = 0.8
+_TARGET = 0.6  # of the way through a training: the loss there is the one to be reached
+_NOT_THE_OWN = 1e-5  # of the largest output: what two spellings of one form may differ by
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, and what became of it.
+
+    Attributes:
+        number: as the study counts them.
+        said: what the article says.
+        verdict: "holds", "holds with limits", "false" or "not decidable here".
+        sentence: why.
+        numbers: what it rests on: what, how much with its interval, and from which pieces.
+        figures: the names of the figures that show it.
+    """
+
+    number: int
+    said: str
+    verdict: str
+    sentence: str
+    numbers: tuple[tuple[str, str], ...]
+    figures: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        return "python -m scripts.studying FOLDER"
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A mean difference between runs of the same seeds, with its 95 % interval by Student's t, and the smallest
+    difference that so many runs find four times out of five."""
+
+    mean: float
+    low: float
+    high: float
+    visible: float
+
+    def __str__(self) -> str:
+        return f"{_signed(self.mean)} ({_signed(self.low)} to {_signed(self.high)})"
+
+    @property
+    def seen(self) -> bool:
+        """Whether 0 lies outside the interval."""
+        return self.low > 0 or self.high < 0
+
+
+def paired(differences: Sequence[float]) -> Paired:
+    """Of two differences or more."""
+    size, mean = len(differences), statistics.fmean(differences)
+    error = statistics.stdev(differences) / math.sqrt(size)
+    reach = float(stdtrit(size - 1, 0.975)) * error
+    return Paired(mean, mean - reach, mean + reach, reach + float(stdtrit(size - 1, _POWER)) * error)
+
+
+def judged(found: Found) -> tuple[Claim, ...]:
+    """Every claim, in order."""
+    return tuple(judge(found) for judge in (_first, _second, _third, _fourth, _fifth, _sixth, _seventh, _eighth))
+
+
+def _part(found: Found, name: str) -> Any:
+    return found["parts"][name]["found"]
+
+
+# ------------------------------------------------------------------------------------------------------- the functions
+
+
+def _first(found: Found) -> Claim:
+    one = _part(found, "underflow")
+    rows = []
+    for dtype, parts in one["dtypes"].items():
+        for part, ends in parts.items():
+            rows.append(
+                (
+                    f"{part}, {dtype}: 0 from this x on, downwards",
+                    f"{ends['rounded']:.2f} if it were rounded once; torch: {ends['gelu']:.2f}, tanh form "
+                    f"{ends['gelu_tanh']:.2f}",
+                )
+            )
+    single = one["dtypes"]["float32"]
+    return Claim(
+        1,
+        "GELU is x·Φ(x): smooth, and its gradient is nonzero everywhere.",
+        FALSE,
+        f"It is smooth, but its gradient is 0 at x = {one['zero_of_derivative']:.4f}, where GELU has its minimum of "
+        f"{one['minimum']:.4f}; and in float32 torch's gradient is 0 below {single['gradient']['gelu']:.2f}, long "
+        f"before the true one is too small ({single['gradient']['rounded']:.2f}).",
+        (("the gradient is 0 at", f"x = {one['zero_of_derivative']:.10f}"), *rows),
+        ("functions",),
+    )
+
+
+def _second(found: Found) -> Claim:
+    one, rows = _part(found, "distances"), []
+    for dtype, signs in one["dtypes"].items():
+        rows.append((f"{dtype}: told apart, of numbers from a normal distribution", f"{signs['normal']:.1%}"))
+        for sign in ("negative", "positive"):
+            rows.append(
+                (f"{dtype}, {sign} x: largest distance, in units in the last place", f"{signs[sign]['units']:.1f}")
+            )
+    below = 0
+    for name in OTHER:
+        moved, own = _kl(found, name)
+        below += moved < own
+        rows.append((f"{NAMES[name]}: KL of the other form, beside that of fp16 alone", f"{moved:.1e}, {own:.1e}"))
+    for name in OTHER:
+        for dtype in found["sizes"]["dtypes"]:
+            other = _part(found, f"other-form-{name}-{dtype}")
+            rows.append(
+                (
+                    f"{NAMES[name]}, {dtype}: answers changed",
+                    f"{other['flips']:,} of {other['answers']:,}, p {other['p']:.2g}",
+                )
+            )
+    half = one["dtypes"]["float16"]["normal"]
+    return Claim(
+        2,
+        "The tanh form matches within about 10⁻³, and the drift is below the noise floor of fp16 inference.",
+        LIMITS if below else FALSE,
+        f"It is within {one['largest']:.2e} everywhere; but {half:.0%} of ordinary fp16 results differ, and the drift "
+        f"of whole models is below that of fp16 in {below} of {len(OTHER)}.",
+        (("largest distance, over all x", f"{one['largest']:.3e} at x = ±{one['at']:.3f}"), *rows),
+        ("distances", "models"),
+    )
+
+
+def _kl(found: Found, name: str) -> tuple[float, float]:
+    """The mean KL of the other form in float32, and that of the model's own rounding in 16 bits: fp16 where there is
+    one."""
+    dtype = "float16" if "float16" in found["sizes"]["dtypes"] else "bfloat16"
+    moved = _part(found, f"other-form-{name}-float32")["drift"]["kl_mean"]
+    return float(moved), float(_part(found, f"other-form-{name}-{dtype}")["own"]["kl_mean"])
+
+
+def _third(found: Found) -> Claim:
+    rows, worst = [], 0.0
+    whole = True
+    for name in OTHER:
+        one, measured = _part(found, f"loaded-{name}"), _part(found, f"other-form-{name}-float32")
+        whole = whole and not (one["missing"] or one["unexpected"])
+        worst = max(worst, one["apart"])
+        differences = ", ".join(
+            f"{metric.replace('_', ' ')} {float(each['value']):+.2g} ({float(each['low']):+.2g} to "
+            f"{float(each['high']):+.2g})"
+            for metric, each in list(measured["differences"].items())[:1]
+        )
+        rows.append((f"{NAMES[name]}: {one['missing']} weights missing, {one['unexpected']} left over", differences))
+    seen = [
+        NAMES[name]
+        for name in OTHER
+        if any(
+            float(one["low"]) > 0 or float(one["high"]) < 0
+            for one in list(_part(found, f"other-form-{name}-float32")["differences"].values())[:1]
+        )
+    ]
+    moved = (
+        f"the first metric moves by more than chance in {', '.join(seen)}"
+        if seen
+        else "no first metric moves by more than chance"
+    )
+    return Claim(
+        3,
+        "Checkpoints that were trained with one form load and run with the other.",
+        (HOLDS if not seen else LIMITS) if whole and worst < _NOT_THE_OWN else FALSE,
+        f"All weights of {len(OTHER)} checkpoints load, since neither form has any; {moved}.",
+        tuple(rows),
+        (),
+    )
+
+
+def _fourth(found: Found) -> Claim:
+    rows, exactly = [], True
+    for family in found["sizes"]["families"]:
+        for block, kept in _part(found, f"blocks-{family}")["blocks"].items():
+            exactly = exactly and list(kept["per block"]) == ["1"]
+            rows.append((f"{family}: {block}", " and ".join(kept["activations"]) or "none"))
+    told = ""
+    if found["sizes"]["all_types"]:
+        every = _part(found, "blocks-of-all")
+        ones, types = every["per block"].get("1", 0), every["types"]
+        exactly = exactly and ones == types
+        told = f"; over all of transformers, it is so in {ones} of {types} model types"
+        rows += [(f"types with {count} per block", f"{types:,}") for count, types in every["per block"].items()]
+    return Claim(
+        4,
+        "A block has exactly one elementwise nonlinearity.",
+        HOLDS if exactly else LIMITS,
+        f"So it is in {', '.join(found['sizes']['families'])}{told}. T5 1.0 has ReLU, mT5 and T5 1.1 the gated tanh "
+        "form; where × stands, a second linear layer's output is multiplied in, which is no function of one number.",
+        tuple(rows),
+        ("blocks",) if found["sizes"]["all_types"] else (),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- the trainings
+
+
+def trained(found: Found, recipe: str, function: str) -> list[Any]:
+    """Its runs, by seed."""
+    return [_part(found, f"trained-{recipe}-{function}-{seed}") for seed in range(found["sizes"]["seeds"])]
+
+
+def effects(found: Found, recipe: str, stage: str) -> dict[str, Paired]:
+    """What each function does to the loss on what was held out, in nats, beside the recipe's own function.
+
+    Args:
+        stage: "scratch": trained with it; "swapped": into a model that was trained with the own one; "healed": and
+            trained on for as long as the own one.
+    """
+    own = trained(found, recipe, OWN[recipe])
+    moved: dict[str, Paired] = {}
+    for function in FUNCTIONS:
+        if function == OWN[recipe]:
+            continue
+        if stage == "scratch":
+            pairs = zip(trained(found, recipe, function), own, strict=True)
+            losses = [float(one["held_out"]["loss"]) - float(other["held_out"]["loss"]) for one, other in pairs]
+        elif stage == "swapped":
+            losses = [float(one["swapped"][function]["loss"]) - float(one["held_out"]["loss"]) for one in own]
+        else:
+            losses = [float(one["healed"][function]["loss"]) - float(one["healed"][OWN[recipe]]["loss"]) for one in own]
+        moved[function] = paired(losses)
+    return moved
+
+
+def _fifth(found: Found) -> Claim:
+    rows = []
+    stages = {"swapped": "swapped in", "healed": "healed", "scratch": "from scratch"}
+    for recipe in RECIPES:
+        for stage, told in stages.items():
+            for function, effect in effects(found, recipe, stage).items():
+                what = f"{NAMES[recipe]}, {NAMES[function]} {told}: loss, nats"
+                rows.append((what, f"{effect}; would have seen {effect.visible:.2g}"))
+    silu = {stage: [effects(found, recipe, stage)["silu"] for recipe in RECIPES] for stage in ("swapped", "scratch")}
+    apart = sum(one.seen for one in silu["scratch"])
+    swapped = " and ".join(f"{one.mean:+.3f}" for one in silu["swapped"])
+    scratch = " and ".join(str(one) for one in silu["scratch"])
+    apart_told = f"are told apart in {apart} of {len(RECIPES)}" if apart else "are not told apart"
+    return Claim(
+        5,
+        "GELU and SiLU are practically interchangeable.",
+        LIMITS if not apart or any(one.seen for one in silu["swapped"]) else HOLDS,
+        f"Trained from scratch ({' and '.join(NAMES[recipe] for recipe in RECIPES)}, {found['sizes']['seeds']} seeds "
+        f"each) they {apart_told}: {scratch} nats. Swapped into a trained model, SiLU costs {swapped} nats before "
+        "healing.",
+        tuple(rows),
+        ("interchange",),
+    )
+
+
+def _sixth(found: Found) -> Claim:
+    rows: list[tuple[str, str]] = []
+    dead: dict[str, list[float]] = {"relu": [], "own": []}
+    larger = True
+    for recipe in RECIPES:
+        own = OWN[recipe]
+        means = {
+            function: [_mean(run, "mean") for run in trained(found, recipe, function)] for function in (own, "relu")
+        }
+        shifts = {
+            function: [_mean(run, "shift") for run in trained(found, recipe, function)] for function in (own, "relu")
+        }
+        difference = paired([a - b for a, b in zip(means["relu"], means[own], strict=True)])
+        shift = paired([a - b for a, b in zip(shifts["relu"], shifts[own], strict=True)])
+        larger = larger and difference.low > 0
+        rows.append((f"{NAMES[recipe]}: mean output, ReLU − {NAMES[own]}", str(difference)))
+        rows.append((f"{NAMES[recipe]}: share of the output's size that is its mean, ReLU − {NAMES[own]}", str(shift)))
+        for key, function in (("relu", "relu"), ("own", own)):
+            shares = [float(layer["dead"]) for run in trained(found, recipe, function) for layer in run["activations"]]
+            dead[key] += shares
+            rows.append((f"{NAMES[recipe]}: units never active, {NAMES[function]}", f"{statistics.fmean(shares):.2%}"))
+    most = {key: statistics.fmean(shares) for key, shares in dead.items()}
+    return Claim(
+        6,
+        "ReLU's outputs have a positive mean that shifts the next layer, GELU's negative lobe pulls it toward zero; "
+        "ReLU has dead units and GELU none.",
+        (HOLDS if most["relu"] > 0 and most["own"] == 0 else LIMITS) if larger else FALSE,
+        f"ReLU's mean output is {'larger' if larger else 'not larger beyond chance'} in both models; "
+        f"{most['relu']:.1%} of its units are never active on what was held out, and {most['own']:.1%} of GELU's.",
+        tuple(rows),
+        ("signs",),
+    )
+
+
+def _mean(run: Any, what: str) -> float:
+    return statistics.fmean(float(layer[what]) for layer in run["activations"])
+
+
+# ------------------------------------------------------------------------------------------------------- what it costs
+
+
+def _seventh(found: Found) -> Claim:
+    cpu, gpu = _part(found, "cost-on-this-cpu"), _part(found, "cost-on-a-gpu")
+    rows = [
+        (
+            f"{NAMES[name]}, as fast as exact GELU on this CPU",
+            f"{float(one['value']):.2f}× ({float(one['low']):.2f} to {float(one['high']):.2f}), {one['verdict']}",
+        )
+        for name, one in cpu["ratios"].items()
+    ]
+    rows += [
+        (f"{NAMES[name]} on an {gpu['card']}, bf16: of a copy's bandwidth", f"{share:.0%}")
+        for name, share in gpu["shares"].items()
+    ]
+    silu, tanh = cpu["ratios"]["silu"], cpu["ratios"]["gelu_tanh"]
+    return Claim(
+        7,
+        "SiLU is marginally cheaper; modern kernels compute the exact form directly; the tanh form is just for speed.",
+        LIMITS if silu["verdict"] != "slower" else FALSE,
+        f"On this CPU torch's SiLU takes {1 / float(silu['value']):.2f} of exact GELU's time and its tanh form "
+        f"{1 / float(tanh['value']):.2f}: here the approximation is {_compared(tanh['verdict'])}; on an {gpu['card']} "
+        f"SiLU is {gpu['times']['silu']:.2f}× and the tanh form {gpu['times']['gelu_tanh']:.2f}× as fast, as single "
+        f"operations; with one fused kernel each, all reach {gpu['fused']:.0%} of a copy's bandwidth or more.",
+        tuple(rows),
+        ("costs",),
+    )
+
+
+def _compared(verdict: str) -> str:
+    return {"slower": "the slow one", "faster": "the fast one"}.get(verdict, "no faster and no slower")
+
+
+# ------------------------------------------------------------------------------------------------------ how they learn
+
+
+def reached(losses: Sequence[float], goal: float) -> float:
+    """At which place of its list a curve first falls to a loss, between its points by a straight line; the length of
+    the list where it never does."""
+    before = math.inf
+    for number, loss in enumerate(losses, start=1):
+        if loss <= goal:
+            return number - (0.0 if math.isinf(before) else (goal - loss) / (before - loss))
+        before = loss
+    return float(len(losses))
+
+
+def smooth_and_not(recipe: str) -> tuple[str, ...]:
+    """The functions whose learning is compared: the recipe's own first."""
+    return tuple(dict.fromkeys((OWN[recipe], *SMOOTHNESS)))
+
+
+def target(curves: Sequence[Sequence[float]]) -> float:
+    """The loss that is to be reached: that of these curves at 60 % of their length, on average."""
+    return statistics.fmean(curve[int(_TARGET * len(curve))] for curve in curves)
+
+
+def _eighth(found: Found) -> Claim:
+    seeds = range(found["sizes"]["seeds"])
+    compared = {
+        f"{NAMES[recipe]}, AdamW": {
+            function: [run["losses"] for run in trained(found, recipe, function)] for function in smooth_and_not(recipe)
+        }
+        for recipe in RECIPES
+    }
+    compared["ViT, L-BFGS"] = {
+        function: [_part(found, f"second-order-{function}-{seed}")["losses"] for seed in seeds]
+        for function in SMOOTHNESS
+    }
+    rows, fewer = [], 0
+    for name, curves in compared.items():
+        own, *_ = curves
+        goal = target(curves[own])
+        steps = {function: [reached(curve, goal) for curve in some] for function, some in curves.items()}
+        for function in curves:
+            if function != "relu":
+                pairs = zip(steps[function], steps["relu"], strict=True)
+                effect = paired([math.log(one / other) for one, other in pairs])
+                fewer += effect.high < 0
+                rows.append((f"{name}: steps of {NAMES[function]}, beside ReLU's", _percent(effect)))
+    return Claim(
+        8,
+        "Smoothness helps optimisers.",
+        HOLDS if fewer == len(rows) else LIMITS if fewer else OPEN,
+        f"A smooth function reaches the same loss in fewer steps than ReLU, beyond chance, in {fewer} of {len(rows)} "
+        "comparisons; each says how large a difference it would have shown.",
+        tuple(rows),
+        ("learning",),
+    )
+
+
+def _percent(effect: Paired) -> str:
+    mean, low, high = (f"{math.expm1(one):+.0%}".replace("-", "−") for one in (effect.mean, effect.low, effect.high))
+    return f"{mean} ({low} to {high}); would have seen {math.expm1(effect.visible):.0%}"
+
+
+def _signed(value: float) -> str:
+    """With as many digits as a difference of losses is worth."""
+    return f"{value:+.2g}".replace("-", "−")

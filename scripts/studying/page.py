@@ -1,0 +1,38 @@
+"""The study as one web page that needs nothing else, and as the guide's table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from hf_gelu_patch.evaluation.report.markdown import table
+from scripts.benchmarking.timing import versions_of
+from scripts.studying.claims import Found, judged
+from scripts.studying.figures import drawn
+
+__all__ = ["headline", "judged", "page"]
+
+
+def page(found: Found) -> str:
+    """The page as HTML."""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template("study.html.jinja").render(
+        claims=judged(found),
+        figures={name: Markup(svg) for name, svg in drawn(found).items()},
+        quick=found["sizes"]["name"] == "quick",
+        measured=versions_of(found["environment"]),
+    )
+
+
+def headline(found: Found) -> str:
+    """The claims and their verdicts, as Markdown."""
+    rows = [[f"{claim.number}", claim.said, claim.verdict, claim.sentence] for claim in judged(found)]
+    return table(["", "claim", "verdict", "why"], rows)

@@ -1,0 +1,171 @@
+"""The study of what is claimed of GELU: its record, its verdicts, and that a kill loses nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+import torch
+from scipy import stats
+
+from scripts.studying import functions
+from scripts.studying.claims import judged, paired, reached
+from scripts.studying.counting import blocks
+from scripts.studying.page import page
+from scripts.studying.parts import parts
+from scripts.studying.sizes import FULL, QUICK
+
+ROOT = Path(__file__).parents[1]
+_TIMED = ("seconds", "ratios", "floor")
+_LONGEST = 600  # seconds
+
+
+def test_the_derivative_has_one_zero_and_underflows_where_it_should() -> None:
+    found = functions.underflow()
+    x = torch.tensor(found["zero_of_derivative"], dtype=torch.float64, requires_grad=True)
+    [slope] = torch.autograd.grad(torch.nn.functional.gelu(x), x)
+    assert abs(float(slope)) < 1e-15
+    for dtype, parts_ in found["dtypes"].items():
+        for part, ends in parts_.items():
+            assert ends["rounded"] <= ends["gelu"] + 0.01, (dtype, part)  # torch gives up no later than rounding does
+    at = torch.tensor([found["dtypes"]["float32"]["value"]["gelu"]] * 64)  # of one number, torch computes another way
+    assert not torch.nn.functional.gelu(at).any()
+    assert (at.double() * torch.special.ndtr(at.double()) < -1e-8).all()
+
+
+def test_the_forms_are_told_apart_as_counted_one_by_one() -> None:
+    """All bf16 numbers between −8 and 8, one at a time, with Python's own functions."""
+    found = functions.distances()["dtypes"]["bfloat16"]["positive"]
+    differ = count = 0
+    bits = 1
+    while (x := float(torch.tensor(bits, dtype=torch.int16).view(torch.bfloat16))) <= 8:
+        exact = 0.5 * x * (1 + math.erf(x / math.sqrt(2)))
+        other = 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        one, two = (torch.tensor(y, dtype=torch.float64).to(torch.bfloat16) for y in (exact, other))
+        differ += bool(one != two)
+        count, bits = count + 1, bits + 1
+    assert found["numbers"] == count
+    assert found["told_apart"] == pytest.approx(differ / count, abs=2 / count)
+
+
+def test_paired_intervals_are_students() -> None:
+    values = [0.1, 0.3, -0.05, 0.22, 0.17]
+    found = paired(values)
+    low, high = stats.t.interval(0.95, 4, loc=sum(values) / 5, scale=stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.visible > (high - low) / 2
+    assert not found.seen
+    assert paired([1.0, 1.1, 0.9, 1.05]).seen
+
+
+@pytest.mark.parametrize(
+    ("losses", "goal", "place"),
+    [([3.0, 2.0, 1.0], 2.0, 2.0), ([3.0, 2.0, 1.0], 1.25, 2.75), ([3.0, 2.0], 1.0, 2.0), ([0.5], 1.0, 1.0)],
+)
+def test_a_loss_is_reached_between_two_points(losses: list[float], goal: float, place: float) -> None:
+    assert reached(losses, goal) == place
+
+
+def test_blocks_are_those_of_the_outermost_lists() -> None:
+    class Layer(torch.nn.Module):
+        def __init__(self, acts: int) -> None:
+            super().__init__()
+            self.up = torch.nn.Linear(4, 4)
+            self.acts = torch.nn.ModuleList([torch.nn.GELU() for _ in range(acts)])
+
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList([Layer(2), Layer(2), Layer(3)])
+    model.last = torch.nn.Tanh()
+    found = blocks(model)
+    assert found["blocks"]["Layer"]["per block"] == {"2": 2, "3": 1}
+    assert found["outside"] == 1
+
+
+def test_every_claim_has_parts() -> None:
+    for sizes in (FULL, QUICK):
+        names = [part.name for part in parts(sizes)]
+        assert len(set(names)) == len(names)
+        assert {part.claim for part in parts(sizes)} == {1, 2, 3, 4, 5, 7, 8}  # the sixth looks into the fifth's models
+
+
+def _started(folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "scripts.studying", str(folder), "--quick"]
+    own = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=own, start_new_session=True, stdout=subprocess.DEVNULL)
+
+
+def _written(folder: Path) -> int:
+    return len([*folder.glob("parts/*.json")])
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A quick study, killed twice on the way with all its processes."""
+    folder = tmp_path_factory.mktemp("study")
+    draw = random.Random(0)
+    for _ in range(2):
+        run, known, until = _started(folder), _written(folder), time.monotonic() + _LONGEST
+        goal = known + draw.randint(3, 8)
+        while run.poll() is None and _written(folder) < goal and time.monotonic() < until:
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+        assert known < _written(folder) < len(parts(QUICK))
+    assert _started(folder).wait(timeout=_LONGEST) == 0
+    return folder
+
+
+def _untimed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _untimed(one) for key, one in value.items() if key not in _TIMED}
+    return [_untimed(one) for one in value] if isinstance(value, list) else value
+
+
+@pytest.mark.slow
+def test_killed_twice_it_ends_in_the_same_record(study: Path, tmp_path: Path) -> None:
+    """One part of each kind found out anew is what the killed study has."""
+    again = tmp_path / "again"
+    shutil.copytree(study, again)
+    for name in (
+        "distances", "other-form-vit-float32", "loaded-gpt2", "blocks-llama", "trained-vit-silu-1",
+        "trained-gpt2-gelu_tanh-0", "second-order-relu-1",
+    ):  # fmt: skip
+        (again / "parts" / f"{name}.json").unlink()
+    assert _started(again).wait(timeout=_LONGEST) == 0
+    first, second = (json.loads((folder / "study.json").read_text(encoding="utf-8")) for folder in (study, again))
+    assert _untimed(first["parts"]) == _untimed(second["parts"])
+
+
+@pytest.mark.slow
+def test_the_page_says_what_the_record_has(study: Path) -> None:
+    found = json.loads((study / "study.json").read_text(encoding="utf-8"))
+    written = (study / "study.html").read_text(encoding="utf-8")
+    assert written == page(found)
+    assert "https://" not in re.sub(r"<svg.*?</svg>", "", written, flags=re.DOTALL)
+    claims = judged(found)
+    assert [claim.number for claim in claims] == [*range(1, 9)]
+    for claim in claims:
+        assert claim.numbers
+        assert set(claim.figures) <= set(re.findall(r'"([a-z]+)"', (ROOT / "scripts/studying/figures.py").read_text()))
+    changed = json.loads(json.dumps(found))
+    changed["parts"]["distances"]["found"]["largest"] = 0.5
+    assert "5.00e-01" in page(changed)
+
+
+@pytest.mark.slow
+def test_another_size_is_not_mixed_in(study: Path) -> None:
+    done = processes.run("-m", "scripts.studying", study, cwd=ROOT)
+    assert done.returncode == 2
+    assert "name another folder" in done.stderr
