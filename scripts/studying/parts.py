@@ -77,18 +77,18 @@ def run(folder: Path, sizes: Sizes, processes: int) -> Iterator[str]:
     tell of each as it is there."""
     (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
     left = missing(folder, sizes)
+    if processes == 1:
+        yield from (_find(folder, part) for part in left)
+        return
     together, alone = ([part for part in left if part.alone is one] for one in (False, True))
-    context = multiprocessing.get_context("spawn")
-    for some, workers in ((together, processes), (alone, 1)):
-        if not some:
-            continue
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            running = [pool.submit(_find, folder, part) for part in some]
-            try:
-                for one in as_completed(running):
-                    yield one.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(_find, folder, part) for part in together]
+        try:
+            for one in as_completed(running):
+                yield one.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    yield from (_find(folder, part) for part in alone)
 
 
 def _find(folder: Path, part: Part) -> str:

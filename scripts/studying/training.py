@@ -114,7 +114,7 @@ def trained(name: str, function: str, seed: int, sizes: Sizes) -> dict[str, Any]
     optimisation = small.recipe.optimisation
     assert optimisation is not None
     train(trainee, dataclasses.replace(optimisation, averaging=0.0), steps, None, losses.append)
-    model, batches = _plain(trainee.model), small.held_out()
+    model, batches = _plain(trainee.model), small.held_out()[: sizes.held_out]
     found: dict[str, Any] = {
         "recipe": name,
         "function": function,
