@@ -10,7 +10,7 @@ from torch import nn
 from hf_gelu_patch.activations import get_activation, module_of
 from hf_gelu_patch.configs import ConfigChange
 from hf_gelu_patch.forwards.class_binding import StandIn, bind, is_patched, stand_in, unbind
-from hf_gelu_patch.forwards.replacements import OwnMethod, Substitute, hooked, substitute
+from hf_gelu_patch.forwards.replacements import OwnMethod, Substitute, WrittenOut, hooked, substitute, written_out
 from hf_gelu_patch.forwards.rewriting import Part, rewritten
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.planning import Plan
@@ -77,11 +77,13 @@ def _stays(module: nn.Module) -> bool:
 def _part(p: Plan) -> Part:
     assert p.use is not None
     assert p.fused is not None
-    by: Fused | Substitute | OwnMethod = p.fused
+    by: Fused | Substitute | OwnMethod | WrittenOut = p.fused
     if p.module is not None:
         by = substitute(p.fused, p.module)
     elif p.use.by_method is not None:
-        by = OwnMethod(p.fused, p.use.by_method, p.swaps)
+        by = OwnMethod(p.fused, p.use.by_method, p.swaps, () if p.swaps else p.use.state_of_method())
+    elif not p.swaps and (state := p.use.state()):
+        by = written_out(p.fused, state)
     return Part(p.use, by, p.site.fused, p.swaps and p.module is None)
 
 

@@ -321,10 +321,51 @@ def test_formulas_written_out(formula: str, activation: str, write: Write) -> No
     found = checked(build(write(expression(formula))), tolerance=1e-5)
     assert found.site.activation == f"{activation} written out"
     assert (found.site.kind, found.site.changed) == ("pointwise", True)
-    assert found.added()[-1] == f"return patched_{activation}(x)"
+    of_the_module = f"(lambda x: {formula}, self.alpha)" if "self.alpha" in formula else ""
+    assert found.added()[-1] == f"return patched_{activation}{of_the_module}(x)"
     swapped = build(write(expression(formula)))
     with patched(swapped, implementation="aten", activation="relu6", include="*"):
         assert torch.equal(swapped(inputs()), F.relu6(inputs()))
+
+
+STATE = {  # a forward, and what it reads set anew
+    "a formula": ("return x * torch.sigmoid(x * self.alpha)", "m.alpha = 3.0"),
+    "a formula, gated": ("y = x * torch.sigmoid(x * self.alpha)\nreturn self.fc(x) * y", "m.alpha = 3.0"),
+    "an argument": ("return F.gelu(x, approximate=self.config.approximate) * x", "m.config.approximate = 'none'"),
+    "an argument, behind a linear layer": ("return F.leaky_relu(self.fc(x), self.config.slope)", "m.config.slope = 0.5"),
+    "a table": ("return ACT2FN[self.config.hidden_act](x) * x", "m.config.hidden_act = 'silu'"),
+    "a function": ("return self.function(x) * x", "m.function = torch.tanh"),
+    "an argument of its own": ("return F.gelu(x, approximate=self.how) * x", "m.how = 'none'"),
+    "a method": ("return self.gate(x) * x\n\ndef gate(self, y):\n    return F.gelu(y, approximate=self.how)", "m.how = 'none'"),
+    "a method with a formula": (
+        "return self.gate(x) * x\n\ndef gate(self, y):\n    return y * torch.sigmoid(y * self.alpha)",
+        "m.alpha = 3.0",
+    ),
+    "a method above": (
+        "return self.above(x)\n\ndef above(self, x):\n    return F.gelu(x, approximate=self.how) * x",
+        "m.how = 'none'",
+    ),
+    "by the forward itself": (
+        "y = F.gelu(x, approximate=self.how) * x\nself.how = 'none'\nreturn y + F.gelu(x, approximate=self.how) * x",
+        "m.how = 'tanh'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "change"), STATE.values(), ids=STATE)
+def test_what_an_expression_reads_of_its_module_is_read_at_each_call(body: str, change: str, write: Write) -> None:
+    first, *further = body.split("\n\n")
+    model = build(write(methods("\n\n".join([f"def forward(self, x):\n{textwrap.indent(first, '    ')}", *further]))))
+    model.function, model.how = F.silu, "tanh"
+    other = copy.deepcopy(model)
+    patch(model, implementation="aten")
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs()), other(inputs()))
+        for m in (model, other):
+            exec(change, {"m": m, "torch": torch})
+        torch.testing.assert_close(model(inputs()), other(inputs()), rtol=0, atol=0)
+        copied = copy.deepcopy(model)
+        torch.testing.assert_close(copied(inputs()), other(inputs()), rtol=0, atol=0)
 
 
 NO_FORMULAS = {  # near one, and not it
@@ -358,11 +399,17 @@ OWNERS = {
     "linear": ("return {0}.act({0}.fc(x))", "return linear_act(patched_silu({0}.act), {0}.fc, x)"),
     "gated": ("return {0}.act({0}.fc(x)) * {0}.fc2(x)", "return gated(patched_silu({0}.act), {0}.fc(x), {0}.fc2(x))"),
     "a function": ("return F.gelu({0}.fc(x))", "return linear_act(patched_gelu, {0}.fc, x)"),
-    "a formula with its number": ("return x * torch.sigmoid(x * {0}.alpha)", "return patched_quick_gelu(x)"),
-    "a table": ("return ACT2FN[{0}.config.hidden_act](x) * x", "return gated(patched_gelu, x, x)"),
+    "a formula with its number": (
+        "return x * torch.sigmoid(x * {0}.alpha)",
+        "return patched_quick_gelu(lambda x: x * torch.sigmoid(x * {0}.alpha), {0}.alpha)(x)",
+    ),
+    "a table": (
+        "return ACT2FN[{0}.config.hidden_act](y) * y",
+        "return gated(patched_gelu(lambda x: ACT2FN[{0}.config.hidden_act](x), {0}.config.hidden_act), y, y)",
+    ),
     "an argument": (
-        "return F.leaky_relu(x, {0}.config.slope) * x",
-        "return gated(patched_leaky_relu, x, x)",
+        "return F.leaky_relu(y, {0}.config.slope) * y",
+        "return gated(patched_leaky_relu(lambda x: F.leaky_relu(x, {0}.config.slope), {0}.config.slope), y, y)",
     ),
     "an attribute that is a tensor": ("return {0}.fc.bias.tanh() * x", "return gated(patched_tanh, {0}.fc.bias, x)"),
     "a loop": (
@@ -375,7 +422,7 @@ OWNERS = {
 @pytest.mark.parametrize("owner", ["self", "this", "module", "mlp_self", "x_"])
 @pytest.mark.parametrize(("body", "expected"), OWNERS.values(), ids=OWNERS)
 def test_whatever_a_method_calls_its_module(body: str, expected: str, owner: str, write: Write) -> None:
-    source = f"def forward({owner}, x):\n" + textwrap.indent(body.format(owner), "    ")
+    source = f"def forward({owner}, x):\n    y = x\n" + textwrap.indent(body.format(owner), "    ")
     model = build(write(methods(source)))
     if "chain" in body:
         model.chain = nn.ModuleList([nn.Linear(4, 4), nn.GELU()])
@@ -586,7 +633,11 @@ GATED = {  # what stands in the forward: what stands there afterwards
     ),
     "a formula": (
         "glu = x * torch.sigmoid(x * self.alpha)\nreturn (self.fc(x) + 1) * glu",
-        ["glu = x", "return gated(patched_quick_gelu, up=self.fc(x) + 1, gate=glu)"],
+        [
+            "glu = x",
+            "return gated(patched_quick_gelu(lambda x: x * torch.sigmoid(x * self.alpha), self.alpha), "
+            "up=self.fc(x) + 1, gate=glu)",
+        ],
     ),
     "of the same name": ("g = self.fc(x)\ng = self.act(g)\nreturn g * x", ["return gated(patched_silu(self.act), g, x)"]),
     "a comment on the line": (

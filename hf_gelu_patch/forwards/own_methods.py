@@ -17,11 +17,11 @@ from torch import nn
 from hf_gelu_patch.activations import Resolved
 from hf_gelu_patch.forwards.expressions import Expression, Reading, read
 from hf_gelu_patch.forwards.methods import mentions_an_activation
-from hf_gelu_patch.forwards.names import MISSING, Names, attribute
-from hf_gelu_patch.forwards.resolving import Resolve, resolve_expression
+from hf_gelu_patch.forwards.names import MISSING, Names, attribute, dotted
+from hf_gelu_patch.forwards.resolving import Resolve, attributes_in, resolve_expression
 from hf_gelu_patch.sources import is_model_code, remembered
 
-__all__ = ["applied_by", "handing_on", "own_method"]
+__all__ = ["applied_by", "handing_on", "own_method", "read_by"]
 
 _ABOUT_A_TENSOR = frozenset({"device", "dtype", "is_cuda", "layout", "ndim", "requires_grad", "shape"})
 """Attributes of a tensor that its numbers do not decide."""
@@ -82,6 +82,13 @@ def applied_by(method: FunctionType, owner: nn.Module, activation_of: Resolve) -
     if not any(one.cast for one in returns) and all(one == found[0] for one in found):
         return found[0]
     return replace(found[-1], spelling=f"{found[-1].spelling}, by conditions", formula=None)
+
+
+def read_by(method: FunctionType) -> tuple[tuple[str, ...], ...]:
+    """The ways of attributes by which a method comes to what decides which activation it applies."""
+    owner_name = read(method, is_method=True).owner_name
+    nodes = (node for one in _returns(method, method.__code__) for node in attributes_in(one.expression, owner_name))
+    return tuple(dict.fromkeys(tuple(dotted(node)[1]) for node in nodes))
 
 
 @remembered

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 __all__ = [
     "OwnMethod",
     "Substitute",
+    "WrittenOut",
     "gated",
+    "held",
     "hooked",
     "is_linear",
     "linear_act",
@@ -32,6 +34,7 @@ __all__ = [
     "recorded",
     "steps",
     "substitute",
+    "written_out",
 ]
 
 
@@ -104,7 +107,7 @@ class Substitute:
     Attributes:
         fused: what computes it.
         of: the module's class.
-        state: its attributes, as ``_held``.
+        state: its attributes, as ``held``.
     """
 
     fused: Fused
@@ -116,7 +119,7 @@ class Substitute:
             return act
         attributes = act.__dict__
         for name, value in self.state:
-            if (now := attributes.get(name)) is not value and _held(now) != value:
+            if not _is_still(attributes.get(name), value):
                 return act
         return self.fused
 
@@ -125,29 +128,66 @@ class Substitute:
 class OwnMethod:
     """What computes an activation in the stead of a method that applies it.
 
-    It takes the method's place only while the module has the method that was read when it was patched.
+    It takes the method's place only while the module has the method that was read when it was patched, and the same
+    attributes that this reads.
 
     Attributes:
         fused: what computes it.
         function: the method.
         swaps: whether that is another function, which a trace is shown as well.
+        state: the way to each attribute of the module that decides what the method computes, and what was there.
     """
 
     fused: Fused
     function: Callable[..., object]
     swaps: bool = False
+    state: tuple[tuple[tuple[str, ...], object], ...] = ()
 
     def __call__(self, method: Any) -> Any:
         if type(method) is not MethodType or method.__func__ is not self.function:
             return method
         if recorded() and not self.swaps:
             return method
+        for way, value in self.state:
+            if not _is_still(functools.reduce(getattr, way, method.__self__), value):
+                return method
         return self.fused
+
+
+@dataclass(frozen=True)
+class WrittenOut:
+    """What computes an activation in the stead of an expression that reads attributes of its module.
+
+    It takes the expression's place only while these are what they were when it was patched.
+
+    Attributes:
+        fused: what computes it.
+        state: the attributes, as ``held``, in the order in which they stand.
+    """
+
+    fused: Fused
+    state: tuple[object, ...]
+
+    def __call__(self, own: Callable[[Any], Any], *now: object) -> Any:
+        for value, before in zip(now, self.state, strict=True):
+            if not _is_still(value, before):
+                return own
+        return self.fused
+
+
+@functools.lru_cache(maxsize=1024)
+def written_out(fused: Fused, state: tuple[object, ...]) -> WrittenOut:
+    """The same object each time."""
+    return WrittenOut(fused, state)
+
+
+def _is_still(now: object, before: object) -> bool:
+    return now is before or held(now) == before
 
 
 def substitute(fused: Fused, act: nn.Module) -> Substitute:
     """``fused`` in the stead of ``act`` and of what is like it; the same object each time."""
-    state = tuple((name, _held(value)) for name, value in vars(act).items() if name not in _MODULE)
+    state = tuple((name, held(value)) for name, value in vars(act).items() if name not in _MODULE)
     of: Any = type(act)
     return _substitute(fused, of, state)
 
@@ -160,7 +200,7 @@ def _substitute(fused: Fused, of: Any, state: tuple[tuple[str, object], ...]) ->
 _MODULE = frozenset(vars(nn.Module()))
 
 
-def _held(value: object) -> object:
+def held(value: object) -> object:
     """An attribute's value, the same for each copy of a module: a bound method without what it is bound to."""
     if isinstance(value, MethodType):
         return value.__func__

@@ -20,7 +20,7 @@ from hf_gelu_patch.forwards.methods import formula_of
 from hf_gelu_patch.forwards.names import MISSING, attribute, dotted, outer_name, reach
 from hf_gelu_patch.recognition import is_function, recognise, resolve_call
 
-__all__ = ["Edge", "Resolve", "resolve_chain", "resolve_expression"]
+__all__ = ["Edge", "Resolve", "attributes_in", "resolve_chain", "resolve_expression"]
 
 Resolve = Callable[[nn.Module], "Resolved | Unresolved | None"]
 """``recognition.resolve``, or a lookup of what it has said."""
@@ -88,6 +88,25 @@ def resolve_chain(
     for key, module in container._modules.items():
         if module is not None and (current := activation_of(module)) is not None:
             yield (container, key), current
+
+
+def attributes_in(expression: Expression, owner_name: str | None) -> tuple[ast.expr, ...]:
+    """The attributes of the module that decide which activation an expression applies: ``self.slope`` in
+    ``F.leaky_relu(x, self.slope)``. Those that are what it is applied to are none."""
+    if expression.callee.is_method:
+        return ()
+    found: list[ast.expr] = []
+    pending: list[ast.AST] = [expression.core]
+    while pending:
+        node = pending.pop(0)
+        if node is expression.argument:
+            continue
+        root, names = dotted(node)
+        if isinstance(node, ast.expr) and names and root == owner_name is not None:
+            found.append(node)
+        else:
+            pending[:0] = ast.iter_child_nodes(node)
+    return tuple({ast.dump(node): node for node in found}.values())
 
 
 def _of_module(module: nn.Module, activation_of: Resolve) -> tuple[Resolved | Unresolved, None] | None:

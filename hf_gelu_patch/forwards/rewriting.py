@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import copy
 import functools
 import textwrap
 from collections.abc import Callable, Iterator
@@ -20,7 +21,8 @@ from torch import Tensor
 from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.forwards.expressions import Expression, Reading, by_itself
 from hf_gelu_patch.forwards.following import Call
-from hf_gelu_patch.forwards.replacements import OwnMethod, Substitute, gated, linear_act, recorded, steps
+from hf_gelu_patch.forwards.replacements import OwnMethod, Substitute, WrittenOut, gated, linear_act, recorded, steps
+from hf_gelu_patch.forwards.resolving import attributes_in
 from hf_gelu_patch.forwards.uses import Use
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.sources import (
@@ -39,6 +41,7 @@ class _Edits:
     """Replacements in a source, each at the node it replaces; rendering a node applies those inside it."""
 
     source: Source
+    owner_name: str | None
     at: dict[ast.AST, Callable[[], str]] = field(default_factory=dict)
     deleted: set[ast.stmt] = field(default_factory=set)
 
@@ -163,18 +166,21 @@ class Part:
 
     Attributes:
         use: of a method, without an obstacle.
-        by: what computes it: a function's successor, or a module's or a method's substitute.
+        by: what computes it: a function's successor, or a module's, a method's or an expression's substitute.
         fused: with what stands around it, or by itself.
         swaps: whether it is another function that the text names, not a module.
     """
 
     use: Use
-    by: Fused | Substitute | OwnMethod
+    by: _By
     fused: bool
     swaps: bool = False
 
 
-_Chosen = tuple[Expression, str | None, "Fused | Substitute | OwnMethod"]  # the second: of a chain, the layer's key
+_By = Fused | Substitute | OwnMethod | WrittenOut
+_Chosen = tuple[
+    Expression, str | None, "Fused | Substitute | OwnMethod | WrittenOut"
+]  # the second: of a chain, the layer's key
 _Calls = tuple[tuple[ast.expr, Followed], ...]  # what is called, as it is written, and what in its stead
 
 
@@ -244,7 +250,7 @@ def _edited(reading: Reading, chosen: tuple[_Chosen, ...], calls: _Calls) -> tup
     assert reading.source is not None
     taken = identifiers(reading.function.__code__) | reading.function.__globals__.keys() | vars(builtins).keys()
     helpers: dict[str, Any] = {}
-    edits = _Edits(reading.source)
+    edits = _Edits(reading.source, reading.owner_name)
 
     def helper(name: str, value: Any) -> str:
         free = name
@@ -288,7 +294,7 @@ def _edit_chain(
     edits.at[expression.core] = lambda: f"{name}({edits.render(expression.core, itself=False)}, {patched})"
 
 
-def _edit(edits: _Edits, expression: Expression, by: Fused | Substitute | OwnMethod, helper: _Helper) -> None:
+def _edit(edits: _Edits, expression: Expression, by: _By, helper: _Helper) -> None:
     core, product, linear, moved = expression.core, expression.product, expression.linear, expression.moved
     act = _applied(edits, expression, by, helper)
     if expression.in_place is not None:
@@ -343,14 +349,33 @@ def _edit_otherwise(edits: _Edits, statement: ast.If, otherwise: str) -> None:
     edits.at[last] = lambda: f"{edits.render(last, itself=False)}\n{indent}else:\n{indent}    {otherwise}"
 
 
-def _applied(edits: _Edits, expression: Expression, by: Fused | Substitute | OwnMethod, helper: _Helper) -> str:
-    """What applies the activation: ``patched_silu``, or ``patched_silu(self.act)`` for a module or a method."""
+def _applied(edits: _Edits, expression: Expression, by: _By, helper: _Helper) -> str:
+    """What applies the activation: ``patched_silu``, ``patched_silu(self.act)`` for a module or a method, or
+    ``patched_leaky_relu(lambda x: F.leaky_relu(x, self.slope), self.slope)``."""
+    if isinstance(by, WrittenOut):
+        now = attributes_in(expression, edits.owner_name)
+        given = ", ".join([_as_function(expression), *map(ast.unparse, now)])
+        return f"{helper(f'patched_{by.fused.activation}', by)}({given})"
     if not isinstance(by, Fused):
         return f"{helper(f'patched_{by.fused.activation}', by)}({edits.render(expression.callee.node)})"
     if expression.callee.is_method:
         assert isinstance(expression.callee.node, ast.Attribute)
         by = _of_tensors(by, expression.callee.node.attr)
     return helper(f"patched_{by.activation}", by)
+
+
+def _as_function(expression: Expression) -> str:
+    """The source of a function that applies the activation as the expression does."""
+    argument = expression.argument
+    if expression.callee.how == "formula":
+        assert isinstance(argument, ast.Name)
+        return f"lambda {argument.id}: {ast.unparse(expression.core)}"
+    names = {node.id for node in ast.walk(expression.core) if isinstance(node, ast.Name)}
+    name = "x"
+    while name in names:
+        name += "_"
+    copies: dict[int, Any] = {id(argument): ast.Name(name, ast.Load())}
+    return f"lambda {name}: {ast.unparse(copy.deepcopy(expression.core, copies))}"
 
 
 @functools.lru_cache(maxsize=256)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import FunctionType
 
@@ -18,9 +18,9 @@ from hf_gelu_patch.forwards.expressions import Expression, Reading, by_itself, r
 from hf_gelu_patch.forwards.following import Call, calls_of
 from hf_gelu_patch.forwards.methods import BY_SUPER, Method
 from hf_gelu_patch.forwards.names import MISSING, Names, dotted, reach
-from hf_gelu_patch.forwards.own_methods import applied_by, own_method
-from hf_gelu_patch.forwards.replacements import is_linear
-from hf_gelu_patch.forwards.resolving import Edge, Resolve, resolve_chain, resolve_expression
+from hf_gelu_patch.forwards.own_methods import applied_by, own_method, read_by
+from hf_gelu_patch.forwards.replacements import held, is_linear
+from hf_gelu_patch.forwards.resolving import Edge, Resolve, attributes_in, resolve_chain, resolve_expression
 from hf_gelu_patch.forwards.writes import leaves_its_input, may_pass_on
 from hf_gelu_patch.recognition import is_function, methods, resolve_call
 from hf_gelu_patch.sources import all_names
@@ -125,6 +125,18 @@ class Use:
             return container._modules[names[names.index(key) - 1]] if names[0] != key else None
         call = self.expression.linear
         return None if call is None else self._module(call.func)
+
+    def state(self) -> tuple[object, ...]:
+        """What the attributes of the module are that decide which activation the expression applies, as ``held``."""
+        return tuple(self._now(dotted(node)[1]) for node in attributes_in(self.expression, self.reading.owner_name))
+
+    def state_of_method(self) -> tuple[tuple[tuple[str, ...], object], ...]:
+        """The ways to such attributes that ``by_method`` reads, and what they are."""
+        method = self.by_method
+        return tuple((way, self._now(way)) for way in read_by(method)) if isinstance(method, FunctionType) else ()
+
+    def _now(self, way: Iterable[str]) -> object:
+        return held(reach(self.owner, way))
 
     @property
     def text(self) -> str:
