@@ -67,6 +67,12 @@ class Audited:
         return own is not None and any(one.source == "family" and one.agrees(own) for one in self.claims)
 
     @property
+    def as_trained(self) -> bool:
+        """Whether it computes what the trained model does."""
+        own = self.activation
+        return own is not None and any(one.source == "trained" and one.agrees(own) for one in self.claims)
+
+    @property
     def misread(self) -> Claim | None:
         """What names another function in a word by which configs of its family mean their own, as Gemma 1's do."""
         aliases = {name for one in self.claims if one.source == "family" for name in one.aliases}
@@ -139,6 +145,8 @@ def _finding(group: list[Audited], sites: Sequence[Audited], parts: Sequence[Par
     change = _config_change(own, first, parts)
     if level == "misnomer":
         mend, otherwise, command = change or "nothing here: its class knows this function by that name alone", "", ""
+    elif first.as_trained:
+        mend, otherwise = change or "nothing here: the trained model computes the same", call
     elif level == "departure":
         mend, otherwise = call, ""
     elif first.as_published and claim.source in ("config", "rebuilt") and change:
@@ -198,13 +206,17 @@ def _apart(a: Activation, b: Activation) -> str:
 
 
 def _config_change(own: Activation, site: Audited, parts: Sequence[Part]) -> str:
-    """How the config, or the file, comes to say what a site computes, where its class takes that; "" for no change."""
+    """How the config, or the file, comes to say what a site computes, where its class takes that and every site that
+    the entry sets computes it; "" for no change."""
     claim = next((one for one in site.against if one.setting is not None and one.source in _SAYING), None)
     part = next((one for one in parts if site.path.startswith(one.prefix)), None)
     if claim is None or claim.setting is None or part is None:
         return ""
     name = spelled_in(claim.setting, own)
     built = {} if name is None else built_with(part.model, claim.setting, name)
+    now = (part.places[path].current for path in claim.setting.sets if path in part.places)
+    if any(not isinstance(one, Resolved) or one.activation != own for one in now):
+        return ""
     if any(built.get(path) != own for path in claim.setting.sets):
         return ""
     if claim.source == "checkpoint":

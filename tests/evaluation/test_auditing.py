@@ -204,6 +204,31 @@ def test_a_module_changed_on_a_live_model_is_a_contradiction_at_that_site_alone(
     assert swapped(model, finding) == ({"transformer.h.1.mlp.gelu_impl"}, {"gelu_tanh"})
 
 
+def test_an_entry_is_not_changed_for_one_of_the_sites_that_it_sets() -> None:
+    model = TINY["llama"].build()
+    model.model.layers[0].mlp.act_fn = nn.GELU()
+    finding = only(audit(model), "contradiction")
+    assert finding.sites == ("model.layers.0.mlp.act_fn",)
+    assert finding.mend == 'patch(model, activation="silu")'
+    assert finding.otherwise == ""  # hidden_act = "gelu" would be wrong of the other layers
+    for layer in model.model.layers[1:]:
+        layer.mlp.act_fn = nn.GELU()
+    assert only(audit(model), "contradiction").otherwise == 'model.config.hidden_act = "gelu"'
+
+
+def test_what_was_trained_is_not_to_be_patched_away() -> None:
+    config = TINY["llama"].config()
+    config.hidden_act = "gelu"
+    model = transformers.LlamaForCausalLM(config)
+    finding = only(audit(model, trained=model), "departure")
+    assert finding.mend == "nothing here: the trained model computes the same"
+    assert finding.otherwise == 'patch(model, activation="silu")'
+    model.config.hidden_act = "relu"
+    finding = only(audit(model, trained=model), "contradiction")
+    assert finding.mend == 'model.config.hidden_act = "gelu"'
+    assert finding.otherwise == 'patch(model, activation="relu")'
+
+
 def test_what_is_served_is_held_against_what_was_trained() -> None:
     trained = TINY["bert"].build()
     config = TINY["bert"].config()
