@@ -283,6 +283,23 @@ def test_another_function_takes_the_place_of_the_one_there_also_where_that_is_re
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("called", ["super().own(x)", "super(Sub, self).own(x)", "Base.own(self, x)"])
+def test_another_function_takes_the_place_of_the_one_above_also_where_that_is_compiled(
+    called: str, write: Write
+) -> None:
+    base = methods("def own(self, x):\n    return F.silu(self.fc(x))\n").replace("class M(", "class Base(")
+    more = f"def own(self, x):\n        return {called} * x\n\n    def forward(self, x):\n        return self.own(x)"
+    model = build(write(f"{base}\nclass Sub(Base):\n    {more}\nM = Sub\n"))
+    with torch.no_grad(), patched(model, activation="gelu", implementation="aten", exclude="SiLU"):
+        expected = torch.nn.functional.gelu(model.fc(inputs())) * inputs()
+        assert torch.allclose(model(inputs()), expected, atol=1e-6)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert torch.allclose(compiled(inputs()), expected, atol=1e-6)
+        exported = torch.export.export(model, (inputs(),), strict=True).module()
+        assert torch.allclose(exported(inputs()), expected, atol=1e-6)
+    torch.compiler.reset()
+
+
 def test_the_whole_is_compiled(write: Write) -> None:
     model = build(write(HELPERS + forward("return outer(self.fc(x), x)")))
     with torch.no_grad():

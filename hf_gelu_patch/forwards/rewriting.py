@@ -10,13 +10,15 @@ import ast
 import builtins
 import copy
 import functools
+import inspect
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from types import FunctionType, MethodType
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.forwards.expressions import Expression, Reading, by_itself
@@ -132,7 +134,8 @@ class Rewriting:
 class Followed:
     """What is called in the stead of a function that a rewritten method calls: the function, rewritten.
 
-    It takes the function's place only while that is what is called there.
+    It takes the function's place only while that is what is called there. What ``super()`` gives, torch.compile takes
+    for a function without telling which: there the module is handed in too, where the copy computes another function.
 
     Attributes:
         function: it, with its decorators.
@@ -142,21 +145,28 @@ class Followed:
     function: FunctionType
     rewriting: Rewriting
     _made: FunctionType = field(init=False, repr=False, compare=False)
+    _is_static: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         made = compiled_copy(self.function, self.rewriting.text, self.rewriting.helpers)
         object.__setattr__(self, "_made", made)
+        object.__setattr__(self, "_is_static", inspect.unwrap(self.function).__code__.co_varnames[:1] != ("self",))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Followed, (self.function, self.rewriting)
 
-    def __call__(self, called: Any) -> Any:
+    def __call__(self, called: Any, owner: nn.Module | None = None) -> Any:
         if recorded() and not self.rewriting.swaps:
             return called
         if called is self.function:
             return self._made
         if type(called) is MethodType and called.__func__ is self.function:
             return MethodType(self._made, called.__self__)
+        if owner is not None and torch.compiler.is_compiling():
+            if self._is_static:
+                raise PatchError(f"torch.compile does not tell what super() gives for {self.function.__qualname__}")
+            if type(called) is FunctionType:
+                return functools.partial(self._made, owner)
         return called
 
 
@@ -269,7 +279,7 @@ def _edited(reading: Reading, chosen: tuple[_Chosen, ...], calls: _Calls) -> tup
     for expression, layers in chains.items():
         _edit_chain(edits, expression, tuple(layers), helper)
     for node, followed in calls:
-        _edit_call(edits, node, helper(f"patched_{followed.function.__name__}", followed))
+        _edit_call(edits, node, helper(f"patched_{followed.function.__name__}", followed), followed)
     text = edits.text()
     if parse(text) is None:
         name = reading.function.__qualname__
@@ -283,8 +293,10 @@ def _edited(reading: Reading, chosen: tuple[_Chosen, ...], calls: _Calls) -> tup
 _Helper = Callable[[str, Any], str]
 
 
-def _edit_call(edits: _Edits, called: ast.expr, name: str) -> None:
-    edits.at[called] = lambda: f"{name}({edits.render(called, itself=False)})"
+def _edit_call(edits: _Edits, called: ast.expr, name: str, followed: Followed) -> None:
+    by_super = isinstance(called, ast.Attribute) and isinstance(called.value, ast.Call)
+    owner = f", {edits.owner_name}" if by_super and followed.rewriting.swaps else ""
+    edits.at[called] = lambda: f"{name}({edits.render(called, itself=False)}{owner})"
 
 
 def _edit_chain(
