@@ -125,20 +125,20 @@ def find_sites(
     exclude: Selector = None,
     recompute: bool = False,
     tiles: int | str | bool | None = None,
-    beside: Iterable[str] = (),
+    beside: str | Iterable[str] = (),
 ) -> Report:
     """What ``patch`` with the same arguments would do, without doing it: every site, and every reason to leave one
     alone. An empty report says what the model is made of instead.
 
     Args:
-        beside: other tools, ``"liger"`` and ``"kernels"``: what Liger-Kernel and transformers' ``use_kernels=True``
+        beside: other tools, ``"liger"``, ``"kernels"`` or both: what Liger-Kernel and transformers' ``use_kernels=True``
             would change in this model, beside what a patch would. It is read from the packages that are installed, and
             nothing of it is done, neither to the model nor to the process.
 
     Raises:
         As ``patch`` does, but for a model without sites; UnknownNameError also: there is no tool of a name.
     """
-    check_tools(beside := tuple(beside))
+    check_tools(beside := (beside,) if isinstance(beside, str) else tuple(beside))
     plans = plan(model, implementation, activation, include, exclude)
     if recompute:
         plans = tuple(recomputed(model, one) for one in plans)

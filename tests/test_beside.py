@@ -253,6 +253,7 @@ def test_each_site_says_what_a_tool_would_change_there() -> None:
     )
     assert json.loads(json.dumps(report.to_dict()))["beside"][0]["changes"][0]["module"] == "LlamaForCausalLM"
     assert find_sites(FAMILIES["llama"].build()).beside == ()
+    assert find_sites(FAMILIES["llama"].build(), beside="kernels").beside == report.beside[1:]
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # transformers' own
