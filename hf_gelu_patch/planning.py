@@ -131,7 +131,7 @@ def find_sites(
     alone. An empty report says what the model is made of instead.
 
     Args:
-        beside: other tools, ``"liger"``, ``"kernels"`` or both: what Liger-Kernel and transformers' ``use_kernels=True``
+        beside: ``"liger"``, ``"kernels"`` or both: what Liger-Kernel and transformers' ``use_kernels=True``
             would change in this model, beside what a patch would. It is read from the packages that are installed, and
             nothing of it is done, neither to the model nor to the process.
 
