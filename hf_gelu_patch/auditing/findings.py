@@ -142,6 +142,8 @@ def _finding(group: list[Audited], sites: Sequence[Audited], parts: Sequence[Par
     assert own is not None
     assert level is not None
     call, command = patching(claim.spelled, said, group, sites, name)
+    if own.learned:
+        call, command = f"build the model anew: a patch leaves {own.label} alone, whose parameters were learned", ""
     change = _config_change(own, first, parts)
     if level == "misnomer":
         mend, otherwise, command = change or "nothing here: its class knows this function by that name alone", "", ""

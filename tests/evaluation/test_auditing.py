@@ -216,6 +216,14 @@ def test_an_entry_is_not_changed_for_one_of_the_sites_that_it_sets() -> None:
     assert only(audit(model), "contradiction").otherwise == 'model.config.hidden_act = "gelu"'
 
 
+def test_no_patch_is_named_for_an_activation_that_has_learned_parameters() -> None:
+    model = TINY["llama"].build()
+    model.model.layers[0].mlp.act_fn = nn.PReLU()
+    finding = only(audit(model), "contradiction")
+    assert finding.mend == "build the model anew: a patch leaves prelu alone, whose parameters were learned"
+    assert (finding.otherwise, finding.evaluate) == ("", "")
+
+
 def test_what_was_trained_is_not_to_be_patched_away() -> None:
     config = TINY["llama"].config()
     config.hidden_act = "gelu"
