@@ -19,6 +19,7 @@ __all__ = [
     "Claim",
     "Paired",
     "effects",
+    "fitted_losses",
     "judged",
     "paired",
     "reached",
@@ -371,6 +372,12 @@ def reached(losses: Sequence[float], goal: float) -> float:
     return float(len(losses))
 
 
+def fitted_losses(found: Found, function: str) -> list[list[float]]:
+    """The curves of L-BFGS, by seed."""
+    seeds = range(found["sizes"]["seeds"])
+    return [_part(found, f"second-order-{function}-{seed}")["losses"] for seed in seeds]
+
+
 def smooth_and_not(recipe: str) -> tuple[str, ...]:
     """The functions whose learning is compared: the recipe's own first."""
     return tuple(dict.fromkeys((OWN[recipe], *SMOOTHNESS)))
@@ -382,17 +389,13 @@ def target(curves: Sequence[Sequence[float]]) -> float:
 
 
 def _eighth(found: Found) -> Claim:
-    seeds = range(found["sizes"]["seeds"])
     compared = {
         f"{NAMES[recipe]}, AdamW": {
             function: [run["losses"] for run in trained(found, recipe, function)] for function in smooth_and_not(recipe)
         }
         for recipe in RECIPES
     }
-    compared["ViT, L-BFGS"] = {
-        function: [_part(found, f"second-order-{function}-{seed}")["losses"] for seed in seeds]
-        for function in SMOOTHNESS
-    }
+    compared["ViT, L-BFGS"] = {function: fitted_losses(found, function) for function in SMOOTHNESS}
     rows, fewer = [], 0
     for name, curves in compared.items():
         own, *_ = curves

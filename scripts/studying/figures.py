@@ -15,16 +15,16 @@ from matplotlib.figure import Figure
 from hf_gelu_patch import ACTIVATIONS
 from hf_gelu_patch.evaluation.report.plots import COLOURS, MARKERS
 from scripts.benchmarking.ulp import ulp
-from scripts.studying.claims import NAMES, Found, effects, smooth_and_not, trained
+from scripts.studying.claims import NAMES, Found, effects, fitted_losses, smooth_and_not, trained
 from scripts.studying.functions import DTYPES
 from scripts.studying.models import OTHER
-from scripts.studying.training import FUNCTIONS, OWN, RECIPES
+from scripts.studying.second_order import SMOOTHNESS
+from scripts.studying.training import FUNCTIONS, OWN, RECIPES, SMOOTHED
 
 __all__ = ["FIGURES", "drawn"]
 
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _WIDTH, _HEIGHT = 6.4, 3.4  # inches
-_SHOWN = ("gelu", "gelu_tanh", "silu", "quick_gelu", "relu")
 
 
 def drawn(found: Found) -> dict[str, str]:
@@ -63,7 +63,7 @@ def _functions(found: Found) -> Figure:
     del found
     figure, (values, slopes) = _panels(2)
     x = torch.linspace(-5, 3, 801, dtype=torch.float64)
-    for number, name in enumerate(_SHOWN):
+    for number, name in enumerate(FUNCTIONS):
         with torch.enable_grad():
             at = x.clone().requires_grad_()
             y = ACTIVATIONS[name].reference(at)
@@ -194,14 +194,12 @@ def _learning(found: Found) -> Figure:
     figure, panels = _panels(len(RECIPES) + 1)
     for axes, recipe in zip(panels, RECIPES, strict=False):
         for number, function in enumerate(smooth_and_not(recipe)):
-            _curve(axes, number, function, [run["losses"] for run in trained(found, recipe, function)], 25)
+            _curve(axes, number, function, [run["losses"] for run in trained(found, recipe, function)], SMOOTHED)
         axes.set(title=f"{NAMES[recipe]}, AdamW", xlabel="step", ylabel="loss, nats")
         axes.legend(frameon=False)
     last = panels[-1]
-    for number, function in enumerate(("gelu", "silu", "relu")):
-        seeds = range(found["sizes"]["seeds"])
-        runs = [found["parts"][f"second-order-{function}-{seed}"]["found"]["losses"] for seed in seeds]
-        _curve(last, number, function, runs, 1)
+    for number, function in enumerate(SMOOTHNESS):
+        _curve(last, number, function, fitted_losses(found, function), 1)
     last.set_yscale("log")
     last.set(title="ViT, L-BFGS", xlabel="step", ylabel="loss, nats")
     last.legend(frameon=False)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import brentq, minimize_scalar
-from scipy.special import erf, ndtri
+from scipy.special import ndtri
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,8 +35,8 @@ def underflow() -> dict[str, Any]:
         of ``value`` and ``gradient``: ``rounded``, from which x on, going down, the exact result is 0 once it is
         rounded to the dtype; and for each form ``torch``'s own: the x nearest 0 at which it computes 0.
     """
-    root = float(brentq(_slope, -1.5, -0.1, xtol=1e-15))
-    found: dict[str, Any] = {"zero_of_derivative": root, "minimum": root * _phi(root), "dtypes": {}}
+    root = float(brentq(lambda x: float(_derivative(_at(x))), -1.5, -0.1, xtol=1e-15))
+    found: dict[str, Any] = {"zero_of_derivative": root, "minimum": float(_reference(_at(root))), "dtypes": {}}
     for name, dtype in DTYPES.items():
         x = _negative(dtype)
         exact = x.double()
@@ -59,7 +59,9 @@ def distances() -> dict[str, Any]:
         are rounded, and ``units``, the largest distance of the exact results in units in the last place. ``normal``:
         the same share for numbers drawn from a standard normal distribution.
     """
-    both = minimize_scalar(lambda x: -abs(_tanh(x) - x * _phi(x)), bounds=(1.5, 3.5), method="bounded")
+    both = minimize_scalar(
+        lambda x: -abs(float(_reference_tanh(_at(x)) - _reference(_at(x)))), bounds=(1.5, 3.5), method="bounded"
+    )
     found: dict[str, Any] = {
         "largest": max_difference(ACTIVATIONS["gelu"], ACTIVATIONS["gelu_tanh"]),
         "at": float(both.x),
@@ -126,13 +128,5 @@ def _derivative(x: Tensor) -> Tensor:
     return 0.5 * torch.erfc(-x / math.sqrt(2)) + x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
-def _phi(x: float) -> float:
-    return 0.5 * (1 + float(erf(x / math.sqrt(2))))
-
-
-def _tanh(x: float) -> float:
-    return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def _slope(x: float) -> float:
-    return _phi(x) + x * math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+def _at(x: float) -> Tensor:
+    return torch.tensor(x, dtype=torch.float64)

@@ -25,12 +25,13 @@ from scripts.training.loop import train
 from scripts.training.moby_dick import GPT2, character_model
 from scripts.training.recipe import Batch, Optimisation, Recipe, Trainee
 
-__all__ = ["FUNCTIONS", "OWN", "RECIPES", "held_out_digits", "small_vit", "trained"]
+__all__ = ["FUNCTIONS", "OWN", "RECIPES", "SMOOTHED", "held_out_digits", "small_vit", "trained"]
 
 FUNCTIONS = ("gelu", "gelu_tanh", "silu", "quick_gelu", "relu")
 OWN = {"vit": "gelu", "gpt2": "gelu_tanh"}
 """The function that each recipe has."""
-_SMOOTHED = 25  # steps over which a curve of losses is averaged
+SMOOTHED = 25
+"""Steps over which a curve of losses is averaged."""
 _HEALING_RATE = 0.25  # of the recipe's, once a function was swapped in
 _HELD_OUT = 0.15  # of the text
 _EVALUATED = 64  # windows or images together
@@ -161,7 +162,7 @@ def _healed(
 
 def _smooth(losses: Sequence[float]) -> list[float]:
     """The means of each 25 losses that follow each other."""
-    parts = [losses[start : start + _SMOOTHED] for start in range(0, len(losses), _SMOOTHED)]
+    parts = [losses[start : start + SMOOTHED] for start in range(0, len(losses), SMOOTHED)]
     return [math.fsum(part) / len(part) for part in parts]
 
 
