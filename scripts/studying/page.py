@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from hf_gelu_patch.evaluation.report.markdown import table
+from hf_gelu_patch.evaluation.report.page import templates_in
 from scripts.benchmarking.timing import versions_of
 from scripts.studying.claims import Found, judged
 from scripts.studying.figures import drawn
@@ -17,13 +17,7 @@ __all__ = ["headline", "judged", "page"]
 
 def page(found: Found) -> str:
     """The page as HTML."""
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = templates_in(Path(__file__).parent / "templates")
     return templates.get_template("study.html.jinja").render(
         claims=judged(found),
         figures={name: Markup(svg) for name, svg in drawn(found).items()},

@@ -15,7 +15,7 @@ from hf_gelu_patch.evaluation.report.document import NOTES, sections, summary, t
 from hf_gelu_patch.evaluation.report.results import Data
 from hf_gelu_patch.evaluation.report.shipping import shipping, together
 
-__all__ = ["page"]
+__all__ = ["page", "templates_in"]
 
 _NAMED = 3  # models in the title
 
@@ -40,14 +40,19 @@ def page(data: Data, pictures: Mapping[str, bytes]) -> str:
     )
 
 
-def _template() -> Template:
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+def templates_in(folder: Path) -> Environment:
+    """The templates of pages in a folder: what they are given is escaped, and a name that is not given is an error."""
+    return Environment(
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _template() -> Template:
+    templates = templates_in(Path(__file__).parent / "templates")
     templates.filters |= {"anchor": _anchor, "breakable": _breakable, "kind": _kind, "tone": tone, "whole": _whole}
     return templates.get_template("page.html.jinja")
 
