@@ -10,13 +10,15 @@ import torch
 from torch.nn import functional
 
 from hf_gelu_patch import ACTIVATIONS
+from hf_gelu_patch.implementations import triton_launch
 from hf_gelu_patch.implementations.measured import processors
 from hf_gelu_patch.verdicts import judge, median_ratio
 from scripts.benchmarking.gpu import goals, record
+from scripts.benchmarking.static.compiled import compiled, inspect, operations
 from scripts.benchmarking.timing import figures, rounds_on_cpu
 from scripts.studying.sizes import Sizes
 
-__all__ = ["on_a_gpu", "on_this_cpu"]
+__all__ = ["instructions", "on_a_gpu", "on_this_cpu"]
 
 _FUNCTIONS = {
     "gelu": functional.gelu,
@@ -26,6 +28,8 @@ _FUNCTIONS = {
     "relu": functional.relu,
 }
 """torch's own operations; "gelu_new" is the tanh form as transformers writes it, in eight of them."""
+_COUNTED = ("gelu", "gelu_tanh", "silu", "relu")
+_TARGET = "sm_90"  # of H100 and H200
 _CARD = Path(record.__file__).parent / "h200" / "second"
 
 
@@ -47,6 +51,24 @@ def on_this_cpu(sizes: Sizes) -> dict[str, Any]:
         "seconds": seconds,
         "ratios": {
             name: {**asdict(one), "verdict": judge(one, floor)} for name, one in ratios.items() if name != "gelu"
+        },
+    }
+
+
+def instructions() -> dict[str, Any]:
+    """What the compiler makes of our Triton kernels, forward, bf16: instructions an element of each, those that read
+    and write it included. No GPU is needed."""
+    form, dtype = "forward", "bf16"
+    variant = triton_launch.CHOSEN[form]
+    how = triton_launch.VARIANTS[variant]
+    each = how.block // (how.warps * 32)
+    kernels = {name: compiled(name, form, dtype, _TARGET, "dense", variant) for name in _COUNTED}
+    counted = zip(kernels.items(), operations([*kernels.values()], _TARGET), strict=True)
+    return {
+        "target": _TARGET,
+        "dtype": dtype,
+        "instructions": {
+            name: inspect(kernel, form, dtype, each, own)["instructions"] for (name, kernel), own in counted
         },
     }
 

@@ -15,7 +15,16 @@ from matplotlib.figure import Figure
 from hf_gelu_patch import ACTIVATIONS
 from hf_gelu_patch.evaluation.report.plots import COLOURS, MARKERS
 from scripts.benchmarking.ulp import ulp
-from scripts.studying.claims import NAMES, Found, effects, fitted_losses, smooth_and_not, trained
+from scripts.studying.claims import (
+    NAMES,
+    Found,
+    effects,
+    family_blocks,
+    first_difference,
+    fitted_losses,
+    smooth_and_not,
+    trained,
+)
 from scripts.studying.functions import DTYPES
 from scripts.studying.models import OTHER
 from scripts.studying.second_order import SMOOTHNESS
@@ -28,13 +37,8 @@ _WIDTH, _HEIGHT = 6.4, 3.4  # inches
 
 
 def drawn(found: Found) -> dict[str, str]:
-    """All figures that the record has something for, as SVG."""
-    made = {}
-    for name, draw in FIGURES.items():
-        if name == "blocks" and not found["sizes"]["all_types"]:
-            continue
-        made[name] = _svg(draw(found))
-    return made
+    """All figures, as SVG."""
+    return {name: _svg(draw(found)) for name, draw in FIGURES.items()}
 
 
 def _svg(figure: Figure) -> str:
@@ -104,19 +108,31 @@ def _drawable(values: torch.Tensor) -> torch.Tensor:
 
 def _models(found: Found) -> Figure:
     figure, [axes] = _panels(1)
-    parts = found["parts"]
     for place, name in enumerate(OTHER):
-        moved = parts[f"other-form-{name}-float32"]["found"]["drift"]["kl_mean"]
-        axes.semilogy(place, float(moved), marker=MARKERS[0], color=COLOURS[0], linestyle="")
-        for number, dtype in enumerate(found["sizes"]["dtypes"], start=1):
-            own = parts[f"other-form-{name}-{dtype}"]["found"]["own"]["kl_mean"]
-            axes.semilogy(place, max(float(own), 1e-18), **_points(number))
+        kl = found["parts"][f"moved-{name}"]["found"]["kl"]
+        for number, what in enumerate(("other", *found["sizes"]["dtypes"])):
+            axes.semilogy(place, float(kl[what]), **_points(number))
     for number, label in enumerate(("the other form", *(f"{dtype} alone" for dtype in found["sizes"]["dtypes"]))):
         axes.plot([], [], label=label, **_points(number))
     axes.set_xticks(range(len(OTHER)), [NAMES[name] for name in OTHER])
     axes.set_xlim(-0.5, len(OTHER) - 0.5)
-    axes.set(title="What moves a model more: the other form, or rounding?", ylabel="mean KL, nats")
+    axes.set(title="What moves a model more: the other form, or rounding?", ylabel="mean KL from float64, nats")
     axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    return figure
+
+
+def _loaded(found: Found) -> Figure:
+    figure, [axes] = _panels(1, 2.6)
+    labels = []
+    for place, name in enumerate(OTHER):
+        metric, difference, before = first_difference(found, name)
+        value, low, high = (100 * float(difference[key]) / before for key in ("value", "low", "high"))
+        axes.plot([low, high], [place, place], color=COLOURS[0], linewidth=1.6)
+        axes.plot(value, place, **_points(0))
+        labels.append(f"{NAMES[name]}, {metric.replace('_', ' ')}")
+    axes.axvline(0, color="grey", linewidth=0.6)
+    axes.set_yticks(range(len(OTHER)), labels)
+    axes.set(title="The first metric with the other form", xlabel="change, %")
     return figure
 
 
@@ -130,13 +146,27 @@ def _points(number: int) -> dict[str, Any]:
 
 
 def _blocks(found: Found) -> Figure:
-    figure, [axes] = _panels(1)
-    counts: Mapping[str, int] = found["parts"]["blocks-of-all"]["found"]["per block"]
-    axes.bar(list(counts), list(counts.values()), color=COLOURS[0])
-    for place, count in enumerate(counts.values()):
-        axes.text(place, count, f"{count}", ha="center", va="bottom", fontsize=8)
-    axes.set(title="Elementwise nonlinearities in each block", xlabel="in a block", ylabel="model types")
+    families, every = found["sizes"]["families"], found["sizes"]["all_types"]
+    figure, panels = _panels(1 + every)
+    counts = {
+        f"{family}: {block}": max(map(int, kept["per block"]))
+        for family in families
+        for block, kept in family_blocks(found, family).items()
+    }
+    _bars(panels[0], counts)
+    panels[0].set(title="Elementwise nonlinearities in a block")
+    if every:
+        types = found["parts"]["blocks-of-all"]["found"]["per block"]
+        _bars(panels[1], {f"{count} in a block": number for count, number in types.items()})
+        panels[1].set(title="All of transformers: model types")
     return figure
+
+
+def _bars(axes: Axes, counts: Mapping[str, int]) -> None:
+    axes.barh([*counts], [*counts.values()], color=COLOURS[0], height=0.6)
+    axes.invert_yaxis()
+    for place, count in enumerate(counts.values()):
+        axes.text(count, place, f" {count}", va="center", fontsize=8)
 
 
 def _interchange(found: Found) -> Figure:
@@ -217,6 +247,7 @@ FIGURES: Mapping[str, Callable[[Found], Figure]] = {
     "functions": _functions,
     "distances": _distances,
     "models": _models,
+    "loaded": _loaded,
     "blocks": _blocks,
     "interchange": _interchange,
     "signs": _signs,

@@ -49,6 +49,7 @@ def parts(sizes: Sizes) -> tuple[Part, ...]:
         for dtype in sizes.dtypes:
             find = partial(models.with_the_other, name, dtype, sizes)
             found.append(Part(f"other-form-{name}-{dtype}", 2, find))
+        found.append(Part(f"moved-{name}", 2, partial(models.moved, name, sizes)))
         found.append(Part(f"loaded-{name}", 3, partial(models.loaded_with_the_other, name, sizes)))
     found += [Part(f"blocks-{family}", 4, partial(counting.one_type, family)) for family in sizes.families]
     if sizes.all_types:
@@ -58,6 +59,7 @@ def parts(sizes: Sizes) -> tuple[Part, ...]:
             for seed in range(sizes.seeds):
                 find = partial(training.trained, recipe, function, seed, sizes)
                 found.append(Part(f"trained-{recipe}-{function}-{seed}", 5, find))
+    found.append(Part("instructions", 7, costs.instructions))
     found.append(Part("cost-on-a-gpu", 7, costs.on_a_gpu))
     found.append(Part("cost-on-this-cpu", 7, partial(costs.on_this_cpu, sizes), alone=True))
     for function in second_order.SMOOTHNESS:
