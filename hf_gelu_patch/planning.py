@@ -132,8 +132,9 @@ def find_sites(
 
     Args:
         beside: ``"liger"``, ``"kernels"`` or both: what Liger-Kernel and transformers' ``use_kernels=True``
-            would change in this model, beside what a patch would. It is read from the packages that are installed, and
-            nothing of it is done, neither to the model nor to the process.
+            would change in this model, beside what a patch would. The packages that are installed are asked, and
+            nothing of it is done, neither to the model nor to this process: Liger-Kernel is asked in another one,
+            which takes some seconds.
 
     Raises:
         As ``patch`` does, but for a model without sites; UnknownNameError also: there is no tool of a name.

@@ -1,4 +1,4 @@
-"""What other tools would change in a model, read from the packages that are installed, without applying any of it."""
+"""What other tools would change in a model, by the packages that are installed. This process applies none of it."""
 
 from __future__ import annotations
 

@@ -1,66 +1,59 @@
-"""What Liger-Kernel would change in a model: its own functions carried out on paper, from the installed files."""
+"""What Liger-Kernel would change in a model: what its own function does to another model of that class and config, in a
+process that ends with that."""
 
 from __future__ import annotations
 
 import importlib.util
-import inspect
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from hf_gelu_patch.beside import trial
 from hf_gelu_patch.beside.records import Beside, Change
-from hf_gelu_patch.beside.rehearsing import (
-    FailsError,
-    Foreign,
-    Function,
-    RaisedError,
-    Rehearsal,
-    UnreadableError,
-    Write,
-)
 
-__all__ = ["NAME", "scan"]
+__all__ = ["NAME", "NoAnswerError", "ask", "question_on", "scan"]
 
 NAME = "liger"
-_PACKAGE = "liger_kernel"
-_MODULE = f"{_PACKAGE}.transformers.monkey_patch"
-_TABLE = "MODEL_TYPE_TO_APPLY_LIGER_FN"
-"""Where Liger-Kernel says which of its functions is for which model type."""
+_LIMIT = 120.0
+"""Seconds that the process has: it imports torch, transformers and Liger-Kernel, and makes a model without weights."""
+
+
+class NoAnswerError(Exception):
+    """The process gave no answer, or none can be asked. The message says why."""
 
 
 def scan(model: nn.Module) -> Beside:
     """What ``apply_liger_kernel_to_…(model=model)``, with nothing else said, would change: as the Trainer does with
     ``use_liger_kernel=True``."""
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
+    if importlib.util.find_spec("liger_kernel") is None:
         return Beside(NAME, "Liger-Kernel", notes=("it is not installed: pip install liger-kernel",))
-    folder = Path(next(iter(spec.submodule_search_locations)))
     title = f"Liger-Kernel {_version()}".rstrip()
-    try:
-        rehearsal = Rehearsal.of(_MODULE, folder)
-        functions = rehearsal.scope[_TABLE]
-    except (OSError, KeyError, SyntaxError, ImportError, UnreadableError) as error:
-        return Beside(NAME, title, notes=(f"what it would change cannot be read: {error}",))
     path, subject = _subject(model)
     if subject is None:
         return Beside(NAME, title, notes=(f"it has nothing for a {type(model).__name__} without a transformers model",))
-    kind = subject.config.model_type
-    if kind not in functions:
-        return Beside(NAME, title, notes=(f"it has nothing for the model type {kind} (it knows {len(functions)})",))
-    function: Function = functions[kind]
-    notes = []
     try:
-        function(model=subject)
-    except (ImportError, FailsError) as error:
-        notes.append(f"{function.__name__} fails on this model: {error}")
-    except UnreadableError as error:
-        notes.append(f"{function.__name__} cannot be followed to its end here: {error}")
-    prefix = f"{path}." if path else ""
-    names = {id(one): (prefix + name).rstrip(".") for name, one in subject.named_modules()}
-    changes = [found for one in rehearsal.writes if (found := _change(one, names, folder, subject)) is not None]
-    return Beside(NAME, title, tuple(changes), tuple(_for_all(rehearsal)), tuple(notes))
+        said = ask(question_on(subject))
+    except NoAnswerError as error:
+        return Beside(NAME, title, notes=(str(error),))
+    there = {name: type(one).__name__ for name, one in subject.named_modules(remove_duplicate=False)}
+    changes: list[Change] = []
+    others: Counter[str] = Counter()
+    for name, cls, text in said["changes"]:
+        if there.get(name) == cls:
+            changes.append(Change(".".join(part for part in (path, name) if part), cls, text))
+        else:
+            others[
+                f"{cls} of its config, here {there.get(name, 'missing')}: what it would change there is not known"
+            ] += 1
+    notes = (*said["notes"], *(f"{count} × {text}" for text, count in others.items()))
+    return Beside(NAME, title, tuple(changes), tuple(said["process"]), notes)
 
 
 def _version() -> str:
@@ -78,66 +71,57 @@ def _subject(model: nn.Module) -> tuple[str, Any]:
     return next(found, ("", None))
 
 
-def _change(write: Write, names: dict[int, str], folder: Path, model: nn.Module) -> Change | None:
-    """What is written on a module of the model, where that computes something else then."""
-    path = names.get(id(write.owner))
-    value = _meant(write.value)
-    if path is None or value is None:
-        return None
-    owner, key = write.owner, str(write.key)
-    if key == "forward":
-        text = f"{_name(value)} replaces {type(owner).__name__}.forward"
-        return Change(path, type(owner).__name__, text + _refused(value, owner, model, folder))
-    own = getattr(owner, key, None)
-    if isinstance(own, nn.Module):
-        own_name = type(own).__name__
-        return Change(f"{path}.{key}".lstrip("."), own_name, f"{_name(value)} replaces {own_name}")
-    return None
+def question_on(model: Any) -> dict[str, Any]:
+    """What the other process is told of a transformers model: its type, its class, and its config.
 
-
-def _meant(value: object) -> Foreign | Function | None:
-    """What is put somewhere, out of what binds it to a module."""
-    if isinstance(value, Function):
-        return value
-    if not isinstance(value, Foreign):
-        return None
-    inner = next((one for one in value.given if isinstance(one, (Foreign, Function))), None)
-    return _meant(inner) if value.called and inner is not None else value
-
-
-def _name(value: Foreign | Function) -> str:
-    if isinstance(value, Function):
-        return value.__name__
-    return value.text.removesuffix(".__get__").removesuffix(".forward")
-
-
-def _refused(value: Foreign | Function, owner: object, model: Any, folder: Path) -> str:
-    """What the class whose forward is bound would say to the config of the module that it is bound on, were it built
-    there. It is not asked where a model exists already."""
-    if isinstance(value, Function) or not value.origin.startswith(f"{_PACKAGE}."):
-        return ""
-    config = getattr(owner, "config", None) or getattr(model, "config", None)
+    Raises:
+        NoAnswerError: it cannot be told.
+    """
+    config = model.config
+    classes = {"model_class": type(model), "config_class": type(config)}
+    for cls in classes.values():
+        if cls.__module__.partition(".")[0] == "transformers_modules":
+            raise NoAnswerError(f"it is not asked: {cls.__name__} is code that came with the checkpoint")
+        if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
+            raise NoAnswerError(
+                f"it cannot be asked: no other process can import {cls.__name__} from a script, a notebook or a "
+                "function. Define it in a module"
+            )
     try:
-        constructor = Rehearsal.of(value.origin, folder).constructor(value.root)
-        if constructor is not None and config is not None:
-            constructor(owner, config)
-    except RaisedError as error:
-        return f"; built anew it would refuse this config ({error}), which is not asked of a model that exists"
-    except (OSError, SyntaxError, ImportError, TypeError, UnreadableError):  # it is not known, or takes more
-        return ""
-    return ""
+        data = json.loads(config.to_json_string(use_diff=False))
+    except (TypeError, ValueError) as error:
+        raise NoAnswerError(f"it cannot be asked, as the model's config is not plain data: {error}") from error
+    named = {key: (cls.__module__, cls.__qualname__) for key, cls in classes.items()}
+    return {"kind": config.model_type, **named, "config": data}
 
 
-def _for_all(rehearsal: Rehearsal) -> list[str]:
-    """What is written on Python modules, classes and registries: it holds for the whole process."""
-    found = []
-    for write in rehearsal.writes:
-        value = _meant(write.value)
-        if isinstance(write.owner, nn.Module) or value is None:
-            continue
-        if inspect.ismodule(write.owner) or inspect.isclass(write.owner):
-            where = f"{write.owner.__name__.rpartition('.')[2]}.{write.key}"
-        else:
-            where = f"{type(write.owner).__name__}[{write.key!r}]"
-        found.append(f"{where} → {_name(value)}")
-    return list(dict.fromkeys([*found, *(f"{call} is called" for call in rehearsal.calls)]))
+def ask(question: dict[str, Any], limit: float = _LIMIT) -> dict[str, Any]:
+    """The answer of ``trial.answer``, from a process that imports what this one would, asks no hub, and leaves nothing
+    behind.
+
+    Args:
+        limit: seconds after which the process is ended.
+
+    Raises:
+        NoAnswerError: there is none.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:  # for whatever its imports make
+            done = subprocess.run(
+                [sys.executable, "-I", "-B", trial.__file__],
+                input=json.dumps({**question, "path": sys.path}),
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=limit,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": folder},
+            )
+    except subprocess.TimeoutExpired as error:
+        raise NoAnswerError(f"it was asked in a process of its own, and no answer came in {limit:g} s") from error
+    except OSError as error:
+        raise NoAnswerError(f"it cannot be asked, as no process can be started: {error}") from error
+    if done.returncode or not done.stdout:
+        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it wrote nothing")
+        raise NoAnswerError(f"it was asked in a process of its own, which ended with status {done.returncode}: {last}")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer

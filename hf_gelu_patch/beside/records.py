@@ -26,7 +26,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Beside:
-    """What a tool would change in a model, read from the package that is installed. Nothing of it is done.
+    """What a tool would change in a model, by the package that is installed. Nothing of it is done to the model.
 
     Attributes:
         tool: the name it is asked for by.
