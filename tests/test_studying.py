@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import processes
@@ -19,9 +20,12 @@ import torch
 from scipy import stats
 
 from hf_gelu_patch.evaluation.json_values import as_json
-from scripts.studying import functions
-from scripts.studying.claims import judged, paired, reached
+from scripts.studying import documents, functions
+from scripts.studying.__main__ import RECORD, main
+from scripts.studying.claims import VERDICTS, judged, paired, reached
 from scripts.studying.counting import blocks
+from scripts.studying.figures import FIGURES
+from scripts.studying.models import _ratio
 from scripts.studying.page import page
 from scripts.studying.parts import parts
 from scripts.studying.sizes import FULL, QUICK
@@ -98,6 +102,49 @@ def test_every_claim_has_parts() -> None:
         assert {part.claim for part in parts(sizes)} == {1, 2, 3, 4, 5, 7, 8}  # the sixth looks into the fifth's models
 
 
+def test_the_ratio_of_sums_has_the_interval_of_its_pairs() -> None:
+    """Pairs that rise and fall together leave little doubt, however much they vary."""
+    draw = random.Random(0)
+    others = [math.exp(draw.gauss(0, 2)) for _ in range(60)]
+    found = _ratio([3 * one * math.exp(draw.gauss(0, 0.05)) for one in others], others)
+    assert 2.7 < found["low"] < found["value"] < found["high"] < 3.3
+    apart = _ratio(others[::-1], others)
+    assert apart["low"] < 0.9 < 1.1 < apart["high"]
+
+
+# ------------------------------------------------------------------------------------------------------- what was found
+
+
+def test_the_documents_have_the_tables_of_the_record(tmp_path: Path) -> None:
+    found = json.loads(RECORD.read_text(encoding="utf-8"))
+    assert found["sizes"] == as_json(asdict(FULL))
+    assert {*found["parts"]} == {part.name for part in parts(FULL)}
+    tables = {documents.README: documents.verdicts(found), documents.GUIDE: documents.headline(found)}
+    copies = []
+    for path, table in tables.items():
+        text = path.read_text(encoding="utf-8")
+        assert f"\n\n{table}\n\n" in text
+        copies.append(tmp_path / path.name)
+        copies[-1].write_text(text.replace(table, "| old |\n| --- |\n| false |"), encoding="utf-8")
+    documents.write(found, *copies)
+    for path, copy in zip(tables, copies, strict=True):
+        assert copy.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+
+
+def test_the_recorded_study_is_shown_without_measuring(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "new"), "--recorded"]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "new" / "study.json").read_text(encoding="utf-8"))
+    assert found == json.loads(RECORD.read_text(encoding="utf-8"))
+    assert (tmp_path / "new" / "study.html").read_text(encoding="utf-8") == page(found)
+    for claim in judged(found):
+        assert f"{claim.number}. {claim.verdict}: {claim.sentence}" in printed
+        assert claim.verdict in VERDICTS
+
+
+# ------------------------------------------------------------------------------------------------------ the quick study
+
+
 def _started(folder: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "scripts.studying", str(folder), "--quick", "--processes", "1"]
     own = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -149,7 +196,8 @@ def test_the_page_says_what_the_record_has(study: Path) -> None:
     assert [claim.number for claim in claims] == [*range(1, 9)]
     for claim in claims:
         assert claim.numbers
-        assert set(claim.figures) <= set(re.findall(r'"([a-z]+)"', (ROOT / "scripts/studying/figures.py").read_text()))
+        assert claim.figures
+        assert {*claim.figures} <= {*FIGURES}
     changed = json.loads(json.dumps(found))
     changed["parts"]["distances"]["found"]["largest"] = 0.5
     assert "5.00e-01" in page(changed)

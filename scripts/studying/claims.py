@@ -16,6 +16,7 @@ from scripts.studying.training import FUNCTIONS, OWN, RECIPES
 
 __all__ = [
     "NAMES",
+    "VERDICTS",
     "Claim",
     "Paired",
     "effects",
@@ -33,7 +34,7 @@ __all__ = [
 Found = Mapping[str, Any]
 """``study.json``."""
 
-HOLDS, LIMITS, FALSE, OPEN = "holds", "holds with limits", "false", "not decidable here"
+VERDICTS = HOLDS, LIMITS, FALSE, OPEN = "holds", "holds with limits", "false", "not decidable here"
 NAMES = {"gelu": "GELU", "gelu_tanh": "tanh form", "gelu_new": "tanh form in eight operations", "silu": "SiLU"}
 NAMES |= {"quick_gelu": "quick GELU", "relu": "ReLU", "bert": "MiniLM", "gpt2": "GPT-2", "t5": "T5", "vit": "ViT"}
 _POWER = 0.8
@@ -63,7 +64,7 @@ class Claim:
 
     @property
     def command(self) -> str:
-        return "python -m scripts.studying FOLDER"
+        return "python -m scripts.studying results/study"
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ def _second(found: Found) -> Claim:
         2,
         "The tanh form matches within about 10⁻³, and the drift is below the noise floor of fp16 inference.",
         HOLDS if below == len(OTHER) else LIMITS if below else FALSE,
-        f"It is within {one['largest']:.2e} everywhere; but {differ:.0%} of ordinary fp16 results differ. The other "
+        f"It is within {one['largest']:.2e} everywhere; but {differ:.0%} of ordinary fp16 results differ, and those of "
+        f"negative x by up to {one['dtypes']['float16']['negative']['units']:,.0f} units in the last place. The other "
         f"form moves whole models less than {half}'s rounding does in {below} of {len(OTHER)}, and more in {above}.",
         (("largest distance, over all x", f"{one['largest']:.3e} at x = ±{one['at']:.3f}"), *rows),
         ("distances", "models"),

@@ -33,7 +33,7 @@ from scripts.studying.training import FUNCTIONS, OWN, RECIPES, SMOOTHED
 __all__ = ["FIGURES", "drawn"]
 
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-_WIDTH, _HEIGHT = 6.4, 3.4  # inches
+_WIDTH, _HEIGHT = 4.8, 3.2  # inches: letters are large enough on a phone
 
 
 def drawn(found: Found) -> dict[str, str]:
@@ -98,8 +98,13 @@ def _distances(found: Found) -> Figure:
     apart.set(title="How far from exact GELU", xlabel="x", ylabel="|difference|", ylim=(1e-9, 1))
     units.set(title="The tanh form's distance in units in the last place", xlabel="x", ylabel="units", ylim=(1e-4, 1e8))
     for axes in (apart, units):
-        axes.legend(frameon=False)
+        _legend_below(axes)
     return figure
+
+
+def _legend_below(axes: Axes) -> None:
+    """Where it would hide what is drawn."""
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=8.5)
 
 
 def _drawable(values: torch.Tensor) -> torch.Tensor:
@@ -116,8 +121,8 @@ def _models(found: Found) -> Figure:
         axes.plot([], [], label=label, **_points(number))
     axes.set_xticks(range(len(OTHER)), [NAMES[name] for name in OTHER])
     axes.set_xlim(-0.5, len(OTHER) - 0.5)
-    axes.set(title="What moves a model more: the other form, or rounding?", ylabel="mean KL from float64, nats")
-    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    axes.set(title="The other form beside rounding", ylabel="mean KL from float64, nats")
+    _legend_below(axes)
     return figure
 
 
@@ -154,7 +159,7 @@ def _blocks(found: Found) -> Figure:
         for block, kept in family_blocks(found, family).items()
     }
     _bars(panels[0], counts)
-    panels[0].set(title="Elementwise nonlinearities in a block")
+    panels[0].set(title="Nonlinearities in a block")
     if every:
         types = found["parts"]["blocks-of-all"]["found"]["per block"]
         _bars(panels[1], {f"{count} in a block": number for count, number in types.items()})
@@ -186,7 +191,7 @@ def _interchange(found: Found) -> Figure:
         axes.set_yticks(range(len(others)), [NAMES[function] for function in others])
         axes.set(title=f"{NAMES[recipe]}: held-out loss beside {NAMES[OWN[recipe]]}", xlabel="nats; right is worse")
         axes.set_xscale("symlog", linthresh=0.01)
-        axes.legend(frameon=False)
+        _legend_below(axes)
     return figure
 
 

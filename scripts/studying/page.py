@@ -1,4 +1,4 @@
-"""The study as one web page that needs nothing else, and as the guide's table."""
+"""The study as one web page that needs nothing else."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from hf_gelu_patch.evaluation.report.markdown import table
 from hf_gelu_patch.evaluation.report.page import templates_in
 from scripts.benchmarking.timing import versions_of
 from scripts.studying.claims import Found, judged
 from scripts.studying.figures import drawn
 
-__all__ = ["headline", "judged", "page"]
+__all__ = ["page"]
 
 
 def page(found: Found) -> str:
@@ -24,9 +23,3 @@ def page(found: Found) -> str:
         quick=found["sizes"]["name"] == "quick",
         measured=versions_of(found["environment"]),
     )
-
-
-def headline(found: Found) -> str:
-    """The claims and their verdicts, as Markdown."""
-    rows = [[f"{claim.number}", claim.said, claim.verdict, claim.sentence] for claim in judged(found)]
-    return table(["", "claim", "verdict", "why"], rows)
