@@ -73,7 +73,10 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 # What it measures
 
-STEPS = ("smoke", "gpt2", "kernels-bf16", "sites", "products", "variants", "compiled-gpt2", "sanitizer")
+STEPS = (
+    *("smoke", "gpt2", "kernels-bf16", "sites", "products"),
+    *("training-gpt2", "training-layer", "variants", "compiled-gpt2", "sanitizer"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +153,32 @@ def test_every_cell_of_a_model(found: Any) -> None:
     assert "aten::tanh" not in kernels["triton"]
 
 
+def test_every_way_to_train_with_less_memory(found: Any) -> None:
+    ways = {"auto", "recompute", "triton", "triton_recompute", "tiles", "triton_tiles"}
+    assert list(found.training) == ["gpt2", "llama's MLP"]
+    model, layer = found.training.values()
+    assert model["variants"].keys() == {"eager", "again", "checkpoint", *ways}
+    assert layer["variants"].keys() == {"eager", "again", *ways}
+    assert layer["absent"].keys() == {"liger", "liger_tiled"}
+    for cell in found.training.values():
+        assert all("verdict" in cell["variants"][name] for name in ways)
+        assert "kept" in cell["reports"]["recompute"]
+        assert "tiles" in cell["reports"]["tiles"]
+
+
+def test_peaks_of_training_are_held_against_their_goals(record: ModuleType) -> None:
+    def cell(model: str, **peaks: int) -> dict[str, Any]:
+        return {"kind": "training", "model": model, "variants": {name: {"peak_bytes": n} for name, n in peaks.items()}}
+
+    found = record.Found()
+    found.card, found.settings = {"name": "NVIDIA H200"}, {"tiny": False}
+    found.add(cell("llama", eager=100, liger=90, triton_recompute=80))
+    found.add(cell("llama's MLP", eager=100, tiles=40))
+    told = {one["goal"]: (one["measured"], one["outcome"]) for one in command.goals.outcomes(found)}
+    assert told["Llama, 32 × 512, training step: Liger-Kernel's peak over ours"] == (90 / 80, "met")
+    assert told["Llama's MLP, 32,768 tokens, in tiles: eager's peak over ours"] == (2.5, "missed")
+
+
 def test_every_cell_of_the_layers(found: Any) -> None:
     """One that a patch would not change, or that cannot be computed so, is not timed."""
     computed = {
@@ -193,14 +222,14 @@ def test_every_form_of_the_variants(found: Any) -> None:
 def test_what_it_tells(measured: dict[str, Any], found: Any) -> None:
     told = measured["told"]
     assert told == (measured["folder"] / "gpu.md").read_text()
-    assert told.count("\n| gpt2 | 2 × 16 |") == 3
+    assert told.count("\n| gpt2 | 2 × 16 |") == 4
     assert told.count("\n| gelu | ") == 4 + 1
     assert len(re.findall(r"^\| (?:gated )?(?:forward|backward) \|", told, re.MULTILINE)) == 8
     goals = told.partition("| goal |")[2].splitlines()[2:]
-    assert len(goals) == 18
+    assert len(goals) == 20
     assert all(goal.endswith("| not measured |") for goal in goals)  # on a CPU, and tiny
     announced = [line for line in measured["announced"].splitlines() if line.startswith("measured ")]
-    cells = found.models, found.kernels, found.sites, found.products, found.variants
+    cells = found.models, found.training, found.kernels, found.sites, found.products, found.variants
     assert len(announced) == 3 + sum(map(len, cells))
 
 
@@ -758,7 +787,7 @@ def test_goals_by_card(put_together: Callable[..., Any], card: str, share: str, 
     large = [model_cell("bert", "forward", ratio=1.04), model_cell("llama", "training step", ratio=1.04)]
     found = put_together(as_on(card, *cells, *large, model_cell("gpt2", "forward", "small", ratio=0.97)))
     goals = {goal["goal"]: goal for goal in command.report.goals.outcomes(found)}
-    assert len(goals) == 18
+    assert len(goals) == 20
     for form in FORMS:
         goal = goals[f"kernels, {form.replace('_', ' ')}: share of a copy's bandwidth, the least"]
         assert (goal["measured"], goal["outcome"]) == (0.94, share)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -172,3 +173,15 @@ def twin(model: nn.Module) -> Any:
     """A copy of a model's modules over the same weights."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return copy.deepcopy(model, shared)
+
+
+def checkpointed(model: nn.Module) -> Any:
+    """Such a copy with transformers' gradient checkpointing; None where transformers has none for it."""
+    made = twin(model)
+    if not getattr(made, "supports_gradient_checkpointing", False):
+        return None
+    made.config.use_cache = False  # which it does not go with
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers 4 has no other name for it
+        made.gradient_checkpointing_enable({"use_reentrant": False})
+    return made

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from scripts.benchmarking.gpu import goals, models, processes, products, record, report, sites, variants
+from scripts.benchmarking.gpu import goals, models, processes, products, record, report, sites, training, variants
 from scripts.benchmarking.gpu.record import Record
 from scripts.benchmarking.gpu.schedule import Step, Work, schedule
 from scripts.benchmarking.kernels import candidates, cells
@@ -246,6 +246,18 @@ STEPS = (
     Step("kernels-fp32", "kernels", functools.partial(main_kernels, "float32"), 13, 8, FORMS, True),
     Step("sites", "sites", sites.measure, 15, 75, sites.COUNT),
     Step("products", "products", products.measure, 40, 15, len(products.SHAPES) * len(products.WANTED)),
+    *(
+        Step(
+            f"training-{name}",
+            "training",
+            functools.partial(training.measure, name),
+            PREPARE_MODEL[name] + 4,
+            MEASURE_MODEL[name],
+            1,
+        )
+        for name in training.MODELS
+    ),
+    Step("training-layer", "training", training.measure_layer, 10, 10, 1),
     Step("kernels-other", "kernels", other_kernels, 12, 40, 10 * FORMS),
     Step("tests", "tests", gpu_tests, 20, 60),
     Step("variants", "variants", variants.measure, 40, 10, len(candidates.MOVED)),

@@ -87,6 +87,17 @@ def _models(names: Sequence[str], *, compiled: bool, size: str | None = None) ->
     )
 
 
+def _memory(model: str, name: str, over: str) -> Measure:
+    """How many times the peak of training by ``name`` that by ``over`` is."""
+
+    def measure(found: Found) -> float | None:
+        rows = found.training[model]["variants"] if model in found.training else {}
+        peaks = [rows.get(one, {}).get("peak_bytes") for one in (over, name)]
+        return peaks[0] / peaks[1] if all(peaks) else None
+
+    return measure
+
+
 def _share(cell: Line) -> float | None:
     return share(cell, "triton")
 
@@ -116,6 +127,16 @@ GOALS = (
     Goal("BERT, 32 × 512, forward", both(1.05), _model("bert", "forward")),
     Goal("ViT, 32 × 512, forward", both(1.05), _model("vit", "forward")),
     Goal("Llama, 32 × 512, training step", both(1.03), _model("llama", "training step")),
+    Goal(
+        "Llama, 32 × 512, training step: Liger-Kernel's peak over ours",
+        both(1.075),
+        _memory("llama", "triton_recompute", "liger"),
+    ),
+    Goal(
+        "Llama's MLP, 32,768 tokens, in tiles: eager's peak over ours",
+        both(2.86),
+        _memory("llama's MLP", "tiles", "eager"),
+    ),
     Goal("1 × 128, auto, the least of all", both(0.98), _models(("auto",), compiled=False, size="small")),
     Goal("1 × 128, triton, the least of all", both(0.98), _models(("triton",), compiled=False, size="small")),
     Goal("compiled, patched over not, the least of all", both(0.99), _models(("compiled_triton",), compiled=True)),

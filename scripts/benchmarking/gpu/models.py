@@ -71,19 +71,42 @@ def concluded(samples: Samples, peaks: Mapping[str, int | None], seed: int) -> d
     return rows
 
 
+def in_turns(calls: Mapping[str, Callable[[], Any]], options: Any, until: float) -> dict[str, dict[str, Any]]:
+    """Calls that ran once, timed in turns until about then, with the GPU memory of each: what ``concluded`` says."""
+    rounds = rounds_on(options.device, with_launch=True)
+    trial = rounds(calls, 1, options.seed)
+    once = sum(own[0] for own in trial.values())
+    count = 5 if options.tiny else max(5, min(enough(trial, 30, 1.0, 300), int((until - time.monotonic()) / once)))
+    samples = figures(rounds(calls, count, options.seed))
+    peaks = {name: peak(call) if options.device == "cuda" else None for name, call in calls.items()}
+    return concluded(samples, peaks, options.seed)
+
+
 class Bench:
     """One model in all its variants, ready to be timed.
 
+    Args:
+        patches: the options of a patch, by the variant's name; None for those that a model is timed with in inference
+            and training.
+        compiled: the model is compiled instead, as it is and patched.
+
     Attributes:
-        variants: "eager", "auto", "triton", "liger" and "epilogue" where they serve the model, and "bound"; or, to be
-            compiled, "eager", "compiled" and "compiled_triton". Those that could not be made are in ``absent``, each
-            with the reason.
+        variants: "eager" and the patched ones; or, to be compiled, "eager", "compiled" and "compiled_triton". Those
+            that could not be made are in ``absent``, each with the reason.
         reports: what each patch did.
         drift: how far each moved the outputs of a small batch, beside the error against float64.
         room: GiB that were free when nothing was there yet.
     """
 
-    def __init__(self, name: str, work: Work, *, tiny: bool, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        work: Work,
+        *,
+        tiny: bool,
+        patches: Mapping[str, Mapping[str, Any]] | None = None,
+        compiled: bool = False,
+    ) -> None:
         self.name, self.work, self.tiny, self.compiled = name, work, tiny, compiled
         self.device, self.seed = work.options.device, work.options.seed
         self.architecture = ARCHITECTURES[name]
@@ -99,27 +122,22 @@ class Bench:
         if compiled:
             self._compile(work.options.backend)
             return
-        for variant in self._patched():
+        for variant, options in (self._usual() if patches is None else patches).items():
             with self._attempt(variant, self.absent):
-                self._patch(variant)
+                self._patch(variant, options)
         with work.attempt(f"{name}: drift"):
             self._check_drift()
 
-    def _patched(self) -> list[str]:
-        """The names of what it is patched with."""
-        wanted = ["auto", "triton"]
+    def _usual(self) -> dict[str, Mapping[str, Any]]:
+        """What it is patched with: "auto", "triton", "liger" and "epilogue" where they serve the model, and "bound"."""
+        patches: dict[str, Mapping[str, Any]] = {name: {"implementation": name} for name in ("auto", "triton")}
         if self.architecture.gated:
-            wanted.append(liger.NAME)
+            patches[liger.NAME] = {"implementation": liger.NAME}
         if self.architecture.epilogue:
-            wanted.append("epilogue")
-        return [*wanted, BOUND]
+            patches["epilogue"] = self.architecture.epilogue
+        return {**patches, BOUND: WITHOUT}
 
-    def _patch(self, name: str) -> None:
-        options: Mapping[str, str] = {"implementation": name}
-        if name == "epilogue" and self.architecture.epilogue:
-            options = self.architecture.epilogue
-        if name == BOUND:
-            options = WITHOUT
+    def _patch(self, name: str, options: Mapping[str, Any]) -> None:
         if name == liger.NAME:
             if lack := liger.missing(self.device):
                 self.absent[name] = lack
@@ -234,14 +252,9 @@ class Bench:
                 call()  # compiles, and lets every library make its choices
                 calls[name] = call
         calls = {**{again: calls[name] for name, again in AGAIN.items() if name in calls}, **calls}
-        rounds = rounds_on(self.device, with_launch=True)
-        trial = rounds(calls, 1, self.seed)
-        once = sum(own[0] for own in trial.values())
-        count = 5 if self.tiny else max(5, min(enough(trial, 30, 1.0, 300), int((until - time.monotonic()) / once)))
-        samples = figures(rounds(calls, count, self.seed))
-        peaks = {name: peak(call) if self.device == "cuda" else None for name, call in calls.items()}
+        found = in_turns(calls, self.work.options, until)
         self.release()
-        return {"absent": absent, "variants": concluded(samples, peaks, self.seed)}
+        return {"absent": absent, "variants": found}
 
     def profile(self) -> dict[str, list[dict[str, Any]]]:
         """The kernels that a large forward spends its time in, eager and by Triton: what is left to be won."""

@@ -17,7 +17,7 @@ from typing import Any
 NAME, CPU_NAME = "gpu.jsonl", "cpu.jsonl"
 """A record's file: the gpu command's, and that of the commands that measure on a CPU."""
 
-CELLS = ("cell", "variants", "product", "site", "cpu", "merged")
+CELLS = ("cell", "training", "variants", "product", "site", "cpu", "merged")
 """The kinds of line that hold what was timed."""
 
 Line = Mapping[str, Any]
@@ -61,6 +61,7 @@ class Found:
     Attributes:
         card, environment, bandwidth, settings: of the run that was read last; None where no line says it.
         kernels, models, sites, products, variants: cells by what tells them apart.
+        training: cells of training with less memory, by model or layer.
         cpu, merged: cells of models and of gated layers on a CPU, likewise.
         checks: kernels' errors over all values, likewise.
         about: what each model is and what the patches did to it; by model.
@@ -76,6 +77,7 @@ class Found:
     settings: Line | None = None
     kernels: dict[tuple[Any, ...], Line] = field(default_factory=dict)
     models: dict[tuple[Any, ...], Line] = field(default_factory=dict)
+    training: dict[str, Line] = field(default_factory=dict)
     variants: dict[tuple[Any, ...], Line] = field(default_factory=dict)
     sites: dict[tuple[Any, ...], Line] = field(default_factory=dict)
     products: dict[tuple[Any, ...], Line] = field(default_factory=dict)
@@ -102,6 +104,8 @@ class Found:
             self.kernels[line["activation"], line["form"], line["dtype"], line["elements"]] = line
         elif kind == "cell":
             self.models[line["model"], line["size"], line["mode"], line["compiled"]] = line
+        elif kind == "training":
+            self.training[line["model"]] = line
         elif kind == "variants":
             self.variants[line["form"], line["dtype"], line["elements"]] = line
         elif kind == "site":

@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_gelu_patch.evaluation.report import markdown
 from hf_gelu_patch.implementations import IMPLEMENTATIONS, measured
-from scripts.benchmarking.gpu import choices, goals, models
+from scripts.benchmarking.gpu import choices, goals, models, training
 from scripts.benchmarking.gpu.goals import share, speedup
 from scripts.benchmarking.gpu.processes import DONE, FAILED, OVERRAN
 from scripts.benchmarking.gpu.record import Found, Line
@@ -105,6 +105,22 @@ def _models(found: Found) -> list[str]:
         title = "Compiled: over eager, and patched over not:" if compiled else "Models, each over eager:"
         told += titled(title, ["model", "batch", "mode", "eager", "its memory", *names], rows)
     return told
+
+
+def _training(found: Found) -> list[str]:
+    rows = []
+    for cell in found.training.values():
+        variants = cell["variants"]
+        eager = variants["eager"]
+        memory = "" if eager["peak_bytes"] is None else f", {eager['peak_bytes'] / 2**30:.2f} GiB"
+        shape = " × ".join(map(str, cell["shape"]))
+        row = [cell["model"], shape, f"{eager['median_s'] * 1e3:.2f} ms{memory}"]
+        for name in training.VARIANTS:
+            own = variants.get(name)
+            row.append((compared(own) + _memory(own, eager)) if own else "")
+        rows.append(row)
+    title = "Training with less memory, each over eager:"
+    return titled(title, ["model", "batch", "eager", *training.VARIANTS], rows)
 
 
 def compact(columns: Mapping[str, tuple[Found, str]]) -> str:
@@ -214,7 +230,7 @@ def _steps(found: Found) -> list[str]:
 
 def _absent(found: Found) -> list[str]:
     """Why a variant or a candidate was not there, each reason once."""
-    cells = [*found.models.values(), *found.kernels.values()]
+    cells = [*found.models.values(), *found.training.values(), *found.kernels.values()]
     reasons = sorted({f"{name}: {why}" for cell in cells for name, why in cell["absent"].items()})
     return ["Not measured, and why:", "", *(f"- {reason}" for reason in reasons), ""] if reasons else []
 
@@ -238,7 +254,7 @@ def _goals(found: Found) -> list[str]:
 def summary(found: Found) -> str:
     """The Markdown, the goals last."""
     wrong = failures(found)
-    parts = (_models, _kernels, _products, _variants, sites_told, choices_told, _absent, _steps, _tests)
+    parts = (_models, _training, _kernels, _products, _variants, sites_told, choices_told, _absent, _steps, _tests)
     lines = [*_about(found), *(text for part in parts for text in part(found))]
     lines += ["Went wrong:", "", *(f"- {one}" for one in wrong), ""] if wrong else []
     return "\n".join([*lines, *_goals(found)]).rstrip() + "\n"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hf_gelu_patch import ImplementationUnavailableError, NoSitesError, NothingPatchedWarning, patch
 from hf_gelu_patch.memory import measure
-from scripts.benchmarking.architectures import twin
+from scripts.benchmarking.architectures import checkpointed, twin
 from scripts.benchmarking.cpu.models import AUTO, EAGER, judged
 from scripts.benchmarking.gpu.models import AGAIN
 from scripts.benchmarking.gpu.schedule import Work
@@ -110,19 +110,15 @@ def _made(variant: str, name: str, module: nn.Module) -> tuple[nn.Module, dict[s
         return module, {}
     if variant in liger.NAMES and name == MLP:
         return liger.layer_of(variant, module), {}
+    if variant == CHECKPOINT:
+        if (checkpointing := checkpointed(module)) is None:
+            raise ImplementationUnavailableError("transformers has none for it")
+        return checkpointing, {}
     made: Any = twin(module)
     if variant in liger.NAMES:
         for layer in made.layers:
             layer.mlp = liger.layer_of(variant, layer.mlp)
         return made.train(), {}
-    if variant == CHECKPOINT:
-        if not getattr(made, "supports_gradient_checkpointing", False):
-            raise ImplementationUnavailableError("transformers has none for it")
-        made.config.use_cache = False  # which it does not go with
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # transformers 4 has no other name for it
-            made.gradient_checkpointing_enable({"use_reentrant": False})
-        return made, {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingPatchedWarning)  # what is left alone is measured too
         report = patch(made, **options_of(variant, name))
