@@ -479,6 +479,10 @@ def test_a_model_on_a_measured_cpu(measured_cpu: Table) -> None:
         assert site.implementation == "aten", "asked for"
 
 
+SIZED_WEIGHTS = 1024
+"""Of the layers that ``sized_cpu`` measured, as its record is changed: the families' layers have no fewer."""
+
+
 @pytest.fixture
 def sized_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU of the tests, on which all pays from 128 rows on, and half of it only in inference."""
@@ -493,6 +497,8 @@ def sized_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record(tmp_path / "record", [about, *cells])
     (tmp_path / "record" / "gpu.jsonl").rename(tmp_path / "record" / "cpu.jsonl")
     data = choices.table([tmp_path / "record"])
+    assert data["weights"] == 768 * 3072
+    data["weights"] = SIZED_WEIGHTS
     (tmp_path / measured.file_name(processors.cpu())).write_text(json.dumps(data), encoding="utf-8")
     monkeypatch.setattr(measured, "FOLDER", tmp_path)
 
@@ -515,6 +521,24 @@ def test_what_pays_from_a_size_on_is_the_model_s_own_below_it(name: str, sized_c
         assert [site.least for site in again.sites] == [site.least for site in report.sites]
     for site in find_sites(model, implementation="aten").sites:
         assert site.least is ALWAYS, "asked for"
+
+
+@pytest.mark.parametrize(("columns", "patched_by"), [(16, None), (64, "aten")])
+def test_what_pays_from_a_size_on_is_left_alone_in_layers_smaller_than_the_measured(
+    columns: int, patched_by: str | None, sized_cpu: None
+) -> None:
+    """Where a product is small, it is not known from how many numbers on another pays."""
+    del sized_cpu
+    layer = nn.Sequential(nn.Linear(16, columns), nn.GELU())
+    [site] = find_sites(layer).sites
+    assert site.implementation == patched_by
+    if patched_by is None:
+        assert "from 98,304 numbers on in inference, never with gradients, in layers of 1,024 weights" in site.reason
+        assert "this one has 256, and was not measured" in site.reason
+    [asked] = find_sites(layer, implementation="aten").sites
+    assert asked.implementation == "aten"
+    [swapped] = find_sites(layer, activation="silu").sites
+    assert (swapped.implementation, swapped.reason.partition(",")[0]) == ("aten", "chosen by auto")
 
 
 MARK = 7.0
@@ -629,7 +653,7 @@ def able(**changes: Any) -> Callable[[Any], Any]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda data: data | {"schema": 3}, "its schema is 3, and this version reads 4"),
+        (lambda data: data | {"schema": 3}, "its schema is 3, and this version reads 5"),
         (lambda data: [data], "it is not laid out as a table (list"),
         (lambda data: {key: value for key, value in data.items() if key != "processor"}, "it lacks 'processor'"),
         (lambda data: data | {"processor": "NVIDIA L4"}, "it is of another processor, NVIDIA L4 (cuda)"),
@@ -637,6 +661,8 @@ def able(**changes: Any) -> Callable[[Any], Any]:
         (lambda data: data | {"device": "xpu"}, "device 'xpu' is none of cpu, cuda"),
         (lambda data: data | {"processor": 4}, "its processor and what its source holds have to be texts"),
         (lambda data: data | {"source": []}, "it is not laid out as a table ('list'"),
+        (lambda data: data | {"weights": None}, "weights has to be a number"),
+        (lambda data: data | {"weights": -1}, "weights -1 is no number of elements"),
         (lambda data: data | {"choices": 4}, "it is not laid out as a table ('int'"),
         (lambda data: data | {"choices": [4]}, "it is not laid out as a table ('int'"),
         (lambda data: data | {"choices": data["choices"] * 2}, "it has two choices for one"),

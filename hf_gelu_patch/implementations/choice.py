@@ -5,6 +5,7 @@ One asked for by name never falls back to another in silence. Only ``auto`` choo
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -75,18 +76,32 @@ def choose(
         if named in DTYPES and any(one.computes(target.name, device) and _runs(one, table, dtype) for one in others):
             reason += f"; that was not measured as {kind} in {named} on {table.processor}"
         return Chosen(chosen, reason)
+    unknown = []
     for candidate in measured.able:
+        if candidate.least != ALWAYS and layer is not None and _weights(layer) < table.weights:
+            unknown.append(candidate)
+            continue
         implementation = get_implementation(candidate.implementation)
         declined = layer is not None and implementation.declines(layer, device)
         if not declined and _runs(implementation, table, dtype):
             return Chosen(implementation, f"measured on {table.processor}: {candidate.brief}", candidate.least)
     if swapped:
         return _first(asked, kind, current, target, device)
+    if unknown:
+        named = f"{unknown[0].brief}, in layers of {table.weights:,} weights"
+        why = f"this one has {_weights(layer):,}, and was not measured"
+        return Chosen(None, f"on {table.processor} {named}; {why}")
     if measured.able:
         names = " and ".join(one.implementation for one in measured.able)
         return Chosen(None, f"on {table.processor} only {names} gained something, and cannot run here")
     why = f"nothing was faster without ever being slower on {table.processor}: {measured.fastest.brief}"
     return Chosen(None, why)
+
+
+def _weights(layer: nn.Module) -> float:
+    """How many weights a linear layer has, its bias aside; ∞ where it does not tell."""
+    weight = getattr(layer, "weight", None)
+    return weight.numel() if isinstance(weight, torch.Tensor) else math.inf
 
 
 def _runs(implementation: Implementation, table: Table, dtype: torch.dtype) -> bool:

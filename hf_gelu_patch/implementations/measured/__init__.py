@@ -42,7 +42,7 @@ __all__ = [
 
 FOLDER = Path(__file__).parent
 """Where the files are."""
-SCHEMA = 4
+SCHEMA = 5
 """The schema of a file that is written and read."""
 CELLS = {
     "large, forward": "in inference on many tokens",
@@ -132,6 +132,8 @@ class Table:
         source: where the measurements come from: the record, its date and sha256, the versions of torch, triton and
             the driver.
         choices: (activation, kind, dtype, aten ops that it ran as before) → what to take.
+        weights: how many the linear layers have in which it was found out from how many numbers on a candidate pays.
+            In smaller layers that is not known.
     """
 
     processor: str
@@ -139,6 +141,7 @@ class Table:
     file: Path | None
     source: Mapping[str, str]
     choices: Mapping[tuple[str, str, str, int], Choice]
+    weights: int = 0
 
     @functools.cached_property
     def in_place_pays(self) -> bool:
@@ -232,6 +235,8 @@ def read(path: Path) -> Table:
             raise ValueError("its processor and what its source holds have to be texts")
         if device not in DEVICES:
             raise ValueError(f"device {device!r} is none of {', '.join(DEVICES)}")
+        if (weights := _number(data["weights"], "weights")) is None:
+            raise ValueError("weights has to be a number")
         choices = dict(map(_choice, data["choices"]))
         if len(choices) < len(data["choices"]):
             raise ValueError("it has two choices for one activation, kind, dtype and number of ops")
@@ -241,7 +246,7 @@ def read(path: Path) -> Table:
         raise _unusable(path, f"it is not laid out as a table ({error})") from error
     except (OSError, ValueError) as error:
         raise _unusable(path, str(error)) from error
-    return Table(name, device, path, source, choices)
+    return Table(name, device, path, source, choices, weights)
 
 
 def _choice(entry: Mapping[str, Any]) -> tuple[tuple[str, str, str, int], Choice]:
@@ -266,10 +271,10 @@ def _candidate(entry: Mapping[str, Any]) -> Candidate:
     return Candidate(name, {cell: times(cell) for cell in cells}, Least(**least))
 
 
-def _number(least: object) -> int | None:
-    if least is not None and (type(least) is not int or least < 0):
-        raise ValueError(f"least {least!r} is no number of elements")
-    return least
+def _number(value: object, field: str = "least") -> int | None:
+    if value is not None and (type(value) is not int or value < 0):
+        raise ValueError(f"{field} {value!r} is no number of elements")
+    return value
 
 
 def _named(entry: Mapping[str, Any], field: str, valid: Collection[str]) -> str:

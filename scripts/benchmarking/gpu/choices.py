@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +14,9 @@ from typing import Any
 
 from hf_gelu_patch.implementations import measured
 from scripts.benchmarking.gpu import record
+from scripts.benchmarking.gpu.models import LARGE
 from scripts.benchmarking.gpu.record import RecordError
-from scripts.benchmarking.gpu.sites import MEDIUM, numbers_of
+from scripts.benchmarking.gpu.sites import LAYERS_ON, MEDIUM, numbers_of
 
 _ROOT = Path(__file__).resolve().parents[3]
 
@@ -161,6 +163,7 @@ def table(folders: Sequence[Path]) -> dict[str, Any]:
         "processor": processor,
         "device": device,
         "source": source,
+        "weights": math.prod(LAYERS_ON[device][MEDIUM if MEDIUM in LAYERS_ON[device] else LARGE][1:]),
         "choices": chosen,
     }
 
