@@ -22,6 +22,7 @@ from scripts.studying.claims import (
     family_blocks,
     first_difference,
     fitted_losses,
+    per_block,
     smooth_and_not,
     trained,
 )
@@ -161,8 +162,7 @@ def _blocks(found: Found) -> Figure:
     _bars(panels[0], counts)
     panels[0].set(title="Nonlinearities in a block")
     if every:
-        types = found["parts"]["blocks-of-all"]["found"]["per block"]
-        _bars(panels[1], {f"{count} in a block": number for count, number in types.items()})
+        _bars(panels[1], per_block(found))
         panels[1].set(title="All of transformers: model types")
     return figure
 
@@ -221,7 +221,7 @@ def _costs(found: Found) -> Figure:
         axes.text(max(value, high) + 0.05, place, f"{value:.2f}×", va="center", fontsize=8)
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_yticks(range(len(ratios)), [NAMES[name] for name in ratios])
-    axes.set(title="On this CPU: times as fast as exact GELU")
+    axes.set(title="Speed on this CPU; exact GELU is 1")
     return figure
 
 
