@@ -15,7 +15,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_gelu_patch.activations import Activation, of_records
-from hf_gelu_patch.sources import Outer, faithful_source_of, is_model_code
+from hf_gelu_patch.sources import Outer, faithful_source_of, is_empty, is_model_code
 
 __all__ = [
     "INPUT",
@@ -34,6 +34,7 @@ __all__ = [
     "formula_in",
     "formula_of",
     "formula_of_module",
+    "held",
     "is_elementwise",
     "is_elementwise_method",
     "is_of_numbers",
@@ -65,10 +66,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Formula:
-    """Operations of torch, one after the other, on one tensor: elementwise, and the same at every call."""
+    """Operations of torch, one after the other, on one tensor: elementwise, and the same at every call.
+
+    Attributes:
+        steps: they.
+        result: which of their values it gives.
+        reads: the ways to the attributes of the module that it was read off, and what was there.
+    """
 
     steps: tuple[Step, ...]
     result: Value
+    reads: tuple[tuple[tuple[str, ...], object], ...] = field(default=(), compare=False)
 
     def __call__(self, x: Tensor) -> Tensor:
         values: list[Any] = [x]
@@ -84,6 +92,27 @@ class Formula:
         """The numbers in it."""
         given = [a for step in self.steps for a in (*step.arguments, *(value for _, value in step.keywords))]
         return frozenset(float(a) for a in given if isinstance(a, (int, float)) and math.isfinite(a))
+
+
+def held(value: object) -> object:
+    """What decides about an attribute's value, the same for each copy of a module: of a number or text itself, of a
+    function what it is called with and closes over too, of a bound method not what it is bound to."""
+    if isinstance(value, MethodType):
+        return value.__func__
+    if isinstance(value, functools.partial):
+        return value.func, value.args, tuple(value.keywords.items())
+    if isinstance(value, FunctionType) and is_model_code(value.__module__ or ""):
+        more = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *_closed_over(value))
+        return (value, *map(_itself, more)) if more else value
+    return _itself(value)
+
+
+def _closed_over(function: FunctionType) -> Iterator[object]:
+    return (cell.cell_contents for cell in function.__closure__ or () if not is_empty(cell))
+
+
+def _itself(value: object) -> object:
+    return value if isinstance(value, _PLAIN) or callable(value) else type(value)
 
 
 def formula_of_module(module: nn.Module) -> Formula:
@@ -145,7 +174,7 @@ def _formula(owner: nn.Module | None, read: Callable[[_Reader], Any]) -> Formula
         raise NotAFormulaError(f"its numbers do not fit: {error}") from error
     if not isinstance(result, Value):
         raise NotAFormulaError("it gives no tensor")
-    return Formula(tuple(reader.steps), result)
+    return Formula(tuple(reader.steps), result, tuple(reader.reads.items()))
 
 
 # ---- The functions that a formula is made of
@@ -237,6 +266,18 @@ class _Reader:
         self.owner = owner
         self.steps: list[Step] = []
         self.depth = 0
+        self.reads: dict[tuple[str, ...], object] = {}
+        self._ways: dict[int, tuple[str, ...]] = {} if owner is None else {id(owner): ()}
+
+    def note(self, base: object, name: str, value: Any) -> None:
+        """Keep in mind that an attribute was read, where its object is the module or was reached from there."""
+        start = self._ways.get(id(base))
+        if start is None or (isinstance(base, nn.Module) and base._buffers.get(name) is not None):
+            return
+        way = (*start, name)
+        self.reads[way] = held(value)
+        if not isinstance(value, _PLAIN) and not callable(value):
+            self._ways.setdefault(id(value), way)
 
     def step(self, function: Callable[..., Any], arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Value:
         if "out" in keywords or "dtype" in keywords:
@@ -406,11 +447,14 @@ class _Frame:
         if isinstance(base, _Above):
             return self.inherited(base, name)
         if base is self.reader.owner and base is not None:
-            return _held(base, name)
-        try:
-            return vars(base)[name]
-        except (TypeError, KeyError):
-            raise NotAFormulaError(f"what .{name} of {_name(base)} is cannot be told") from None
+            found = _held(base, name)
+        else:
+            try:
+                found = vars(base)[name]
+            except (TypeError, KeyError):
+                raise NotAFormulaError(f"what .{name} of {_name(base)} is cannot be told") from None
+        self.reader.note(base, name, found)
+        return found
 
     def inherited(self, above: _Above, name: str) -> Any:
         """What ``super().name`` is."""

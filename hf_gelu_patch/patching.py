@@ -37,6 +37,7 @@ from hf_gelu_patch.forwards.class_binding import (
     check_nothing_over,
     class_without,
     hand_back,
+    is_overridden,
     is_patched,
     kept,
     original_of,
@@ -412,7 +413,7 @@ def _overruling(module: nn.Module, method: str) -> str:
     """What a module has been given since that does not come to run its rewritten method, in words; "" for nothing."""
     carried = vars(module).get(method)
     if carried is None or reaches(carried, getattr(type(module), method)):
-        return ""
+        return f"its class has another {method} since" if is_overridden(module, method) else ""
     return f"{bound(method, carried)} there since"
 
 

@@ -272,7 +272,8 @@ def compiled(
     moved: Callable[[nn.Module], bool],
 ) -> FunctionType:
     """``text`` compiled in the place of a class's method: with its globals, its closure, its defaults, and below its
-    decorators. Its source is registered with ``linecache``, so that tracebacks and debuggers show it.
+    decorators. Its source is registered with ``linecache``, so that tracebacks and debuggers show it. Where the class
+    is given another method since, that runs.
 
     Args:
         cls: the class.
@@ -286,7 +287,15 @@ def compiled(
     inner, _ = undecorated(method, name)
     tree = parse(text)
     assert tree is not None
-    return _recompiled(method, name, text, _guarded(tree), (*helpers, (_MOVED, moved), (_WRITTEN, inner)))
+
+    def overridden() -> bool:
+        return getattr(cls, name, None) is not method
+
+    def now(*given: Any, **named: Any) -> Any:
+        return getattr(cls, name)(*given, **named)
+
+    guards = ((_MOVED, moved), (_WRITTEN, inner), (_OVERRIDDEN, overridden), (_NOW, now))
+    return _recompiled(method, name, text, _guarded(tree), (*helpers, *guards))
 
 
 def compiled_copy(function: FunctionType, text: str, helpers: tuple[tuple[str, Any], ...]) -> FunctionType:
@@ -335,22 +344,31 @@ def _written(function: FunctionType) -> Any:
     return (function.__closure__ or ())[names.index(_WRITTEN)].cell_contents if _WRITTEN in names else None
 
 
-_MOVED, _WRITTEN = "__hf_gelu_patch_moved__", "__hf_gelu_patch_written__"  # names that no model's code has
+# Names that no model's code has.
+_MOVED, _WRITTEN = "__hf_gelu_patch_moved__", "__hf_gelu_patch_written__"
+_OVERRIDDEN, _NOW = "__hf_gelu_patch_overridden__", "__hf_gelu_patch_now__"
 
 
 def _guarded(tree: _Function) -> _Function:
-    """A method that begins with ``if moved(self): return written(self, ...)``, with all that it was given."""
-    result: ast.expr = _given_to(tree, _WRITTEN)
-    if isinstance(tree, ast.AsyncFunctionDef):
-        result = ast.Await(result)
-    elif _yields(tree):
-        result = ast.YieldFrom(result)
+    """A method that begins with ``if moved(self): return written(self, ...)``, with all that it was given, and
+    ``if overridden(): return now(self, ...)``."""
     owner = (*tree.args.posonlyargs, *tree.args.args)[0].arg
-    guard = ast.If(ast.Call(_load(_MOVED), [_load(owner)], []), [ast.Return(result)], [])
+    guards = [
+        ast.If(ast.Call(_load(asked), given, []), [ast.Return(_handed_to(tree, function))], [])
+        for asked, given, function in ((_MOVED, [_load(owner)], _WRITTEN), (_OVERRIDDEN, [], _NOW))
+    ]
     start = 1 if ast.get_docstring(tree, clean=False) is not None else 0
     guarded = copy.copy(tree)
-    guarded.body = [*tree.body[:start], ast.copy_location(guard, tree), *tree.body[start:]]
+    guarded.body = [*tree.body[:start], *(ast.copy_location(one, tree) for one in guards), *tree.body[start:]]
     return guarded
+
+
+def _handed_to(tree: _Function, function: str) -> ast.expr:
+    """What a function of another's kind, a coroutine or a generator too, returns for all that that one was given."""
+    result: ast.expr = _given_to(tree, function)
+    if isinstance(tree, ast.AsyncFunctionDef):
+        return ast.Await(result)
+    return ast.YieldFrom(result) if _yields(tree) else result
 
 
 def _load(name: str) -> ast.expr:

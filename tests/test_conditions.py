@@ -111,7 +111,7 @@ PRODUCTS = {  # a body with a product on a condition: what is added to it
     ),
     "on one line, and read before it too": (
         "h = self.fc(x)\ny = h + 1\nh = F.silu(h)\nif self.on: h = self.fc2(x) * h  # the gate\nreturn h + y",
-        ["if self.on: h = gated(patched_silu, up=self.fc2(x), gate=h)", "else:", "h = patched_silu(h)  # the gate"],
+        ["if self.on: h = gated_last(patched_silu, self.fc2(x), h)", "else:", "h = patched_silu(h)  # the gate"],
     ),
     "inside something": (
         UP.replace("h * self.fc2(x)", "self.fc2(h * self.fc2(x))"),

@@ -86,7 +86,7 @@ FOLLOWED = {  # what the forward does: what stands there afterwards, and in the 
         [
             "return patched_outer(outer)(self.fc(x), x)",
             "return patched_inner(inner)(x, gate=gate) + 1",
-            "x = gated(patched_silu, up=x, gate=gate)",
+            "x = gated_last(patched_silu, x, gate)",
         ],
     ),
     "decorated": (
@@ -310,17 +310,18 @@ def test_the_whole_is_compiled(write: Write) -> None:
     torch.compiler.reset()
 
 
-MODELS = {"mamba": 2, "vits": 5, "zamba": 4}  # by the type: products that stand in a function
+MODELS = {"mamba": 2, "vits": 0}  # by the type: products whose factors lie otherwise in memory, which none are fused
 
 
 @pytest.mark.newest  # an older transformers writes some of them otherwise
-@pytest.mark.parametrize(("model_type", "count"), MODELS.items())
-def test_models_of_transformers(model_type: str, count: int) -> None:
+@pytest.mark.parametrize(("model_type", "apart"), MODELS.items())
+def test_models_of_transformers(model_type: str, apart: int) -> None:
     from scripts.covering.coverage import cover
 
     row = cover(model_type)
     assert not row.problems
-    assert row.gated_fused == row.gated >= count
+    assert row.gated >= 2
+    assert row.gated_fused == row.gated - apart
 
 
 # Layers of other libraries, where these are installed

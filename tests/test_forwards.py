@@ -389,7 +389,7 @@ def test_what_is_nearly_a_formula_is_not_taken_for_it(formula: str, write: Write
 def test_quick_gelu_with_another_alpha_is_a_gated_sigmoid(write: Write) -> None:
     model = build(write(expression("x * torch.sigmoid(x * self.beta)")))
     found = checked(model)
-    assert found.added() == ["return gated(patched_sigmoid, up=x, gate=x * self.beta)"]
+    assert found.added() == ["return gated_last(patched_sigmoid, x, x * self.beta)"]
     with patched(model, implementation="aten"):
         model.beta = 3.0  # read when it runs, as before
         assert torch.equal(model(inputs()), inputs() * torch.sigmoid(inputs() * 3.0))
@@ -611,14 +611,14 @@ GATED = {  # what stands in the forward: what stands there afterwards
     ),
     "reversed": (
         "return self.fc2(x) * self.act(self.fc(x))",
-        ["return gated(patched_silu(self.act), up=self.fc2(x), gate=self.fc(x))"],
+        ["return gated_last(patched_silu(self.act), self.fc2(x), self.fc(x))"],
     ),
     "torch.mul": ("return torch.mul(F.silu(x), self.fc(x))", ["return gated(patched_silu, x, self.fc(x))"]),
     "chunked": (
         "gate, up = x.chunk(2, dim=-1)\nreturn F.silu(gate) * up",
         ["return gated(patched_silu, gate, up)"],
     ),
-    "split": ("gate, up = x.split(2, -1)\nreturn up * F.silu(gate)", ["return gated(patched_silu, up=up, gate=gate)"]),
+    "split": ("gate, up = x.split(2, -1)\nreturn up * F.silu(gate)", ["return gated_last(patched_silu, up, gate)"]),
     "interleaved": (
         "gate, up = x[..., ::2], x[..., 1::2]\nreturn F.gelu(gate) * up",
         ["return gated(patched_gelu, gate, up)"],
@@ -629,14 +629,14 @@ GATED = {  # what stands in the forward: what stands there afterwards
     ),
     "gpt_oss": (
         "gate, up = x[..., ::2], x[..., 1::2]\ngate = gate.clamp(max=7.0)\nglu = gate * torch.sigmoid(gate * self.beta)\nreturn (up + 1) * glu",
-        ["glu = gated(patched_sigmoid, up=gate, gate=gate * self.beta)"],
+        ["glu = gated_last(patched_sigmoid, gate, gate * self.beta)"],
     ),
     "a formula": (
         "glu = x * torch.sigmoid(x * self.alpha)\nreturn (self.fc(x) + 1) * glu",
         [
             "glu = x",
-            "return gated(patched_quick_gelu(lambda x: x * torch.sigmoid(x * self.alpha), self.alpha), "
-            "up=self.fc(x) + 1, gate=glu)",
+            "return gated_last(patched_quick_gelu(lambda x: x * torch.sigmoid(x * self.alpha), self.alpha), "
+            "self.fc(x) + 1, glu)",
         ],
     ),
     "of the same name": ("g = self.fc(x)\ng = self.act(g)\nreturn g * x", ["return gated(patched_silu(self.act), g, x)"]),
@@ -645,7 +645,7 @@ GATED = {  # what stands in the forward: what stands there afterwards
         ["return gated(patched_silu(self.act), g, x)"],
     ),
     "three factors": ("return self.act(x) * x * self.fc(x)", ["return gated(patched_silu(self.act), x, x) * self.fc(x)"]),
-    "three factors, last": ("return x * self.fc(x) * self.act(x)", ["return gated(patched_silu(self.act), up=x * self.fc(x), gate=x)"]),
+    "three factors, last": ("return x * self.fc(x) * self.act(x)", ["return gated_last(patched_silu(self.act), x * self.fc(x), x)"]),
     "sigmoid · tanh": (
         "return torch.sigmoid(self.fc(x)) * torch.tanh(self.fc2(x))",
         ["return gated(patched_sigmoid, self.fc(x), linear_act(patched_tanh, self.fc2, x))"],
@@ -695,7 +695,7 @@ def test_gated(body: str, expected: list[str] | None, write: Write) -> None:
     if expected is not None:
         assert found.added() == expected
     else:
-        assert "gated(" in found.diff
+        assert "gated(" in found.diff or "gated_last(" in found.diff
     assert any(site.kind == "gated" and site.fused for site in found.report.sites) == (expected != [])
 
 
@@ -1445,7 +1445,7 @@ def test_a_file_edited_and_loaded_again_into_the_same_functions(write: Write) ->
     again = types.ModuleType("again")
     exec(compile(text, str(path), "exec"), again.__dict__)
     module.M.forward.__code__ = again.M.forward.__code__
-    assert checked(model).added() == ["return gated(patched_gelu, up=x, gate=self.fc(x)) + 1"]
+    assert checked(model).added() == ["return gated_last(patched_gelu, x, self.fc(x)) + 1"]
 
 
 @pytest.mark.parametrize("name", ["forward", "feed"])
@@ -1679,3 +1679,128 @@ def assert_program_kept(source: str, write: Write) -> Report | None:
 def test_random_programs_compute_what_they_computed(data: st.DataObject, write: Write) -> None:
     program = Program(lambda options: data.draw(st.sampled_from(options)))
     assume(assert_program_kept(program.source(), write) is not None)
+
+
+OWN = """
+class Swish(nn.Module):
+    beta = 1.702
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    def inner(self, x):
+        return torch.sigmoid(self.config.inner * x)
+
+def scaled(x, beta=1.702):
+    return x * torch.sigmoid(beta * x)
+
+def closing(beta):
+    def function(x):
+        return x * torch.sigmoid(beta * x)
+
+    return function
+
+class M(nn.Module):
+    def __init__(self, act):
+        super().__init__()
+        self.fc, self.act = nn.Linear(4, 4), act
+
+    def forward(self, x):
+        return {forward}
+"""
+READ = {  # what an activation's own forward returns, or that of the model; and what is set anew
+    "a number of its class": ("x * torch.sigmoid(self.beta * x)", "self.act(self.fc(x)) * x", "m.act.beta = 0.3"),
+    "a number of its class, there": ("x * torch.sigmoid(self.beta * x)", "self.act(self.fc(x)) * x", "module.Swish.beta = 0.3"),
+    "a config": ("x * torch.sigmoid(self.config.beta * x)", "self.act(self.fc(x)) * x", "m.act.config.beta = 0.3"),
+    "another config": ("x * torch.sigmoid(self.config.beta * x)", "self.act(self.fc(x)) * x", "m.act.config = types.SimpleNamespace(beta=0.3)"),
+    "a method": ("x * self.inner(x)", "self.act(self.fc(x)) * x", "m.act.inner = torch.sigmoid"),
+    "a method of its class": ("x * self.inner(x)", "self.act(self.fc(x)) * x", "module.Swish.inner = lambda self, x: torch.tanh(x)"),
+    "what a method reads": ("x * self.inner(x)", "self.act(self.fc(x)) * x", "m.act.config.inner = 0.3"),
+    "its forward": ("x * self.inner(x)", "self.act(self.fc(x)) * x", "module.Swish.forward = lambda self, x: torch.tanh(x)"),
+    "a function": ("x", "scaled(self.fc(x)) * x", "module.scaled = torch.tanh"),
+    "a default": ("x", "scaled(self.fc(x)) * x", "module.scaled.__defaults__ = (0.3,)"),
+    "a closure": ("x", "self.function(self.fc(x)) * x", "m.function.__closure__[0].cell_contents = 0.3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("own", "forward", "change"), READ.values(), ids=READ)
+def test_what_the_code_of_an_activation_reads_is_read_at_each_call(
+    own: str, forward: str, change: str, write: Write
+) -> None:
+    text = OWN.replace("    def inner", f"    def forward(self, x):\n        return {own}\n\n    def inner", 1)
+    module = write(text.replace("{forward}", forward))
+    model = module.M(module.Swish(types.SimpleNamespace(beta=1.702, inner=1.702)))
+    model.function = module.closing(1.702)
+    other = copy.deepcopy(model)
+    assert patch(model, implementation="aten").changed
+    with torch.no_grad():
+        before = other(inputs())
+        torch.testing.assert_close(model(inputs()), before)
+        for m in (model, other):
+            exec(change, {"m": m, "module": module, "torch": torch, "types": types})
+        assert not torch.allclose(other(inputs()), before, atol=1e-2)
+        assert torch.equal(model(inputs()), other(inputs()))
+        assert torch.equal(copy.deepcopy(model)(inputs()), other(inputs()))
+
+
+@pytest.mark.parametrize("decorator", ["", "@torch.no_grad()\n"])
+def test_a_method_that_its_class_is_given_after_the_patch_runs(decorator: str, write: Write) -> None:
+    body = f"{decorator}def forward(self, x, *, scale=2.0):\n    return F.silu(self.fc(x)) * x * scale\n"
+    module = write(methods(body) + "\ndef other(self, x, *, scale=2.0):\n    return self.fc(x) * scale\n")
+    model = build(module)
+    own = module.M.forward
+    with patched(model, implementation="aten"), torch.no_grad():
+        expected = model(inputs())
+        module.M.forward = module.other
+        assert torch.equal(model(inputs(), scale=3.0), module.other(model, inputs(), scale=3.0))
+        assert "not run: its class has another forward since" in explain(model)
+        module.M.forward = own
+        assert torch.equal(model(inputs()), expected)
+        assert "not run" not in explain(model)
+
+
+@pytest.mark.parametrize("base", ["nn.ModuleList", "nn.Sequential"])
+def test_a_container_that_runs_through_its_layers_in_another_order(base: str, write: Write) -> None:
+    source = f"""
+class Reversed({base}):
+    def __iter__(self):
+        return reversed(list(self._modules.values()))
+
+class M(nn.Module):
+    def __init__(self, kind=Reversed):
+        super().__init__()
+        self.layers = kind(nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 4), nn.ReLU())
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+"""
+    source = source if base == "nn.Sequential" else source.replace("kind(", "kind([").replace("ReLU())", "ReLU()])")
+    module = write(source)
+    model = build(module)
+    checked(model)
+    plain = module.M(getattr(nn, base.removeprefix("nn.")))
+    with patched(plain, implementation="aten"):
+        plain.layers = model.layers
+        assert torch.equal(plain(inputs()), model(inputs()))
+
+
+@pytest.mark.parametrize("product", ["self.act(x) * other", "other * self.act(x)", "torch.mul(other, self.act(x))"])
+@pytest.mark.parametrize("which", ["gate", "up", "neither", "a half"])
+def test_a_product_lies_in_memory_as_without_a_patch(product: str, which: str, write: Write) -> None:
+    model = build(write(methods(f"def forward(self, x, other):\n    return {product}\n")))
+    x, other = torch.randn(3, 4, 6), torch.randn(3, 4, 6)
+    if which == "a half":
+        x, other = torch.randn(3, 4, 12).chunk(2, dim=-1)[1], torch.randn(3, 4, 6)
+    elif which != "neither":
+        turned = torch.randn(3, 6, 4).transpose(1, 2)
+        x, other = (turned, other) if which == "gate" else (x, turned)
+    for gradient in (False, True):
+        with torch.set_grad_enabled(gradient):
+            expected = model(x.clone().requires_grad_(gradient), other)
+            with patched(model, implementation="aten"):
+                found = model(x.clone().requires_grad_(gradient), other)
+        assert torch.equal(found, expected)
+        assert found.stride() == expected.stride()

@@ -55,7 +55,7 @@ def test_a_product_with_a_call_is_gated(body: str, activation: str, equivalence:
     found = checked(build(write(methods(method + GATED))), tolerance=0.0 if equivalence == "identical" else 1e-6)
     [site] = [site for site in found.report.sites if site.line]
     assert (site.kind, site.target, site.equivalence, site.fused) == ("gated", activation, equivalence, True)
-    assert found.added() == [f"return gated(patched_{activation}(self.gate), up=self.fc(x), gate=self.fc2(x))"]
+    assert found.added() == [f"return gated_last(patched_{activation}(self.gate), self.fc(x), self.fc2(x))"]
 
 
 ANOTHER = {
@@ -139,7 +139,7 @@ def test_a_swap_and_what_explain_shows(write: Write) -> None:
     report = patch(model, implementation="aten", activation="silu", include="forward:*")
     assert [(site.activation, site.target) for site in report.changed] == [("gelu", "silu")]
     assert torch.equal(model(x), expected)
-    assert "+    return gated(patched_silu(self.gate), up=self.fc(x), gate=self.fc2(x))" in explain(model)
+    assert "+    return gated_last(patched_silu(self.gate), self.fc(x), self.fc2(x))" in explain(model)
 
 
 def test_compiled_traced_and_with_gradients_of_gradients(write: Write) -> None:

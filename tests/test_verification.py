@@ -454,6 +454,46 @@ def test_noise_that_the_float64_copy_draws_anew_hides_no_fault() -> None:
             pass
 
 
+def by_dtype(logits: Tensor) -> Tensor:
+    return logits * (1.0 if logits.dtype == torch.float32 else 1.05)
+
+
+def depth(logits: Tensor) -> Tensor:  # as DropPath draws it: other numbers in float64
+    return logits * (1.0 + 0.05 * torch.floor(0.7 + torch.rand((*logits.shape[:2], 1), dtype=logits.dtype)))
+
+
+def jitter(logits: Tensor) -> Tensor:  # as a router does
+    return logits * torch.empty_like(logits).uniform_(0.95, 1.05)
+
+
+@pytest.mark.parametrize("how", [by_dtype, depth, jitter])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_float64_copy_that_computes_something_else_hides_no_fault(
+    how: Callable[[Tensor], Tensor], gradients: bool
+) -> None:
+    said = refused(Head(how), implementation="one element", gradients=gradients)
+    assert "unpatched too" not in said
+    assert "against float64" not in said
+    with patched(Head(how), implementation="aten", verify=IDS, gradients=gradients) as report:
+        assert all(one.error_before is None for one in report.drift)
+
+
+def test_a_model_that_multiplies_its_rounding_is_held_against_float64_all_the_same() -> None:
+    with patched(Head(lambda logits: 1e4 * (logits - logits.bfloat16().float())), verify=IDS) as report:
+        assert all(one.error_before is not None for one in report.drift)
+
+
+def test_two_outputs_of_one_name_are_compared_both() -> None:
+    for how in (
+        lambda logits: {"layer": [logits], "layer.0": torch.ones(1)},
+        lambda logits: {0: logits, "0": torch.ones(1)},
+        lambda logits: [{"a": {"b": logits}, "a.b": torch.ones(1)}],
+    ):
+        assert "max |Δ|" in refused(Head(how), implementation="scaled")
+        with patched(Head(how), implementation="aten", verify=IDS) as report:
+            assert len({one.output for one in report.drift}) == 2
+
+
 def test_what_was_not_compared_is_in_the_report() -> None:
     report = patch(Head(Box), verify=IDS)
     assert report.unverified == ("note: str",)
@@ -540,6 +580,38 @@ def test_model_batch_and_random_numbers_are_as_they_were(options: dict[str, Any]
     for weight, grad in zip(model.parameters(), grads, strict=True):
         assert weight.grad is grad
         assert bool((grad == 1).all())
+
+
+class Late(Counting):
+    """A model that makes layers and weights in its first forward, exchanges one, and has a layer in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tied = nn.Linear(8, 8)
+        self.hidden = [nn.BatchNorm1d(8, dtype=torch.float32)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "more"):
+            self.more, self.weight = nn.Linear(8, 8), nn.Parameter(torch.rand(8))
+            self.linear.register_buffer("steps", torch.zeros(1))
+        self.tied.weight = self.linear.weight
+        self.hidden[0](x.float())
+        return super().forward(x) + self.weight * self.more(x)
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "relu"}])
+def test_layers_and_weights_that_a_run_makes_are_taken_away(options: dict[str, Any]) -> None:
+    model = Late().train()
+    names, tied, hidden = [*model.state_dict()], model.tied.weight, model.hidden[0]
+    try:
+        assert patch(model, verify=torch.randn(4, 8), **options).drift
+        assert not options
+    except VerificationError:
+        assert options
+    assert [*model.state_dict()] == names
+    assert model.tied.weight is tied
+    assert int(hidden.num_batches_tracked) == 0
+    assert not hidden.running_mean.any()
 
 
 def test_as_it_was_where_the_model_raises() -> None:

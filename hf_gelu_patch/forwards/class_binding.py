@@ -42,6 +42,7 @@ __all__ = [
     "check_nothing_over",
     "class_without",
     "hand_back",
+    "is_overridden",
     "is_patched",
     "kept",
     "original_of",
@@ -97,6 +98,12 @@ def rewritings(module: nn.Module) -> tuple[Rewriting, ...]:
     """The methods of a module that were rewritten; none where it is not patched or stands in for an activation."""
     change = getattr(type(module), _CHANGE, ())
     return change if isinstance(change, tuple) else ()
+
+
+def is_overridden(module: nn.Module, method: str) -> bool:
+    """Whether the class whose place a module's has taken was given another method since, which then runs."""
+    own: Any = next(vars(base)[_ORIGINAL] for base in type(module).__mro__ if _ORIGINAL in vars(base))
+    return not stands_for(getattr(type(module), method), getattr(own, method, None), method)
 
 
 def written_attribute(cls: type, name: str) -> Any:

@@ -6,7 +6,8 @@ Whether fusing is right is decided here, at each call: hooks, wrappers and shard
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import operator
+from dataclasses import dataclass, field
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules import module as torch_module
 
+from hf_gelu_patch.formula_reader import NotAFormulaError, formula_of_module, held
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.implementations.tensors import ordinary
 
@@ -26,12 +28,13 @@ __all__ = [
     "Substitute",
     "WrittenOut",
     "gated",
-    "held",
+    "gated_last",
     "hooked",
     "is_linear",
     "linear_act",
     "plain",
     "recorded",
+    "runs_in_order",
     "steps",
     "substitute",
     "written_out",
@@ -108,20 +111,34 @@ class Substitute:
         fused: what computes it.
         of: the module's class.
         state: its attributes, as ``held``.
+        reads: the ways to what its forward reads beside these (of its class, of an object that it holds), and what was
+            there.
     """
 
     fused: Fused
     of: type[nn.Module]
     state: tuple[tuple[str, object], ...]
+    reads: tuple[tuple[tuple[str, ...], object], ...] = ()
+    _forward: object = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_forward", self.of.forward)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Substitute, (self.fused, self.of, self.state, self.reads)
 
     def __call__(self, act: Any) -> Any:
-        if type(act) is not self.of or recorded() or hooked(act):
-            return act
+        return self.fused if type(act) is self.of and not recorded() and not hooked(act) and self.fits(act) else act
+
+    def fits(self, act: nn.Module) -> bool:
+        """Whether nothing that decides what a module of that class computes has changed."""
+        if self._forward is not None and self.of.forward is not self._forward:  # None: pickled by an older version
+            return False
         attributes = act.__dict__
         for name, value in self.state:
             if not _is_still(attributes.get(name), value):
-                return act
-        return self.fused
+                return False
+        return all(_is_still(functools.reduce(getattr, way, act), value) for way, value in self.reads)
 
 
 @dataclass(frozen=True)
@@ -187,34 +204,44 @@ def _is_still(now: object, before: object) -> bool:
 
 def substitute(fused: Fused, act: nn.Module) -> Substitute:
     """``fused`` in the stead of ``act`` and of what is like it; the same object each time."""
-    state = tuple((name, held(value)) for name, value in vars(act).items() if name not in _MODULE)
+    own = vars(act)
     of: Any = type(act)
-    return _substitute(fused, of, state)
+    state = tuple((name, held(value)) for name, value in own.items() if name not in _MODULE)
+    try:
+        read = formula_of_module(act).reads
+    except NotAFormulaError:
+        read = ()
+    reads = tuple((way, value) for way, value in read if len(way) > 1 or way[0] not in own)
+    return _substitute(fused, of, state, reads)
+
+
+_Ways = tuple[tuple[tuple[str, ...], object], ...]
 
 
 @functools.lru_cache(maxsize=1024)
-def _substitute(fused: Fused, of: Any, state: tuple[tuple[str, object], ...]) -> Substitute:
-    return Substitute(fused, of, state)
+def _substitute(fused: Fused, of: Any, state: tuple[tuple[str, object], ...], reads: _Ways) -> Substitute:
+    return Substitute(fused, of, state, reads)
 
 
 _MODULE = frozenset(vars(nn.Module()))
 
 
-def held(value: object) -> object:
-    """An attribute's value, the same for each copy of a module: a bound method without what it is bound to."""
-    if isinstance(value, MethodType):
-        return value.__func__
-    if isinstance(value, functools.partial):
-        return value.func, value.args, tuple(value.keywords.items())
-    return value if isinstance(value, _PLAIN) or callable(value) else type(value)
-
-
-_PLAIN = (bool, int, float, str, type(None))
-
-
-def gated(act: Callable[[Any], Any], gate: Tensor, up: Tensor) -> Tensor:
+def gated(act: Any, gate: Tensor, up: Tensor) -> Tensor:
     """act(gate) · up, fused where ``act`` is a ``Fused`` and both are ordinary tensors of one shape and dtype."""
-    if (
+    product: Tensor = act.gated(gate, up) if _fuses(act, gate, up) else act(gate) * up
+    return product
+
+
+def gated_last(act: Any, up: Tensor, gate: Tensor) -> Tensor:
+    """up · act(gate), likewise. A product lies in memory as its first factor does, on which a later ``view`` depends:
+    so this is fused only where both factors lie alike."""
+    fused = _fuses(act, gate, up) and (gate.stride() == up.stride() or (_by_rows(gate) and _by_rows(up)))
+    product: Tensor = act.gated(gate, up) if fused else up * act(gate)
+    return product
+
+
+def _fuses(act: Any, gate: Tensor, up: Tensor) -> bool:
+    return (
         type(act) is Fused
         and act.gated is not None
         and not recorded()
@@ -223,10 +250,13 @@ def gated(act: Callable[[Any], Any], gate: Tensor, up: Tensor) -> Tensor:
         and gate.dtype == up.dtype
         and gate.shape == up.shape
         and not act.spares(gate)
-    ):
-        return act.gated(gate, up)
-    product: Tensor = act(gate) * up
-    return product
+    )
+
+
+def _by_rows(x: Tensor) -> bool:
+    """Whether no dimension of a tensor lies inside one that stands behind it."""
+    strides = x.stride()
+    return all(map(operator.ge, strides, strides[1:]))
 
 
 def linear_act(act: Callable[[Any], Any], linear: Callable[[Any], Any], x: Any) -> Any:
@@ -240,6 +270,12 @@ def linear_act(act: Callable[[Any], Any], linear: Callable[[Any], Any], x: Any) 
     return act(linear(x))
 
 
+def runs_in_order(container: object) -> bool:
+    """Whether a loop over a module runs through its children as they stand: a subclass may have an ``__iter__`` of its
+    own, and what was put in a container's place later may be anything."""
+    return getattr(type(container), "__iter__", None) in (nn.Sequential.__iter__, nn.ModuleList.__iter__)
+
+
 def steps(
     container: nn.Sequential | nn.ModuleList, patched: tuple[tuple[str, Substitute], ...]
 ) -> list[Callable[[Any], Any]]:
@@ -249,7 +285,7 @@ def steps(
         container: the modules, in their order.
         patched: the key of each patched activation, and its substitute.
     """
-    if recorded():
+    if recorded() or not runs_in_order(container):
         return list(container)
     substitutes = dict(patched)
     chain: list[Callable[[Any], Any]] = []

@@ -18,9 +18,11 @@ from hf_gelu_patch.forwards.callees import Callee
 from hf_gelu_patch.forwards.expressions import Expression, Reading
 from hf_gelu_patch.forwards.methods import formula_of
 from hf_gelu_patch.forwards.names import MISSING, attribute, dotted, outer_name, reach
+from hf_gelu_patch.forwards.replacements import runs_in_order
 from hf_gelu_patch.recognition import is_function, recognise, resolve_call
+from hf_gelu_patch.sources import is_model_code
 
-__all__ = ["Edge", "Resolve", "attributes_in", "resolve_chain", "resolve_expression"]
+__all__ = ["Edge", "Resolve", "attributes_in", "own_function", "resolve_chain", "resolve_expression"]
 
 Resolve = Callable[[nn.Module], "Resolved | Unresolved | None"]
 """``recognition.resolve``, or a lookup of what it has said."""
@@ -83,7 +85,7 @@ def resolve_chain(
 ) -> Iterator[tuple[Edge, Resolved | Unresolved]]:
     """(edge, activation) for each activation in the chain that a loop runs through."""
     container = reach(owner, expression.callee.value)
-    if not isinstance(container, (nn.Sequential, nn.ModuleList)):
+    if not isinstance(container, (nn.Sequential, nn.ModuleList)) or not runs_in_order(container):
         return
     for key, module in container._modules.items():
         if module is not None and (current := activation_of(module)) is not None:
@@ -107,6 +109,14 @@ def attributes_in(expression: Expression, owner_name: str | None) -> tuple[ast.e
         else:
             pending[:0] = ast.iter_child_nodes(node)
     return tuple({ast.dump(node): node for node in found}.values())
+
+
+def own_function(expression: Expression) -> ast.expr | None:
+    """What an expression calls, as it is written, where that is a function of the model's own code: another may be put
+    under its name."""
+    callee, value = expression.callee, expression.callee.value
+    own = callee.how == "function" and isinstance(value, FunctionType) and is_model_code(value.__module__ or "")
+    return callee.node if own else None
 
 
 def _of_module(module: nn.Module, activation_of: Resolve) -> tuple[Resolved | Unresolved, None] | None:

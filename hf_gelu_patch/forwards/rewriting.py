@@ -23,8 +23,17 @@ from torch import Tensor, nn
 from hf_gelu_patch.errors import PatchError
 from hf_gelu_patch.forwards.expressions import Expression, Reading, by_itself
 from hf_gelu_patch.forwards.following import Call
-from hf_gelu_patch.forwards.replacements import OwnMethod, Substitute, WrittenOut, gated, linear_act, recorded, steps
-from hf_gelu_patch.forwards.resolving import attributes_in
+from hf_gelu_patch.forwards.replacements import (
+    OwnMethod,
+    Substitute,
+    WrittenOut,
+    gated,
+    gated_last,
+    linear_act,
+    recorded,
+    steps,
+)
+from hf_gelu_patch.forwards.resolving import attributes_in, own_function
 from hf_gelu_patch.forwards.uses import Use
 from hf_gelu_patch.implementations.registry import Fused
 from hf_gelu_patch.sources import (
@@ -313,7 +322,6 @@ def _edit(edits: _Edits, expression: Expression, by: _By, helper: _Helper) -> No
         edits.at[expression.in_place] = lambda: f"{act}({_operand(edits, expression.argument)})"
     elif product is not None and (factors := expression.factors) is not None:
         left, right = factors
-        name = helper("gated", gated)
         factor: ast.expr = core
         gate: Callable[[], str] = lambda: _operand(edits, expression.argument)  # noqa: E731
         if moved is not None:
@@ -326,9 +334,11 @@ def _edit(edits: _Edits, expression: Expression, by: _By, helper: _Helper) -> No
             if expression.only_if is not None:
                 _edit_otherwise(edits, expression.only_if, f"{gate()} = {act}({gate()})")
         if left is factor:
+            name = helper("gated", gated)
             edits.at[product] = lambda: f"{name}({act}, {gate()}, {_operand(edits, right)})"
         else:  # evaluated in the order it is written
-            edits.at[product] = lambda: f"{name}({act}, up={_operand(edits, left)}, gate={gate()})"
+            name = helper("gated_last", gated_last)
+            edits.at[product] = lambda: f"{name}({act}, {_operand(edits, left)}, {gate()})"
     elif linear is not None:
         name = helper("linear_act", linear_act)
         fusion = lambda: f"{name}({act}, {edits.render(linear.func)}, {_operand(edits, linear.args[0])})"  # noqa: E731
@@ -365,7 +375,8 @@ def _applied(edits: _Edits, expression: Expression, by: _By, helper: _Helper) ->
     """What applies the activation: ``patched_silu``, ``patched_silu(self.act)`` for a module or a method, or
     ``patched_leaky_relu(lambda x: F.leaky_relu(x, self.slope), self.slope)``."""
     if isinstance(by, WrittenOut):
-        now = attributes_in(expression, edits.owner_name)
+        function = own_function(expression)
+        now = [*([] if function is None else [function]), *attributes_in(expression, edits.owner_name)]
         given = ", ".join([_as_function(expression), *map(ast.unparse, now)])
         return f"{helper(f'patched_{by.fused.activation}', by)}({given})"
     if not isinstance(by, Fused):

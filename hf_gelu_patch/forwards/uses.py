@@ -11,6 +11,7 @@ from types import FunctionType
 from torch import nn
 
 from hf_gelu_patch.activations import Resolved, Unresolved
+from hf_gelu_patch.formula_reader import held
 from hf_gelu_patch.forwards.callees import Callee
 from hf_gelu_patch.forwards.carried import bound_on, bound_otherwise, carried, is_bound_otherwise, reaches
 from hf_gelu_patch.forwards.conditions import always, never
@@ -19,8 +20,15 @@ from hf_gelu_patch.forwards.following import Call, calls_of
 from hf_gelu_patch.forwards.methods import BY_SUPER, Method
 from hf_gelu_patch.forwards.names import MISSING, Names, dotted, reach
 from hf_gelu_patch.forwards.own_methods import applied_by, own_method, read_by
-from hf_gelu_patch.forwards.replacements import held, is_linear
-from hf_gelu_patch.forwards.resolving import Edge, Resolve, attributes_in, resolve_chain, resolve_expression
+from hf_gelu_patch.forwards.replacements import is_linear
+from hf_gelu_patch.forwards.resolving import (
+    Edge,
+    Resolve,
+    attributes_in,
+    own_function,
+    resolve_chain,
+    resolve_expression,
+)
 from hf_gelu_patch.forwards.writes import leaves_its_input, may_pass_on
 from hf_gelu_patch.recognition import is_function, methods, resolve_call
 from hf_gelu_patch.sources import all_names
@@ -127,8 +135,11 @@ class Use:
         return None if call is None else self._module(call.func)
 
     def state(self) -> tuple[object, ...]:
-        """What the attributes of the module are that decide which activation the expression applies, as ``held``."""
-        return tuple(self._now(dotted(node)[1]) for node in attributes_in(self.expression, self.reading.owner_name))
+        """What decides which activation the expression applies and may be set anew, as ``held``: the function of the
+        model's own code that it calls, and attributes of the module."""
+        function = () if own_function(self.expression) is None else (held(self.expression.callee.value),)
+        nodes = attributes_in(self.expression, self.reading.owner_name)
+        return (*function, *(self._now(dotted(node)[1]) for node in nodes))
 
     def state_of_method(self) -> tuple[tuple[tuple[str, ...], object], ...]:
         """The ways to such attributes that ``by_method`` reads, and what they are."""

@@ -6,8 +6,8 @@ runs (a model on a batch), bars (how far numbers may move). ``Verification`` is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -60,6 +60,7 @@ def exact_outputs(model: nn.Module, batch: object) -> dict[str, Tensor] | None:
 
 
 _DRAWS = 3
+_UNLIKE = 8.0  # times as far from float64 as rounding takes it: that is something else than rounding
 _FINE = 1e-6  # ε of arithmetic fine enough for a few of its roundings, much enlarged, to make most of an error
 
 
@@ -104,15 +105,35 @@ class Verification:
         _check_that_something_is_said(model, before, gradients=gradients)
         exact = exact_copy(model, batch, partial(run, gradients=gradients))
         epsilon = _coarsest(model)
-        exact_model = exact.model if epsilon <= _FINE else None
-        return cls(batch, gradients, weights, before, exact.output, exact_model, epsilon)
+        made = cls(batch, gradients, weights, before, exact.output, exact.model, epsilon)
+        if made.far_from_exact and not made._is_rounding(model):
+            return replace(made, exact=None, exact_model=None)
+        return made if epsilon <= _FINE else replace(made, exact_model=None)
+
+    def _is_rounding(self, model: nn.Module) -> bool:
+        """Whether the model is as far from itself where its roundings fall otherwise as it is from its float64 copy. If
+        not, the copy has drawn other random numbers, or has taken another way through the code."""
+        assert self.exact_model is not None
+        try:
+            (drawn,) = self._draws(model, self.exact_model, 1)
+        except Exception:  # not every model can be made anew from its copy in float64
+            return True
+        own = {one.output: one for one in self._drift(self.before.tensors, None, True, [])}
+        again = {one.output: one.largest for one in self._drift(drawn, None, True, [])}
+        return all(
+            one.error_before is None or one.error_before <= max(_UNLIKE * again[name], self._far * one.scale)
+            for name, one in own.items()
+        )
+
+    @property
+    def _far(self) -> float:
+        return half_the_digits(self.epsilon)
 
     @property
     def far_from_exact(self) -> bool:
         """Whether the model is so far from its float64 copy that the two may have drawn other random numbers."""
         own = self._drift(self.before.tensors, None, True, [])
-        digits = half_the_digits(self.epsilon)
-        return any(one.error_before is not None and one.error_before > digits * one.scale for one in own)
+        return any(one.error_before is not None and one.error_before > self._far * one.scale for one in own)
 
     def check_repeats(self, model: nn.Module, margin: float | None) -> None:
         """Run the model again, unpatched.
@@ -145,16 +166,18 @@ class Verification:
         if self.exact_model is None or not exceeded or not all(one.doubtful for one in exceeded):
             return found
         try:
-            draws = list(self._draws(model, self.exact_model))
+            draws = self._draws(model, self.exact_model, _DRAWS)
         except Exception:  # not every model can be made anew from its copy in float64
             return found
         return self._drift(after, margin, same, draws)
 
-    def _draws(self, model: nn.Module, copied: nn.Module) -> Iterator[Mapping[str, Tensor]]:
+    def _draws(self, model: nn.Module, copied: nn.Module, count: int) -> list[Mapping[str, Tensor]]:
         generator = torch.Generator().manual_seed(0)
-        for _ in range(_DRAWS):
+        draws: list[Mapping[str, Tensor]] = []
+        for _ in range(count):
             redraw(copied, model, self.epsilon, generator)
-            yield run(copied, self.batch, gradients=self.gradients).tensors
+            draws.append(run(copied, self.batch, gradients=self.gradients).tensors)
+        return draws
 
     def _drift(
         self, after: Mapping[str, Tensor], margin: float | None, same: bool, draws: list[Mapping[str, Tensor]]

@@ -20,7 +20,8 @@ __all__ = ["as_it_was", "fingerprints", "own_gradients", "seeded"]
 
 Restore = Callable[[], object]
 
-_NOT_KEPT = ("_parameters", "_modules", "_hf_hook", "_old_forward")  # accelerate's hold the weights that it offloads
+_NOT_KEPT = ("_hf_hook", "_old_forward")  # accelerate's hold the weights that it offloads
+_WEIGHTS = ("_parameters", "_modules")
 _DEPTH = 6  # of objects in objects that a module keeps: module → cache → list of layers → layer → tensor
 
 
@@ -73,14 +74,11 @@ def fingerprints(model: nn.Module) -> dict[str, int]:
 
 @contextmanager
 def as_it_was(model: nn.Module) -> Iterator[None]:
-    """The buffers of a model, its training mode and whatever else its modules keep, put back to what they hold now.
-    Parameters are not: a copy of them would take as much memory as the model."""
+    """The buffers of a model, its training mode, which layers and parameters it has and whatever else its modules keep,
+    put back to what they hold now; and of modules that are kept in a list or another object. The numbers in parameters
+    are not: a copy of them would take as much memory as the model."""
     seen: set[int] = {id(weight) for weight in model.parameters()}
-    restores: list[Restore] = []
-    for module in model.modules():
-        # torch's wrappers of distributed training keep books of what ran, and lazy modules make their weights by it
-        if not _distributed(module) and not isinstance(module, LazyModuleMixin):
-            restores.append(_kept_in_module(module, seen))
+    restores = [_kept_in_module(module, seen, weights=not _spread(model)) for module in model.modules()]
     flags = [(weight, weight.requires_grad) for weight in model.parameters()]
     try:
         yield
@@ -96,17 +94,42 @@ def _distributed(module: nn.Module) -> bool:
     return type(module).__module__.startswith(("torch.distributed", "torch.nn.parallel"))
 
 
-def _kept_in_module(module: nn.Module, seen: set[int]) -> Restore:
+def _spread(model: nn.Module) -> bool:
+    """Whether a model's weights are split among processes, or offloaded. Who does that exchanges them in each run."""
+    bases = {base for module in model.modules() for base in type(module).__mro__}
+    split = any(base.__module__.startswith(("torch.distributed", "torch.nn.parallel", "deepspeed")) for base in bases)
+    return split or any("_hf_hook" in vars(module) for module in model.modules())
+
+
+def _kept_in_module(module: nn.Module, seen: set[int], *, weights: bool) -> Restore:
+    """Nothing of torch's wrappers of distributed training, which keep books of what ran, nor of lazy modules, which
+    make their weights by it. With ``weights`` also which layers and parameters it has."""
+    if id(module) in seen or _distributed(module) or isinstance(module, LazyModuleMixin):
+        return _nothing
+    seen.add(id(module))
     own = vars(module)
-    kept = {key: value for key, value in own.items() if key not in _NOT_KEPT}
+    kept = {key: value for key, value in own.items() if key not in (*_NOT_KEPT, *_WEIGHTS)}
     inner = [_kept(value, seen, _DEPTH) for value in kept.values()]
+    inner += [_kept_names(own[key]) for key in _WEIGHTS] if weights else []
 
     def restore() -> None:
-        for key in [key for key in own if key not in _NOT_KEPT and key not in kept]:
+        for key in [key for key in own if key not in (*_NOT_KEPT, *_WEIGHTS) and key not in kept]:
             del own[key]
         own.update(kept)
         for part in inner:
             part()
+
+    return restore
+
+
+def _kept_names(held: dict[str, Any]) -> Restore:
+    """What puts back which layers, or which parameters, stand under which names."""
+    items = dict(held)
+
+    def restore() -> None:
+        if list(held) != list(items) or any(held[name] is not one for name, one in items.items()):
+            held.clear()
+            held.update(items)
 
     return restore
 
@@ -125,8 +148,11 @@ _GENERATORS: tuple[tuple[type, Callable[[Any], Any], Callable[[Any, Any], object
 
 def _kept(value: Any, seen: set[int], depth: int) -> Restore:
     """What puts back the content that an object has now."""
-    if depth == 0 or id(value) in seen or isinstance(value, (nn.Module, nn.Parameter)):
+    if depth == 0 or id(value) in seen or isinstance(value, nn.Parameter):
         return _nothing
+    if isinstance(value, nn.Module):  # hidden from the model's own list of modules
+        hidden = [_kept_in_module(module, seen, weights=not _spread(value)) for module in value.modules()]
+        return lambda: [restore() for restore in hidden]
     seen.add(id(value))
     if isinstance(value, Tensor):
         return _kept_tensor(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -38,7 +39,8 @@ def numbers(output: object) -> Found:
     found = Found()
     for name, value in _leaves("", output, frozenset()):
         try:
-            found.tensors.update(_plain(name, value))
+            for one, tensor in _plain(name, value):
+                found.tensors[_free(one, found.tensors)] = tensor
         except (TypeError, NotImplementedError, RuntimeError) as error:
             reason = str(error).partition("\n")[0] if isinstance(value, Tensor) else type(value).__name__
             found.unseen += (f"{name}: {reason}",)
@@ -47,8 +49,17 @@ def numbers(output: object) -> Found:
 
 def output_tensors(output: object) -> dict[str, Tensor]:
     """The floating-point tensors in whatever a model returns, caches included, by name: ``hidden_states.0``."""
-    leaves = _leaves("", output, frozenset())
-    return {name: value for name, value in leaves if isinstance(value, Tensor) and value.is_floating_point()}
+    found: dict[str, Tensor] = {}
+    for name, value in _leaves("", output, frozenset()):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            found[_free(name, found)] = value
+    return found
+
+
+def _free(name: str, taken: Mapping[str, object]) -> str:
+    """A name that none has yet: two ways may spell one, as ``layer[0]`` and the key ``"layer.0"`` do."""
+    names = (f"{name} ({number})" if number > 1 else name for number in itertools.count(1))
+    return next(one for one in names if one not in taken)
 
 
 def _leaves(name: str, value: Any, above: frozenset[int]) -> Iterator[tuple[str, Any]]:

@@ -118,7 +118,7 @@ _PACKAGE = os.path.join(os.path.dirname(os.path.abspath(hf_gelu_patch.__file__))
 _OWN = os.path.abspath(__file__)  # noqa: PTH100
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")  # noqa: PTH118, PTH120
 _MODULE_CALL = nn.Module._call_impl.__code__
-_FUSIONS = {"gated": "gated", "linear_act": "linear"}  # the functions of replacements.py
+_FUSIONS = {"gated": "gated", "gated_last": "gated", "linear_act": "linear"}  # the functions of replacements.py
 
 
 @dataclass(frozen=True, eq=False)
