@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import processes
 import pytest
@@ -29,6 +31,7 @@ from scripts.studying.models import _ratio
 from scripts.studying.page import page
 from scripts.studying.parts import parts
 from scripts.studying.sizes import FULL, QUICK
+from scripts.studying.training import OWN
 
 ROOT = Path(__file__).parents[1]
 _LONGEST = 600  # seconds
@@ -129,6 +132,62 @@ def test_the_documents_have_the_tables_of_the_record(tmp_path: Path) -> None:
     documents.write(found, *copies)
     for path, copy in zip(tables, copies, strict=True):
         assert copy.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+
+
+def _as_own(found: Any, *what: str) -> None:
+    """SiLU's trainings are those of each recipe's own function; of the latter, what swapping and healing gave."""
+    for name, part in found["parts"].items():
+        if match := re.fullmatch(r"trained-(\w+?)-silu-(\d)", name):
+            recipe, seed = match.groups()
+            own = found["parts"][f"trained-{recipe}-{OWN[recipe]}-{seed}"]["found"]
+            if "scratch" in what:
+                part["found"]["held_out"] = own["held_out"]
+            if "swapped" in what:
+                own["swapped"]["silu"] = own["held_out"]
+
+
+def _relu_slow(found: Any) -> None:
+    """ReLU's curves lie above all others."""
+    for name, part in found["parts"].items():
+        if "-relu-" in name:
+            part["found"]["losses"] = [loss + 1.0 for loss in part["found"]["losses"]]
+
+
+def _ratio_of(found: Any, value: float) -> None:
+    for name, part in found["parts"].items():
+        if name.startswith("moved-"):
+            part["found"]["ratios"]["float16"] = {"value": value, "low": 0.9 * value, "high": 1.1 * value}
+
+
+def _silu_on_this_cpu(found: Any) -> Any:
+    return found["parts"]["cost-on-this-cpu"]["found"]["ratios"]["silu"]
+
+
+def _dead(found: Any, share: float) -> None:
+    for name, part in found["parts"].items():
+        if match := re.fullmatch(r"trained-\w+?-relu-(\d)", name):
+            for layer in part["found"]["activations"]:
+                layer["dead"] = share * (1 + int(match[1]) / 10)
+
+
+@pytest.mark.parametrize(
+    ("number", "change", "verdict"),
+    [
+        (2, lambda found: _ratio_of(found, 0.1), "holds"),
+        (2, lambda found: _ratio_of(found, 3.0), "false"),
+        (3, lambda found: found["parts"]["loaded-t5"]["found"].update(missing=1), "false"),
+        (4, lambda found: found["parts"]["blocks-of-all"]["found"].update(types=451), "holds"),
+        (5, lambda found: _as_own(found, "scratch", "swapped"), "holds"),
+        (5, lambda found: _as_own(found, "scratch"), "holds with limits"),
+        (6, lambda found: _dead(found, 0.1), "holds"),
+        (7, lambda found: _silu_on_this_cpu(found).update(verdict="slower"), "false"),
+        (8, _relu_slow, "holds"),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_that_of_the_numbers(number: int, change: Callable[[Any], object], verdict: str) -> None:
+    found = json.loads(RECORD.read_text(encoding="utf-8"))
+    change(found)
+    assert judged(found)[number - 1].verdict == verdict
 
 
 def test_the_recorded_study_is_shown_without_measuring(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
