@@ -125,8 +125,9 @@ def _first(found: Found) -> Claim:
         "GELU's gradient is nonzero everywhere.",
         FALSE,
         f"GELU(x) = x·Φ(x) is smooth, but its gradient is 0 at x = {one['zero_of_derivative']:.4f}, where GELU has its "
-        f"minimum of {one['minimum']:.4f}; and in float32 torch's gradient is 0 below {single['gradient']['gelu']:.2f}, "
-        f"long before the true one is too small ({single['gradient']['rounded']:.2f}).",
+        f"minimum of {one['minimum']:.4f}. In float32 torch's gradient is 0 below "
+        f"{single['gradient']['gelu']:.2f}, long before the true one is too small "
+        f"({single['gradient']['rounded']:.2f}).",
         (("the gradient is 0 at", f"x = {one['zero_of_derivative']:.10f}"), *rows),
         ("functions",),
     )
