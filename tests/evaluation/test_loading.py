@@ -358,6 +358,11 @@ def test_folders_and_files_of_no_known_kind(tmp_path: Path) -> None:
     [
         ("a.csv", b"texte,label\na,1\n", "no column 'text'; it has: texte, label"),
         ("a.csv", b"text;label\na;1\n", "Its cells are separated by ';': separate them by commas"),
+        (
+            "a.csv",
+            b'text;label\n"a, b"; 1\n',
+            "one column, 'text;label'. Its cells are separated by ';': separate them by commas",
+        ),
         ("a.csv", b"text\tlabel\na\t1\n", r"separated by tabs: call it FILE\.tsv"),
         ("a.tsv", b"text,label\na,1\n", r"separated by commas: call it FILE\.csv"),
         ("a.tsv", b'text\tlabel\n"a" b\t1\n', r"row 1 \(line 2\) is no tsv: "),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,14 @@ def _lines(path: Path) -> Iterator[str | None]:
 
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what such a byte becomes
 _TOO_LONG = f"is a line of more than {_LINE_LIMIT >> 20} MiB"
+
+
+def otherwise_separated(header: Sequence[str]) -> str:
+    """What separates the cells of a table that seems to have one column, and the remedy; "" where nothing does."""
+    marks = {"\t": ("tabs", "call it FILE.tsv"), ",": ("commas", "call it FILE.csv")}
+    marks |= {mark: (f"'{mark}'", "separate them by commas") for mark in ";|"}
+    found = [said for mark, said in marks.items() if len(header) == 1 and mark in header[0]]
+    return f"Its cells are separated by {found[0][0]}: {found[0][1]}." if found else ""
 
 
 def csv_rows(path: Path, separator: str = ",") -> Iterator[dict[str, Any] | str]:
@@ -67,10 +75,10 @@ def csv_rows(path: Path, separator: str = ",") -> Iterator[dict[str, Any] | str]
                 if any(map(_UNDECODED.search, cells)):
                     raise EvaluationError(f"{path}: the header is not UTF-8: convert the file with iconv -t UTF-8.")
                 header = cells
-            elif trouble:
-                yield trouble
-            elif len(cells) != len(header):
-                yield f"(line {line}) has {len(cells)} cells, where the header names {len(header)} columns"
+            elif trouble or len(cells) != len(header):
+                if why := otherwise_separated(header):
+                    raise EvaluationError(f"{path}: its header names one column, '{header[0]}'. {why}")
+                yield trouble or (f"(line {line}) has {len(cells)} cells, where the header names {len(header)} columns")
             else:
                 yield dict(zip(header, cells, strict=True))
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_gelu_patch.evaluation.data.columns import Wanted
-from hf_gelu_patch.evaluation.data.csv_and_json import csv_rows, json_lines, json_rows
+from hf_gelu_patch.evaluation.data.csv_and_json import csv_rows, json_lines, json_rows, otherwise_separated
 from hf_gelu_patch.evaluation.data.paths import FORMATS, folder_kind, image_classes, images_in, metadata_in, subfolders
 from hf_gelu_patch.evaluation.data.tables import (
     PROBLEM,
@@ -110,12 +110,7 @@ def _column_remedy(missing: Sequence[str], there: Sequence[str]) -> str:
     """What can be done where columns are missing, by the names of those that are there."""
     if any(name != name.strip() and name.strip() in missing for name in there):
         return "Take out the spaces around the names in its header."
-    marks = {"\t": ("tabs", "call it FILE.tsv"), ",": ("commas", "call it FILE.csv")}
-    marks |= {mark: (f"'{mark}'", "separate them by commas") for mark in ";|"}
-    found = [said for mark, said in marks.items() if len(there) == 1 and mark in there[0]]
-    if found:
-        return f"Its cells are separated by {found[0][0]}: {found[0][1]}."
-    return "Name the right ones with --input_column, --second_column and --target_column."
+    return otherwise_separated(there) or "Name the right ones with --input_column, --second_column and --target_column."
 
 
 def _choose(splits: Iterable[str], asked: str | None, usual: Sequence[str], name: object) -> str:
