@@ -427,6 +427,30 @@ def test_what_is_no_plain_layer_runs_as_it_is(products: list[str], first: str, c
     assert products == ["gelu"]  # that of the second layer
 
 
+@pytest.mark.parametrize("wraps", [False, True])
+@pytest.mark.parametrize("first", ["patched", "changed"])
+def test_a_forward_that_a_tool_puts_into_torchs_class_runs(
+    products: list[str], first: str, wraps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, own = mlp(), nn.Linear.forward
+    x = torch.randn(5, model[0].in_features)
+
+    def forward(layer: nn.Linear, x: Tensor) -> Tensor:
+        return own(layer, x) * 3
+
+    if first == "patched":
+        patch(model, implementation="epilogue")
+    monkeypatch.setattr(nn.Linear, "forward", functools.wraps(own)(forward) if wraps else forward)
+    with torch.no_grad():
+        expected = copy.deepcopy(model)
+        if first == "patched":
+            unpatch(expected)
+        else:
+            patch(model, implementation="epilogue")
+        torch.testing.assert_close(model(x), expected(x))
+    assert not products
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_a_quantized_layer_runs_as_it_is(products: list[str]) -> None:
     model, x = mlp(), torch.randn(5, 12)

@@ -707,6 +707,9 @@ class Writing(nn.Module):
         lambda weight: weight.data.mul_(2),
         lambda weight: weight.data[3, :1].add_(1e-6),
         lambda weight: weight.data.copy_(weight.flip(0)),
+        lambda weight: weight.data.copy_(weight.flip(1)),
+        lambda weight: weight.data.neg_(),
+        lambda weight: weight.data[:, :2].neg_(),
     ],
 )
 def test_a_model_that_changes_its_weights_is_refused(how: Callable[[Tensor], object]) -> None:

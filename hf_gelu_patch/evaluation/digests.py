@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from hf_gelu_patch.verification.restoring import mark
 
 if TYPE_CHECKING:
     import datasets
@@ -19,16 +23,47 @@ _ROWS_AT_A_TIME = 256
 
 
 def content_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of tensors by name: of dtypes, shapes, the first 65,536 elements, and ``torch.hash_tensor`` of them all,
-    which reads them as fast as memory gives them."""
+    """A hash of tensors by name: of dtypes, shapes, the first 65,536 elements, and ``mark`` of them all, which reads
+    them about as fast as memory gives them."""
     found = hashlib.blake2b(digest_size=8)
     for name, tensor in tensors:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         if tensor.numel():
             leading = tensor.detach().reshape(-1)[:_LEADING].contiguous().cpu()
             found.update(leading.view(torch.uint8).numpy().tobytes())
-            found.update(f"{int(torch.hash_tensor(tensor.detach()).view(torch.int64))}".encode())
+            found.update(f"{mark(tensor)}".encode())
     return found.hexdigest()
+
+
+def code_digest(model: nn.Module) -> str:
+    """A hash of the files that the classes of a model's modules stand in, and of those that these import from beside
+    them; but for torch's and transformers', whose versions tell of them."""
+    named = {base.__module__ for module in model.modules() for base in type(module).__mro__}
+    own = {name for name in named if name.partition(".")[0] not in _BY_VERSION}
+    for name in list(own):
+        used = {str(getattr(value, "__module__", "")) for value in vars(sys.modules.get(name, _NOTHING)).values()}
+        own |= {other for other in used if other and other.rpartition(".")[0] == name.rpartition(".")[0]}
+    found = hashlib.blake2b(digest_size=8)
+    for name in sorted(own):
+        path = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+        if path.suffix == ".py" and path.is_file():
+            found.update(f"{name} ".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+_BY_VERSION = frozenset({"torch", "transformers", "builtins", "typing", "abc"})
+_NOTHING = ModuleType("")
+
+
+def processor_digest(processor: Any) -> str:
+    """A hash of what a tokenizer, or that of a processor, makes of ids and of texts."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    made = {} if backend is None else json.loads(backend.to_str())
+    for key in ("truncation", "padding"):  # of the last call
+        made.pop(key, None)
+    kept = {name: getattr(tokenizer, name, None) for name in ("special_tokens_map", "clean_up_tokenization_spaces")}
+    return text_digest([type(processor).__name__, type(tokenizer).__name__, made, kept])
 
 
 def text_digest(value: Any) -> str:

@@ -82,14 +82,22 @@ _after_all_backward = torch_module._global_backward_hooks
 
 
 def plain(module: nn.Module) -> bool:
-    """Whether nothing but x·W + b happens in a linear layer: exact type, no hooks, weights that are plain tensors (no
-    parametrization, sharding, quantization)."""
-    if not is_linear(module) or hooked(module):
+    """Whether nothing but x·W + b happens in a linear layer: exact type, with the forward that its class was written
+    with, no hooks, weights that are plain tensors (no parametrization, sharding, quantization)."""
+    cls: Any = type(module)
+    if not is_linear(module) or not _is_written(cls.forward, cls) or hooked(module):
         return False
     for weight in module._parameters.values():  # at every call: a loop is faster than all()
         if weight is not None and type(weight) is not nn.Parameter and type(weight) is not Tensor:
             return False
     return True
+
+
+@functools.lru_cache(maxsize=64)
+def _is_written(forward: Any, cls: Any) -> bool:
+    """Whether a class's forward is its own: some tools put theirs into torch's classes, for all models."""
+    named = (getattr(forward, "__module__", ""), getattr(forward, "__qualname__", ""))
+    return named == (cls.__module__, f"{cls.__qualname__}.forward") and not hasattr(forward, "__wrapped__")
 
 
 def recorded() -> bool:

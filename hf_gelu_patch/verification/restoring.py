@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from hf_gelu_patch.verification.values import attributes
 
-__all__ = ["as_it_was", "fingerprints", "own_gradients", "seeded"]
+__all__ = ["as_it_was", "fingerprints", "mark", "own_gradients", "seeded"]
 
 Restore = Callable[[], object]
 
@@ -57,18 +57,34 @@ def own_gradients(model: nn.Module) -> Iterator[None]:
                 weight.grad = grad
 
 
+def mark(tensor: Tensor) -> int:
+    """A number that is another once a bit of a tensor has changed, numbers have changed their signs or their places:
+    the sum of all its bits as integers of 32 or fewer, each times an odd number of its own, modulo 2⁶⁴.
+
+    Raises:
+        RuntimeError: a kind of tensor whose bits torch does not hand out.
+    """
+    numbers = tensor.detach().reshape(-1)
+    bits = numbers.view(_INTEGERS[numbers.dtype.itemsize])
+    size = 2**16 if bits.device.type == "cpu" else 2**24  # what stays in a CPU's cache
+    places = torch.arange(1, 2 * min(size, len(bits)), 2, device=bits.device)
+    sums = torch.stack([(part * places[: len(part)]).sum() for part in torch.split(bits, size)])
+    return int((sums * torch.arange(1, 2 * len(sums), 2, device=sums.device)).sum())
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32, 16: torch.int32}
+
+
 def fingerprints(model: nn.Module) -> dict[str, int]:
-    """Parameter → a number that is another once a bit of it has changed. What is sharded, quantized, offloaded or not
-    made yet has none, and nothing of a model that is spread over processes."""
+    """Parameter → its ``mark``. What is sharded, quantized, offloaded or not made yet has none, and nothing of a model
+    that is spread over processes."""
     if any(_distributed(module) for module in model.modules()):
         return {}
     found = {}
     for name, weight in model.named_parameters():
         if type(weight) is nn.Parameter and weight.numel() and not weight.is_meta:
-            with suppress(RuntimeError):  # a dtype or a device for which torch has no such sum
-                rows = torch.hash_tensor(weight.detach().reshape(len(weight) if weight.dim() else 1, -1), dim=1)
-                places = torch.arange(1, 2 * len(rows), 2, device=rows.device)
-                found[name] = int((rows.view(torch.int64) * places).sum())
+            with suppress(RuntimeError):
+                found[name] = mark(weight)
     return found
 
 

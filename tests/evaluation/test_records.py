@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import random
 import resource
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,10 @@ import transformers
 from accelerate import Accelerator
 from evaluation_worker import finish, kill_when, start, untimed, write_rows, written
 from tiny_classifier import WORDS
-from tokenizers import normalizers
+from tokenizers import decoders, normalizers
+from torch import nn
 
-from hf_gelu_patch.evaluation.digests import content_digest, rows_digest
+from hf_gelu_patch.evaluation.digests import code_digest, content_digest, processor_digest, rows_digest
 from hf_gelu_patch.evaluation.errors import EvaluationError
 from hf_gelu_patch.evaluation.loading.subjects import subject
 from hf_gelu_patch.evaluation.options.loading import Loading
@@ -143,6 +146,57 @@ def test_what_is_hashed() -> None:
     assert len({content_digest(tensors) for tensors in different}) == len(different)
     assert content_digest([("a", one)]) == content_digest([("a", one.clone())])
     assert content_digest([("a", torch.ones(0)), ("b", torch.ones(()))])
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int8, torch.bool, torch.complex64]
+)
+def test_signs_and_places_are_hashed_beyond_the_first_numbers(dtype: torch.dtype) -> None:
+    one = torch.randn(70_000 if dtype != torch.bool else 1_000_000, generator=torch.Generator().manual_seed(0))
+    one = (3 * one > 0) if dtype == torch.bool else (3 * one).to(dtype)
+    changed = [one.clone() for _ in range(3)]
+    changed[0][-1000:] = ~one[-1000:] if dtype == torch.bool else -one[-1000:]
+    changed[1][-1000:] = one[-1000:].flip(0)
+    changed[2][-1000:-500], changed[2][-500:] = one[-500:], one[-1000:-500]
+    assert len({content_digest([("a", tensor)]) for tensor in (one, *changed)}) == 4
+
+
+MODEL = """
+import torch
+from beside_it import more
+from torch import nn
+
+
+class Own(nn.Module):
+    def forward(self, x):
+        return more(x)
+"""
+
+
+def test_the_code_of_a_model_is_hashed_and_what_it_imports_from_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    found = [code_digest(nn.Linear(2, 2))]
+    for own, beside in ((MODEL, "return x"), (MODEL, "return -x"), (MODEL.replace("more(x)", "-more(x)"), "return -x")):
+        (tmp_path / "own_model.py").write_text(own)
+        (tmp_path / "beside_it.py").write_text(f"def more(x):\n    {beside}\n")
+        for name in ("own_model", "beside_it"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        model = nn.Sequential(importlib.import_module("own_model").Own())
+        found.append(code_digest(model))
+        assert code_digest(model) == found[-1]
+    assert len(set(found)) == 4
+
+
+def test_a_tokenizer_is_hashed_as_it_decodes_and_not_as_it_was_called_last(checkpoint: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    before = processor_digest(tokenizer)
+    tokenizer(["w1", "w2 w3"], padding=True, truncation=True, max_length=2)
+    assert processor_digest(tokenizer) == before
+    tokenizer.backend_tokenizer.decoder = decoders.Replace("w", "v")
+    assert processor_digest(tokenizer) != before
 
 
 @pytest.mark.parametrize(("name", "folder"), [("tiny", "tiny"), ("owner/tiny", "owner--tiny"), ("../x", "--x")])
@@ -312,6 +366,17 @@ def test_another_run_is_not_gone_on_with(
     assert len(read(tmp_path / "records" / "tiny" / "1")[1]) == 37 * 3
 
 
+def test_another_tokenizer_is_not_gone_on_with(checkpoint: Path, few: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(checkpoint, tmp_path / "tiny")
+    one = subject(str(own), validation_file=str(few))
+    evaluate_subject(one, QUICK, Accelerator(cpu=True), folder=tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(own)
+    tokenizer.backend_tokenizer.decoder = decoders.Replace("w", "v")
+    tokenizer.save_pretrained(own)
+    with pytest.raises(EvaluationError, match="are of another run: processor"):
+        evaluate_subject(one, replace(QUICK, resume=True), Accelerator(cpu=True), folder=tmp_path)
+
+
 def test_another_model_under_the_same_name_is_not_gone_on_with(checkpoint: Path, few: Path, tmp_path: Path) -> None:
     model, data = tmp_path / "tiny", tmp_path / "few.csv"
     shutil.copytree(checkpoint, model)
@@ -380,8 +445,8 @@ def test_after_mended_data_a_run_starts_anew_and_says_so(
     data = tmp_path / "data.csv"
     data.write_text(f"{header}\n{row}\n{row}\n")
     if kind == "own":
-        (tmp_path / "own.py").write_text(OWN)
-        options = {"task": str(tmp_path / "own.py")}
+        (tmp_path / "own_model.py").write_text(OWN)
+        options = {"task": str(tmp_path / "own_model.py")}
     one = subject(str(uncased if kind == "t5" else checkpoint), validation_file=str(data), **options)
     quick = replace(QUICK, variants=VARIANTS[:1])
     evaluate_subject(one, quick, Accelerator(cpu=True), folder=tmp_path)
@@ -397,11 +462,11 @@ def test_after_mended_data_a_run_starts_anew_and_says_so(
 
 
 def test_a_task_of_ones_own_that_was_changed_is_asked_anew(checkpoint: Path, few: Path, tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(OWN)
-    one = subject(str(checkpoint), task=str(tmp_path / "own.py"), validation_file=str(few))
+    (tmp_path / "own_model.py").write_text(OWN)
+    one = subject(str(checkpoint), task=str(tmp_path / "own_model.py"), validation_file=str(few))
     quick = replace(QUICK, variants=VARIANTS[:1], limit=3)
     evaluate_subject(one, quick, Accelerator(cpu=True), folder=tmp_path)
-    (tmp_path / "own.py").write_text(OWN.replace(".lower()", ""))
+    (tmp_path / "own_model.py").write_text(OWN.replace(".lower()", ""))
     with pytest.warns(RestartedWarning, match="data were changed"):
         evaluate_subject(one, replace(quick, resume=True), Accelerator(cpu=True), folder=tmp_path)
 

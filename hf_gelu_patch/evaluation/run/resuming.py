@@ -73,6 +73,8 @@ def fingerprint(comparison: Comparison) -> Fingerprint:
         "model": type(model).__name__,
         "weights": digests.content_digest(weights_of(model)),
         "config": digests.text_digest(configs),
+        "code": digests.code_digest(model),
+        "processor": digests.processor_digest(task.processor),
         "task": task.subject.task,
         "examples": len(task.examples),
         "limit": comparison.settings.limit,
