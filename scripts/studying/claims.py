@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 
 from scripts.studying.models import OTHER
 from scripts.studying.second_order import SMOOTHNESS
-from scripts.studying.training import FUNCTIONS, OWN, RECIPES
+from scripts.studying.training import FUNCTIONS, OWN, RECIPES, SMOOTHED
 
 __all__ = [
     "NAMES",
@@ -30,6 +30,7 @@ __all__ = [
     "smooth_and_not",
     "target",
     "trained",
+    "updates",
 ]
 
 Found = Mapping[str, Any]
@@ -125,7 +126,7 @@ def _first(found: Found) -> Claim:
         "GELU's gradient is nonzero everywhere.",
         FALSE,
         f"GELU(x) = x·Φ(x) is smooth, but its gradient is 0 at x = {one['zero_of_derivative']:.4f}, where GELU has its "
-        f"minimum of {one['minimum']:.4f}. In float32 torch's gradient is 0 below "
+        f"minimum of {one['minimum']:.4f}. In float32 torch's gradient on a CPU is 0 below "
         f"{single['gradient']['gelu']:.2f}, long before the true one is too small "
         f"({single['gradient']['rounded']:.2f}).",
         (("the gradient is 0 at", f"x = {one['zero_of_derivative']:.10f}"), *rows),
@@ -142,13 +143,11 @@ def _second(found: Found) -> Claim:
                 (f"{dtype}, {sign} x: largest distance, in units in the last place", f"{signs[sign]['units']:.1f}")
             )
     half = _half(found)
-    below, above = [], []
+    below, above, neither = [], [], []
     for name in OTHER:
         ratio = _part(found, f"moved-{name}")["ratios"][half]
-        if ratio["high"] < 1:
-            below.append(NAMES[name])
-        if ratio["low"] > 1:
-            above.append(f"{NAMES[name]} ({ratio['value']:.2g}×)")
+        side = below if ratio["high"] < 1 else above if ratio["low"] > 1 else neither
+        side.append(f"{NAMES[name]} ({ratio['value']:.2g}×)")
         rows.append(
             (
                 f"{NAMES[name]}: KL of the other form, beside that of {half}'s rounding",
@@ -160,25 +159,30 @@ def _second(found: Found) -> Claim:
             other = _part(found, f"other-form-{name}-{dtype}")
             rows.append(
                 (
-                    f"{NAMES[name]}, {dtype}: answers changed",
-                    f"{other['flips']:,} of {other['answers']:,}, p {other['p']:.2g}",
+                    f"{NAMES[name]}, {dtype}: answers changed; p of as many gains and losses if both were chance",
+                    f"{other['flips']:,} of {other['answers']:,}; {other['p']:.2g}",
                 )
             )
+    single = [_part(found, f"other-form-{name}-float32") for name in OTHER]
+    changed = max(other["flips"] / other["answers"] for other in single)
     differ = one["dtypes"]["float16"]["normal"]
     return Claim(
         2,
         "The tanh form matches within about 10⁻³, and the drift is below the noise floor of fp16 inference.",
-        HOLDS if len(below) == len(OTHER) else LIMITS if below else FALSE,
-        f"It is within {one['largest']:.2e} everywhere; but {differ:.0%} of ordinary fp16 results differ, and those of "
-        f"negative x by up to {one['dtypes']['float16']['negative']['units']:,.0f} units in the last place. The other "
-        f"form moves {_listed(below)} less than {half}'s rounding does, and {_listed(above)} more.",
+        HOLDS if len(below) == len(OTHER) else LIMITS if below else FALSE if above else OPEN,
+        f"It is within {one['largest']:.2e} everywhere; but of normally distributed x, {differ:.0%} of fp16 results "
+        f"differ, and those of negative x by up to {one['dtypes']['float16']['negative']['units']:,.0f} units in the "
+        f"last place. By its mean KL from float64, the other form moves {_listed(below)} less than {half}'s rounding "
+        f"does, and {_listed(above)} more{f'; {_listed(neither)} cannot be told' if neither else ''}. "
+        f"Of the float32 answers of one model, at most {changed:.2%} change.",
         (("largest distance, over all x", f"{one['largest']:.3e} at x = ±{one['at']:.3f}"), *rows),
         ("distances", "models"),
     )
 
 
 def _listed(names: Sequence[str]) -> str:
-    return " and ".join(names) or "no model"
+    *first, last = names or ["no model"]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _half(found: Found) -> str:
@@ -207,7 +211,7 @@ def _third(found: Found) -> Claim:
             (
                 f"{NAMES[name]}: {one['missing']} weights missing, {one['unexpected']} left over; "
                 f"{metric.replace('_', ' ')}",
-                f"{before:.4g} {_signed(difference['value'])} ({_signed(difference['low'])} to "
+                f"{before:.4g}; change {_signed(difference['value'])} ({_signed(difference['low'])} to "
                 f"{_signed(difference['high'])})",
             )
         )
@@ -241,25 +245,30 @@ def per_block(found: Found) -> dict[str, int]:
 
 
 def _fourth(found: Found) -> Claim:
-    rows, exactly = [], True
+    rows = []
+    families: dict[bool, list[str]] = {True: [], False: []}
     for family in found["sizes"]["families"]:
-        for block, kept in family_blocks(found, family).items():
-            exactly = exactly and list(kept["per block"]) == ["1"]
+        kinds = family_blocks(found, family)
+        families[all(list(kept["per block"]) == ["1"] for kept in kinds.values())].append(family)
+        for block, kept in kinds.items():
             rows.append((f"{family}: {block}", " and ".join(kept["activations"]) or "none"))
+    exactly = not families[False]
     told = ""
     if found["sizes"]["all_types"]:
         every = _part(found, "blocks-of-all")
         ones, types = every["per block"].get("1", 0), every["types"]
         exactly = exactly and ones == types
-        told = f"; over all of transformers, it is so in {ones} of {types} model types"
+        told = f"; over all of transformers, where a stage of several layers counts as one block, in {ones} of {types}"
+        told += " model types"
         rows += [(f"model types with {what}", f"{types:,}") for what, types in per_block(found).items()]
     return Claim(
         4,
         "A block has exactly one elementwise nonlinearity.",
         HOLDS if exactly else LIMITS,
-        f"So it is in {', '.join(found['sizes']['families'])}{told}. T5 1.0 has ReLU, mT5 and T5 1.1 the gated tanh "
-        "form. Where × stands, a second linear layer's output is multiplied in: not linear either, and no function of "
-        "one number. PaLM's SwiGLU is such a product too; transformers has no PaLM.",
+        f"So it is in {', '.join(families[True]) or 'no family'}"
+        f"{f', not in {_listed(families[False])}' if families[False] else ''}{told}. T5 1.0 has ReLU, mT5 and T5 1.1 "
+        "the gated tanh form. Where × stands, a second linear layer's output is multiplied in: not linear "
+        "either, and no function of one number. PaLM's SwiGLU is such a product too; transformers has no PaLM.",
         tuple(rows),
         ("blocks",),
     )
@@ -305,21 +314,32 @@ def _fifth(found: Found) -> Claim:
                 what = f"{NAMES[recipe]}, {NAMES[function]} {told}: loss, nats"
                 rows.append((what, f"{effect}; would have seen {effect.visible:.2g}"))
     silu = {stage: [effects(found, recipe, stage)["silu"] for recipe in RECIPES] for stage in stages}
-    spread = [
+    seeds = [
         statistics.stdev(run["held_out"]["loss"] for run in trained(found, recipe, OWN[recipe])) for recipe in RECIPES
     ]
     apart = [NAMES[recipe] for recipe, one in zip(RECIPES, silu["scratch"], strict=True) if one.seen]
-    far = sum(one.seen and abs(one.mean) > other for one, other in zip(silu["scratch"], spread, strict=True))
-    swapped, healed, scratch = (" and ".join(str(one) for one in silu[stage]) for stage in stages)
-    seeds = " and ".join(f"{other:.2g}" for other in spread)
+    beside = [*zip(silu["scratch"], seeds, strict=True)]
+    far = all(one.seen and abs(one.mean) > spread for one, spread in beside)
+    close = all(max(-one.low, one.high) <= spread for one, spread in beside)
+    swapped, healed, scratch = (
+        _listed([f"{NAMES[recipe]} {one}" for recipe, one in zip(RECIPES, silu[stage], strict=True)])
+        for stage in stages
+    )
+    told = _listed([f"{spread:.2g}" for spread in seeds])
     apart_told = f"are told apart in {_listed(apart)}" if apart else "are not told apart"
     return Claim(
         5,
         "GELU and SiLU are practically interchangeable.",
-        FALSE if far == len(RECIPES) else LIMITS if apart or any(one.seen for one in silu["swapped"]) else HOLDS,
-        f"Trained from scratch ({' and '.join(NAMES[recipe] for recipe in RECIPES)}, {found['sizes']['seeds']} seeds "
-        f"each) they {apart_told}: {scratch} nats, where seeds alone spread by {seeds}. Swapped into a trained model "
-        f"SiLU costs {swapped} nats, and {healed} after healing.",
+        FALSE
+        if far
+        else LIMITS
+        if any(one.seen for some in silu.values() for one in some)
+        else HOLDS
+        if close
+        else OPEN,
+        f"Trained from scratch, {found['sizes']['seeds']} seeds each, they {apart_told}. SiLU's loss beside GELU's, in "
+        f"nats: {scratch}, where the standard deviation between seeds is {told}. Swapped into a trained model SiLU "
+        f"costs {swapped}; after healing, {healed}.",
         tuple(rows),
         ("interchange",),
     )
@@ -339,7 +359,7 @@ def _sixth(found: Found) -> Claim:
         }
         difference = paired([a - b for a, b in zip(means["relu"], means[own], strict=True)])
         shift = paired([a - b for a, b in zip(shifts["relu"], shifts[own], strict=True)])
-        larger = larger and difference.low > 0
+        larger = larger and difference.low > 0 and shift.low > 0
         rows.append((f"{NAMES[recipe]}: mean output, ReLU − {NAMES[own]}", str(difference)))
         rows.append((f"{NAMES[recipe]}: share of the output's size that is its mean, ReLU − {NAMES[own]}", str(shift)))
         for key, function in (("relu", "relu"), ("own", own)):
@@ -355,8 +375,9 @@ def _sixth(found: Found) -> Claim:
         "ReLU's outputs have a positive mean that shifts the next layer, GELU's negative lobe pulls it toward zero; "
         "ReLU has dead units and GELU none.",
         (HOLDS if every and none else LIMITS) if larger or (any_ and none) else FALSE,
-        f"ReLU's mean output is {'larger' if larger else 'not larger beyond chance'} in both models "
-        f"({_listed([NAMES[recipe] for recipe in RECIPES])}). {shares['relu']} of its units are never active on what "
+        f"ReLU's mean output, and the share of its outputs' size that is their mean, are "
+        f"{'larger' if larger else 'not larger beyond chance'} than GELU's in {_listed([NAMES[r] for r in RECIPES])}. "
+        f"{shares['relu']} of its units are never active on what "
         f"was held out, and {shares['own']} of GELU's.",
         tuple(rows),
         ("signs",),
@@ -393,10 +414,11 @@ def _seventh(found: Found) -> Claim:
         7,
         "SiLU is marginally cheaper; modern kernels compute the exact form directly; the tanh form is just for speed.",
         LIMITS if silu["verdict"] != "slower" else FALSE,
-        f"On this CPU torch's SiLU takes {1 / float(silu['value']):.2f} of exact GELU's time and its tanh form "
-        f"{1 / float(tanh['value']):.2f}: here the approximation is {_compared(tanh['verdict'])}; on an {gpu['card']} "
-        f"SiLU is {gpu['times']['silu']:.2f}× and the tanh form {gpu['times']['gelu_tanh']:.2f}× as fast, as single "
-        f"operations; with one fused kernel each, all reach {gpu['fused']:.0%} of a copy's bandwidth or more.",
+        f"On a CPU ({cpu['processor']}) torch's SiLU takes {1 / float(silu['value']):.2f} of exact GELU's time and its "
+        f"tanh form {1 / float(tanh['value']):.2f}: here the approximation is {_compared(tanh['verdict'])}; on an "
+        f"{gpu['card']} SiLU is {gpu['times']['silu']:.2f}× and the tanh form {gpu['times']['gelu_tanh']:.2f}× as "
+        f"fast, as single operations; with one fused kernel each, all reach {gpu['fused']:.0%} of a copy's bandwidth "
+        "or more.",
         tuple(rows),
         ("costs",),
     )
@@ -420,6 +442,12 @@ def reached(losses: Sequence[float], goal: float) -> float:
     return float(len(losses))
 
 
+def updates(place: float, every: int) -> float:
+    """How often the weights had been updated, on average, when the losses at a place of a curve were measured: each
+    place, from 1 on, is the mean of so many losses, and each of those was measured before an update."""
+    return every * (place - 0.5) - 0.5
+
+
 def fitted_losses(found: Found, function: str) -> list[list[float]]:
     """The curves of L-BFGS, by seed."""
     seeds = range(found["sizes"]["seeds"])
@@ -437,29 +465,38 @@ def target(curves: Sequence[Sequence[float]]) -> float:
 
 
 def _eighth(found: Found) -> Claim:
-    compared = {
-        f"{NAMES[recipe]}, AdamW": {
-            function: [run["losses"] for run in trained(found, recipe, function)] for function in smooth_and_not(recipe)
-        }
+    compared: dict[str, tuple[int, dict[str, list[Sequence[float]]]]] = {
+        f"{NAMES[recipe]}, AdamW": (
+            SMOOTHED,
+            {
+                function: [run["losses"] for run in trained(found, recipe, function)]
+                for function in smooth_and_not(recipe)
+            },
+        )
         for recipe in RECIPES
     }
-    compared["ViT, L-BFGS"] = {function: fitted_losses(found, function) for function in SMOOTHNESS}
+    compared["ViT, L-BFGS"] = 1, {function: [*fitted_losses(found, function)] for function in SMOOTHNESS}
     rows, fewer, more = [], 0, 0
-    for name, curves in compared.items():
+    for name, (every, curves) in compared.items():
         own, *_ = curves
         goal = target(curves[own])
-        steps = {function: [reached(curve, goal) for curve in some] for function, some in curves.items()}
+        steps = {
+            function: [max(1.0, updates(reached(curve, goal), every)) for curve in some]
+            for function, some in curves.items()
+        }
         for function in curves:
             if function != "relu":
                 pairs = zip(steps[function], steps["relu"], strict=True)
                 effect = paired([math.log(one / other) for one, other in pairs])
                 fewer += effect.high < 0
                 more += effect.low > 0
-                rows.append((f"{name}: steps of {NAMES[function]}, beside ReLU's", _percent(effect)))
+                short = sum(min(curve) > goal for curve in (*curves[function], *curves["relu"]))
+                told = f"; {short} runs never got there, and count as if they had at their end" if short else ""
+                rows.append((f"{name}: steps of {NAMES[function]}, beside ReLU's", _percent(effect) + told))
     return Claim(
         8,
         "Smoothness helps optimisers.",
-        HOLDS if fewer == len(rows) else LIMITS if fewer else FALSE if more else OPEN,
+        HOLDS if fewer == len(rows) else LIMITS if fewer else FALSE if more == len(rows) else OPEN,
         f"To reach the same loss, GELU and SiLU took fewer steps than ReLU in {fewer} of {len(rows)} comparisons, and "
         f"more in {more}, beyond chance. These are small models with the rates of recipes that have GELU.",
         tuple(rows),

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers.activations import ACT2FN
 
-from hf_gelu_patch import ACTIVATIONS
 from hf_gelu_patch.implementations import triton_launch
 from hf_gelu_patch.implementations.measured import processors
 from hf_gelu_patch.verdicts import judge, median_ratio
@@ -23,7 +23,7 @@ __all__ = ["instructions", "on_a_gpu", "on_this_cpu"]
 _FUNCTIONS = {
     "gelu": functional.gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-    "gelu_new": ACTIVATIONS["gelu_tanh"].eager,
+    "gelu_new": ACT2FN["gelu_new"],
     "silu": functional.silu,
     "relu": functional.relu,
 }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from markupsafe import escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,6 +26,7 @@ from scripts.studying.claims import (
     per_block,
     smooth_and_not,
     trained,
+    updates,
 )
 from scripts.studying.functions import DTYPES
 from scripts.studying.models import OTHER
@@ -43,12 +45,14 @@ def drawn(found: Found) -> dict[str, str]:
 
 
 def _svg(figure: Figure) -> str:
-    """The element alone. Its letters are text, in whatever font the page has."""
+    """The element alone, named by its titles for who hears the page. Its letters are text, in whatever font the page
+    has."""
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "study"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    titles = "; ".join(axes.get_title() for axes in figure.axes)
+    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(titles)}"', 1)
 
 
 def _panels(count: int, height: float = _HEIGHT) -> tuple[Figure, list[Axes]]:
@@ -94,8 +98,7 @@ def _distances(found: Found) -> Figure:
     moved = (ACTIVATIONS["gelu_tanh"].reference(x) - exact).abs()
     for number, (name, dtype) in enumerate(DTYPES.items()):
         units.semilogy(x, _drawable(moved / ulp(exact, dtype)), label=name, **_style(number))
-    units.axhline(0.5, color="grey", linewidth=0.8)
-    units.text(7.9, 0.6, "half a unit: rounding", ha="right", fontsize=8)
+    units.axhline(0.5, color="grey", linewidth=0.8, label="half a unit: rounding")
     apart.set(title="How far from exact GELU", xlabel="x", ylabel="|difference|", ylim=(1e-9, 1))
     units.set(title="The tanh form's distance in units in the last place", xlabel="x", ylabel="units", ylim=(1e-4, 1e8))
     for axes in (apart, units):
@@ -170,6 +173,7 @@ def _blocks(found: Found) -> Figure:
 def _bars(axes: Axes, counts: Mapping[str, int]) -> None:
     axes.barh([*counts], [*counts.values()], color=COLOURS[0], height=0.6)
     axes.invert_yaxis()
+    axes.xaxis.get_major_locator().set_params(integer=True)
     for place, count in enumerate(counts.values()):
         axes.text(count, place, f" {count}", va="center", fontsize=8)
 
@@ -245,7 +249,7 @@ def _curve(axes: Axes, number: int, function: str, runs: Sequence[Sequence[float
     """The mean over seeds."""
     length = min(map(len, runs))
     means = [statistics.fmean(float(run[place]) for run in runs) for place in range(length)]
-    axes.plot([every * (place + 1) for place in range(length)], means, label=NAMES[function], **_style(number))
+    axes.plot([updates(place, every) for place in range(1, length + 1)], means, label=NAMES[function], **_style(number))
 
 
 FIGURES: Mapping[str, Callable[[Found], Figure]] = {

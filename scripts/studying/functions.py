@@ -33,7 +33,7 @@ def underflow() -> dict[str, Any]:
     Returns:
         ``zero_of_derivative``: the one x at which the derivative is 0. ``minimum``: GELU there. For each dtype and each
         of ``value`` and ``gradient``: ``rounded``, from which x on, going down, the exact result is 0 once it is
-        rounded to the dtype; and for each form ``torch``'s own: the x nearest 0 at which it computes 0.
+        rounded to the dtype; and for each form ``torch``'s own: the x from which on, going down, it computes 0.
     """
     root = float(brentq(lambda x: float(_derivative(_at(x))), -1.5, -0.1, xtol=1e-15))
     found: dict[str, Any] = {"zero_of_derivative": root, "minimum": float(_reference(_at(root))), "dtypes": {}}
@@ -43,8 +43,8 @@ def underflow() -> dict[str, Any]:
         parts: dict[str, Any] = {}
         for part, function in (("value", _reference), ("gradient", _derivative)):
             parts[part] = {
-                "rounded": _first_zero(x, function(exact).to(dtype), root),
-                **{form: _first_zero(x, _by_torch(x, form, part), root) for form in _FORMS},
+                "rounded": _zero_from(x, function(exact).to(dtype)),
+                **{form: _zero_from(x, _by_torch(x, form, part)) for form in _FORMS},
             }
         found["dtypes"][name] = parts
     return found
@@ -99,9 +99,9 @@ def _negative(dtype: torch.dtype) -> Tensor:
     return x[(x < -0.01) & (x >= -_LEAST)].unique().flip(0)
 
 
-def _first_zero(x: Tensor, y: Tensor, root: float) -> float | None:
-    """The x nearest 0 at which there is a 0, apart from where the derivative has one."""
-    zero = x[(y == 0) & ((x.double() - root).abs() > 0.01)]
+def _zero_from(x: Tensor, y: Tensor) -> float | None:
+    """The x from which on all that follow give 0."""
+    zero = x[int(y.nonzero()[-1]) + 1 :]
     return float(zero[0]) if len(zero) else None
 
 

@@ -23,8 +23,8 @@ _LINE_SEARCH = 25  # evaluations of the loss in a step, at most
 
 
 def fitted(function: str, seed: int, steps: int) -> dict[str, Any]:
-    """The loss after each step of ``torch.optim.LBFGS`` (Liu and Nocedal 1989; strong Wolfe conditions, 10 steps
-    remembered) on 256 digits, and how many times it was evaluated until then.
+    """The loss before each step of ``torch.optim.LBFGS`` (Liu and Nocedal 1989; strong Wolfe conditions, 10 steps
+    remembered) on 256 digits, and how many times it was evaluated by the end of the step.
 
     Args:
         function: of the ViT, whose weights the seed draws alike for all functions.
