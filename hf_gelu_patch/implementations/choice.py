@@ -76,9 +76,9 @@ def choose(
         if named in DTYPES and any(one.computes(target.name, device) and _runs(one, table, dtype) for one in others):
             reason += f"; that was not measured as {kind} in {named} on {table.processor}"
         return Chosen(chosen, reason)
-    unknown = []
+    unknown, weights = [], _weights(layer)
     for candidate in measured.able:
-        if candidate.least != ALWAYS and layer is not None and _weights(layer) < table.weights:
+        if candidate.least != ALWAYS and weights < table.weights:
             unknown.append(candidate)
             continue
         implementation = get_implementation(candidate.implementation)
@@ -89,7 +89,7 @@ def choose(
         return _first(asked, kind, current, target, device)
     if unknown:
         named = f"{unknown[0].brief}, in layers of {table.weights:,} weights"
-        why = f"this one has {_weights(layer):,}, and was not measured"
+        why = f"this one has {weights:,}, and was not measured"
         return Chosen(None, f"on {table.processor} {named}; {why}")
     if measured.able:
         names = " and ".join(one.implementation for one in measured.able)
@@ -98,8 +98,8 @@ def choose(
     return Chosen(None, why)
 
 
-def _weights(layer: nn.Module) -> float:
-    """How many weights a linear layer has, its bias aside; ∞ where it does not tell."""
+def _weights(layer: nn.Module | None) -> float:
+    """How many weights a linear layer has, its bias aside; ∞ where there is none, or it does not tell."""
     weight = getattr(layer, "weight", None)
     return weight.numel() if isinstance(weight, torch.Tensor) else math.inf
 
