@@ -62,7 +62,8 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    first_line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first_line}"
 
 
 def _made(question: dict[str, Any]) -> Any:
