@@ -195,15 +195,20 @@ def test_what_is_told_is_what_happens(kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_each_site_says_what_a_tool_would_change_there(liger: Path) -> None:
-    (liger / "__init__.py").write_text("import tempfile\ntempfile.mkdtemp(prefix='of_liger')\n", encoding="utf-8")
+def test_each_site_says_what_a_tool_would_change_there(
+    liger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # it is looked up anew
+    (liger / "__init__.py").write_text("import tempfile\ntempfile.mkdtemp()\n", encoding="utf-8")
     model = FAMILIES["llama"].build()
     before, names = state(model), dict(vars(modeling_llama))
     report = find_sites(model, beside=("liger", "kernels", "liger"))
     assert state(model) == before
     assert dict(vars(modeling_llama)) == names
     assert not any(name.partition(".")[0] == "liger_kernel" for name in sys.modules)
-    assert not [*liger.rglob("__pycache__"), *Path(tempfile.gettempdir()).glob("of_liger*")]
+    assert not [*liger.rglob("__pycache__"), *temporary.iterdir()]
     assert [one.tool for one in report.beside] == ["liger", "kernels"]
     lines = str(report).splitlines()
     rows = [number for number, line in enumerate(lines) if "LlamaMLP.act_fn" in line]
@@ -320,6 +325,8 @@ def test_what_the_other_process_cannot_make_is_told(monkeypatch: pytest.MonkeyPa
     told = "no Own can be made of its config in a process of its own: ModuleNotFoundError: No module named 'no_such_"
     assert note.startswith(told)
     model = FAMILIES["llama"].build()
+    model.config.of_our_own = (0.0, float("inf"))
+    assert question_on(model)["config"]["of_our_own"] == [0.0, float("inf")]
     model.config.of_our_own = nn.SiLU()
     (note,) = only(model, "liger").notes
     assert note.startswith("it cannot be asked, as the model's config is not plain data: Object of type SiLU")

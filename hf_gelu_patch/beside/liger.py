@@ -88,7 +88,7 @@ def question_on(model: Any) -> dict[str, Any]:
                 "function. Define it in a module"
             )
     try:
-        data = json.loads(config.to_json_string(use_diff=False))
+        data = json.loads(json.dumps(config.to_dict()))  # to_json_string would write an infinity as an object
     except (TypeError, ValueError) as error:
         raise NoAnswerError(f"it cannot be asked, as the model's config is not plain data: {error}") from error
     named = {key: (cls.__module__, cls.__qualname__) for key, cls in classes.items()}
