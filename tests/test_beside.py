@@ -80,6 +80,8 @@ PACKAGE = {
         from functools import partial
         from types import MethodType
 
+        import torch
+
         from liger_kernel.transformers.gelu import LigerGELU
         from liger_kernel.transformers.losses import lce_forward as llama_lce_forward
         from liger_kernel.transformers.swiglu import LigerSwiGLUMLP
@@ -91,7 +93,10 @@ PACKAGE = {
             """It binds, and it replaces the class for whoever comes later."""
             from transformers.models.llama import modeling_llama
 
+            class LigerRMSNorm(torch.nn.RMSNorm): ...
+
             modeling_llama.LlamaMLP = LigerSwiGLUMLP
+            modeling_llama.LlamaRMSNorm = LigerRMSNorm
             modeling_llama.LlamaRotaryEmbedding.rescaled = partial(llama_lce_forward, scale=1)
             model.forward = MethodType(llama_lce_forward, model)
             for layer in model.model.layers[1:]:
@@ -190,7 +195,8 @@ def test_what_is_told_is_what_happens(kind: str) -> None:
     happened = bound(patched, model)
     assert {path: text.partition(" replaces")[0] for path, _, text in said["changes"]} == happened
     assert happened
-    own = ["LlamaRotaryEmbedding.rescaled → lce_forward", "modeling_llama.LlamaMLP → LigerSwiGLUMLP"]
+    replaced = ["LlamaMLP → LigerSwiGLUMLP", "LlamaRMSNorm → LigerRMSNorm"]
+    own = ["LlamaRotaryEmbedding.rescaled → lce_forward", *(f"modeling_llama.{one}" for one in replaced)]
     assert sorted(said["process"]) == (own if kind == "llama" else [])
 
 

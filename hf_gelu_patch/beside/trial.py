@@ -94,7 +94,8 @@ def _own(value: Any) -> bool:
 
 def _name(value: Any) -> str:
     value = value.func if _is(value, functools.partial) else value
-    return str(getattr(value, "__qualname__", type(value).__name__)).removesuffix(".forward")
+    called = str(getattr(value, "__qualname__", type(value).__name__))
+    return called.rpartition("<locals>.")[2].removesuffix(".forward")
 
 
 def _standing() -> dict[str, str]:
