@@ -14,7 +14,7 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -100,7 +100,7 @@ def held(value: object) -> object:
     if isinstance(value, MethodType):
         return value.__func__
     if isinstance(value, functools.partial):
-        return value.func, value.args, tuple(value.keywords.items())
+        return value.func, *map(_itself, value.args), *((key, _itself(one)) for key, one in value.keywords.items())
     if isinstance(value, FunctionType) and is_model_code(value.__module__ or ""):
         more = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *_closed_over(value))
         return (value, *map(_itself, more)) if more else value
@@ -112,7 +112,8 @@ def _closed_over(function: FunctionType) -> Iterator[object]:
 
 
 def _itself(value: object) -> object:
-    return value if isinstance(value, _PLAIN) or callable(value) else type(value)
+    hashable = callable(value) and isinstance(value, Hashable)  # not so a data class that can be called
+    return value if isinstance(value, _PLAIN) or hashable else type(value)
 
 
 def formula_of_module(module: nn.Module) -> Formula:

@@ -1744,6 +1744,34 @@ def test_what_the_code_of_an_activation_reads_is_read_at_each_call(
         assert torch.equal(copy.deepcopy(model)(inputs()), other(inputs()))
 
 
+def test_an_activation_that_holds_what_cannot_be_hashed(write: Write) -> None:
+    source = (
+        methods("def forward(self, x):\n    return self.swish(self.fc(x)) * x\n")
+        + """
+import dataclasses
+
+@dataclasses.dataclass
+class Called:
+    beta: float = 1.702
+
+    def __call__(self, x):
+        return x
+
+class Swish(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.called, self.listed = Called(), functools.partial(torch.add, [1.0])
+
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+"""
+    )
+    module = write(source)
+    model = build(module)
+    model.swish = module.Swish()
+    assert checked(model, tolerance=1e-5).report.changed
+
+
 @pytest.mark.parametrize("decorator", ["", "@torch.no_grad()\n"])
 def test_a_method_that_its_class_is_given_after_the_patch_runs(decorator: str, write: Write) -> None:
     body = f"{decorator}def forward(self, x, *, scale=2.0):\n    return F.silu(self.fc(x)) * x * scale\n"
