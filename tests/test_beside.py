@@ -321,6 +321,13 @@ def test_a_class_that_no_other_process_has(module: str, says: str, monkeypatch: 
     (note,) = only(Own(FAMILIES["llama"].build().config), "liger").notes
     assert note.startswith(says)
 
+    class Within(Own): ...
+
+    with pytest.raises(
+        NoAnswerError, match="no other process can import Within from a script, a notebook or a function"
+    ):
+        question_on(Within(FAMILIES["llama"].build().config))
+
 
 @pytest.mark.usefixtures("liger")
 def test_what_the_other_process_cannot_make_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
