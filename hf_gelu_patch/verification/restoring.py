@@ -64,7 +64,7 @@ def mark(tensor: Tensor) -> int:
     Raises:
         RuntimeError: a kind of tensor whose bits torch does not hand out.
     """
-    numbers = tensor.detach().reshape(-1)
+    numbers = tensor.detach().reshape(-1).contiguous()
     bits = numbers.view(_INTEGERS[numbers.dtype.itemsize])
     size = 2**16 if bits.device.type == "cpu" else 2**24  # what stays in a CPU's cache
     places = torch.arange(1, 2 * min(size, len(bits)), 2, device=bits.device)

@@ -146,6 +146,11 @@ def test_what_is_hashed() -> None:
     assert len({content_digest(tensors) for tensors in different}) == len(different)
     assert content_digest([("a", one)]) == content_digest([("a", one.clone())])
     assert content_digest([("a", torch.ones(0)), ("b", torch.ones(()))])
+    kinds = (torch.bool, torch.uint8, torch.int64, torch.float8_e4m3fn, torch.bfloat16, torch.float64, torch.complex64)
+    for dtype in (*kinds, torch.complex128):
+        every = torch.arange(12).to(dtype)
+        for apart in (every[::2], every.view(3, 4).t(), every.expand(2, 12)):
+            assert content_digest([("a", apart)]) == content_digest([("a", apart.clone().contiguous())])
 
 
 @pytest.mark.parametrize(

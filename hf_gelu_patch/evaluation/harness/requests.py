@@ -35,9 +35,10 @@ class Requests(Task):
     unit = "tokens"
     answered = False
 
-    def __init__(self, subject: Subject, config: Any, seen: Iterable[Inputs]) -> None:
+    def __init__(self, subject: Subject, config: Any, processor: Any, seen: Iterable[Inputs]) -> None:
         self.subject = subject
         self.config = config
+        self.processor = processor
         self.examples = Examples(self.encode(seen, None), self.shape, self.size)
         self.skipped = ()
         self.asked = ""
@@ -65,7 +66,7 @@ class Requests(Task):
         for batch in self.batches()[::step][:_LOOKED_AT]:
             rows = max(1, MAX_LOGITS // (batch.targets.shape[1] * vocabulary))
             found.append({name: value[:rows] for name, value in batch.inputs.items()})
-        return Requests(self.subject, self.config, found)
+        return Requests(self.subject, self.config, self.processor, found)
 
 
 def _answered(inputs: Inputs) -> str:

@@ -112,13 +112,13 @@ def evaluate_question(
     check_processes(accelerator.num_processes)
     start = time.perf_counter()
     size = settings.batch_size or _USUAL_BATCH
-    task = Requests(question.subject(loaded), loaded.model.config, ())
+    task = Requests(question.subject(loaded), loaded.model.config, loaded.tokenizer, ())
     comparison = Comparison(loaded.model, task, settings, accelerator, task.batches(), size, progress=progress)
     comparison = comparison.patched(settings.variants)
     asking = Asking(question.asked, question.options, size, question.max_length, settings.limit, loaded.tokenizer)
     place = None if folder is None else folder / record_folder(loaded.name)
     told = _told(asking, comparison, place)
-    task = Requests(task.subject, loaded.model.config, told[BEFORE].seen)
+    task = Requests(task.subject, loaded.model.config, loaded.tokenizer, told[BEFORE].seen)
     few = task.few()
     comparison = replace(comparison, task=few, batches=few.batches())
     seconds = {"load": loaded.seconds, "quality": time.perf_counter() - start}
