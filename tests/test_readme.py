@@ -89,8 +89,8 @@ def test_who_has_most_to_gain_is_what_was_recorded() -> None:
     speeds = {model["subject"]["name"]: model["variants"][0]["speed"]["forward"] for model in RECORDED["models"]}
     verdicts = {name: speed["verdict"] for name, speed in speeds.items()}
     assert {name for name, verdict in verdicts.items() if verdict == "faster"} == {"gpt2", "t5"}
-    assert {name for name, verdict in verdicts.items() if verdict == "nothing patched"} == {"bert", "vit", "llama"}
-    assert "In the demo GPT-2 and T5 became faster; the others were left alone." in README_TEXT
+    assert {*verdicts.values()} <= {"faster", "no difference detected", "nothing patched"}
+    assert "In the demo GPT-2 and T5 became faster, and no model slower." in README_TEXT
 
 
 def shown_of(runs: Sequence[Path]) -> str:
