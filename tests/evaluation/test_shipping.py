@@ -22,8 +22,10 @@ CHANGED = "answers changed, none the worse as far as can be told"
 
 @pytest.fixture
 def gpt2() -> Data:
-    """Patched with the same function, faster."""
-    return named("gpt2")
+    """Patched with the same function, 1.35 times as fast."""
+    data = named("gpt2")
+    timed(variant_of(data), "faster", 1.35)
+    return data
 
 
 def named(*names: str) -> Data:
@@ -293,6 +295,7 @@ def test_the_figures_are_those_of_the_result(gpt2: Data) -> None:
 
 def test_the_first_lines_are_the_same_everywhere(tmp_path: Path) -> None:
     data = named("gpt2", "bert", "t5")
+    nothing(data["models"][0]["variants"][0])
     no_margin(data["models"][1]["variants"][0])
     wrong(data["models"][2]["variants"][0])
     data["models"][2]["subject"]["name"] = "t5<b>"
