@@ -175,6 +175,10 @@ def twin(model: nn.Module) -> Any:
     return copy.deepcopy(model, shared)
 
 
+CHECKPOINT = "checkpoint"
+"""What it is called as a variant."""
+
+
 def checkpointed(model: nn.Module) -> Any:
     """Such a copy with transformers' gradient checkpointing; None where transformers has none for it."""
     made = twin(model)

@@ -16,6 +16,7 @@ from scripts.studying.training import FUNCTIONS, OWN, RECIPES, SMOOTHED
 
 __all__ = [
     "NAMES",
+    "STAGES",
     "VERDICTS",
     "Claim",
     "Paired",
@@ -39,6 +40,8 @@ Found = Mapping[str, Any]
 VERDICTS = HOLDS, LIMITS, FALSE, OPEN = "holds", "holds with limits", "false", "not decidable here"
 NAMES = {"gelu": "GELU", "gelu_tanh": "tanh form", "gelu_new": "tanh form, eight ops", "silu": "SiLU"}
 NAMES |= {"quick_gelu": "quick GELU", "relu": "ReLU", "bert": "MiniLM", "gpt2": "GPT-2", "t5": "T5", "vit": "ViT"}
+STAGES = {"swapped": "swapped in", "healed": "healed", "scratch": "from scratch"}
+"""When a small model came to its function, as ``effects`` takes it, and in words."""
 _POWER = 0.8
 _TARGET = 0.6  # of the way through a training: the loss there is the one to be reached
 _NOT_THE_OWN = 1e-5  # of the largest output: what two spellings of one form may differ by
@@ -307,13 +310,12 @@ def effects(found: Found, recipe: str, stage: str) -> dict[str, Paired]:
 
 def _fifth(found: Found) -> Claim:
     rows = []
-    stages = {"swapped": "swapped in", "healed": "healed", "scratch": "from scratch"}
     for recipe in RECIPES:
-        for stage, told in stages.items():
+        for stage, told in STAGES.items():
             for function, effect in effects(found, recipe, stage).items():
                 what = f"{NAMES[recipe]}, {NAMES[function]} {told}: loss, nats"
                 rows.append((what, f"{effect}; would have seen {effect.visible:.2g}"))
-    silu = {stage: [effects(found, recipe, stage)["silu"] for recipe in RECIPES] for stage in stages}
+    silu = {stage: [effects(found, recipe, stage)["silu"] for recipe in RECIPES] for stage in STAGES}
     seeds = [
         statistics.stdev(run["held_out"]["loss"] for run in trained(found, recipe, OWN[recipe])) for recipe in RECIPES
     ]
@@ -323,7 +325,7 @@ def _fifth(found: Found) -> Claim:
     close = all(max(-one.low, one.high) <= spread for one, spread in beside)
     swapped, healed, scratch = (
         _listed([f"{NAMES[recipe]} {one}" for recipe, one in zip(RECIPES, silu[stage], strict=True)])
-        for stage in stages
+        for stage in STAGES
     )
     told = _listed([f"{spread:.2g}" for spread in seeds])
     apart_told = f"are told apart in {_listed(apart)}" if apart else "are not told apart"

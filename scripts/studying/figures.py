@@ -18,6 +18,7 @@ from hf_gelu_patch.evaluation.report.plots import COLOURS, MARKERS
 from scripts.benchmarking.ulp import ulp
 from scripts.studying.claims import (
     NAMES,
+    STAGES,
     Found,
     effects,
     family_blocks,
@@ -179,11 +180,10 @@ def _bars(axes: Axes, counts: Mapping[str, int]) -> None:
 
 
 def _interchange(found: Found) -> Figure:
-    stages = {"swapped": "swapped in", "healed": "healed", "scratch": "from scratch"}
     figure, panels = _panels(len(RECIPES), 3.8)
     for axes, recipe in zip(panels, RECIPES, strict=True):
         others = [function for function in FUNCTIONS if function != OWN[recipe]]
-        for number, (stage, label) in enumerate(stages.items()):
+        for number, (stage, label) in enumerate(STAGES.items()):
             found_effects = effects(found, recipe, stage)
             for place, function in enumerate(others):
                 one = found_effects[function]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scripts.benchmarking.gpu.record import Found, Line
+from scripts.benchmarking.memory.subjects import MLP
 
 MAIN = 2**26
 """Elements, at which the kernels have their goals, in bf16."""
@@ -135,7 +136,7 @@ GOALS = (
     Goal(
         "Llama's MLP, 32,768 tokens, in tiles: eager's peak over ours",
         both(2.86),
-        _memory("llama's MLP", "tiles", "eager"),
+        _memory(MLP, "tiles", "eager"),
     ),
     Goal("1 × 128, auto, the least of all", both(0.98), _models(("auto",), compiled=False, size="small")),
     Goal("1 × 128, triton, the least of all", both(0.98), _models(("triton",), compiled=False, size="small")),

@@ -14,17 +14,16 @@ import torch
 from torch import nn
 
 from hf_gelu_patch import ImplementationUnavailableError, patch
-from scripts.benchmarking.architectures import ARCHITECTURES, checkpointed, twin
+from scripts.benchmarking.architectures import ARCHITECTURES, CHECKPOINT, checkpointed, twin
 from scripts.benchmarking.gpu import models
 from scripts.benchmarking.gpu.schedule import Work
 from scripts.benchmarking.kernels import liger
 from scripts.benchmarking.memory.liger import PLAIN, TILED, layer_of
+from scripts.benchmarking.memory.subjects import MLP
 
-__all__ = ["LAYER", "MODELS", "VARIANTS", "measure", "measure_layer"]
+__all__ = ["MODELS", "VARIANTS", "measure", "measure_layer"]
 
 MODELS = ("gpt2", "bert", "t5", "llama")
-LAYER = "llama's MLP"
-CHECKPOINT = "checkpoint"
 _TILES = "auto"
 _PATCHES: Mapping[str, Mapping[str, Any]] = {
     "auto": {},
@@ -76,13 +75,13 @@ def measure_layer(work: Work) -> None:
             layers.pop(name, None)
             absent[name] = str(error)
     work.prepared()
-    with work.attempt(LAYER):
+    with work.attempt(MLP):
         calls = {name: _step(layer, x) for name, layer in layers.items()}
         calls = {models.AGAIN["eager"]: calls["eager"], **calls}
         for call in calls.values():
             call()
         found = models.in_turns(calls, options, time.monotonic() + work.left)
-        work.cell(LAYER, "training", model=LAYER, shape=list(shape), absent=absent, reports=reports, variants=found)
+        work.cell(MLP, "training", model=MLP, shape=list(shape), absent=absent, reports=reports, variants=found)
 
 
 def _step(layer: nn.Module, x: torch.Tensor) -> Callable[[], None]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hf_gelu_patch import ImplementationUnavailableError, NoSitesError, NothingPatchedWarning, patch
 from hf_gelu_patch.memory import measure
-from scripts.benchmarking.architectures import checkpointed, twin
+from scripts.benchmarking.architectures import CHECKPOINT, checkpointed, twin
 from scripts.benchmarking.cpu.models import AUTO, EAGER, judged
 from scripts.benchmarking.gpu.models import AGAIN
 from scripts.benchmarking.gpu.schedule import Work
@@ -23,7 +23,6 @@ from scripts.benchmarking.memory.found import Found
 from scripts.benchmarking.memory.subjects import LLAMA, LONG, MLP, SUBJECTS, Subject
 from scripts.benchmarking.timing import OWN, figures, rounds_on_cpu
 
-CHECKPOINT = "checkpoint"
 TILES = "tiles"
 PATCHES: Mapping[str, Mapping[str, Any]] = {AUTO: {}, "recompute": {"recompute": True}, TILES: {"tiles": "auto"}}
 """Variant → the options of its patch."""
